@@ -1,0 +1,63 @@
+"""Every error this package raises on purpose.
+
+    RagError
+    ├── SettingsError          a setting, argument or file path is wrong: the operator must change it
+    ├── MissingExtraError      an optional package is not installed
+    ├── DocumentError          one document could not be read
+    ├── StoreError             Qdrant, embedded or server, refused or failed
+    │   ├── StoreLockedError       another process holds the embedded store
+    │   └── FingerprintError       the collection was made with another model or other chunking
+    ├── EmbedderError          an embedding model or endpoint failed
+    └── RerankerError          a reranking model or endpoint failed (provider, status, retryable)
+
+A message says what happened, to what, and what to do next. The library's own exception is chained as
+``__cause__``. API keys never appear in a message.
+"""
+
+from __future__ import annotations
+
+
+class RagError(Exception):
+    """Base of all errors of this package."""
+
+
+class SettingsError(RagError):
+    """A setting or argument is wrong; repeating the call cannot help."""
+
+
+class MissingExtraError(RagError):
+    """An optional dependency is missing; the message names the extra that brings it."""
+
+
+class DocumentError(RagError):
+    """One document could not be read; the others are not concerned."""
+
+
+class StoreError(RagError):
+    """The vector store refused an operation or could not be reached."""
+
+
+class StoreLockedError(StoreError):
+    """The embedded store is held by another process, which the message names."""
+
+
+class FingerprintError(StoreError):
+    """The collection was made with another embedder, other chunking or another BM25 than asked for now."""
+
+
+class EmbedderError(RagError):
+    """An embedding model could not be loaded or did not answer as it should."""
+
+
+class RerankerError(RagError):
+    """A reranker could not be loaded, reached or understood.
+
+    ``provider`` is the reranker's name, ``status`` the HTTP status if there was one, and ``retryable`` says
+    whether the same call may succeed later (rate limits, server faults, time-outs) or not (keys, settings).
+    """
+
+    def __init__(self, message: str, *, provider: str, status: int | None = None, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.provider = provider
+        self.status = status
+        self.retryable = retryable

@@ -1,0 +1,1 @@
+"""The CPU engine that the embedded embedder and cross-encoder share."""

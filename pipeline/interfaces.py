@@ -1,0 +1,132 @@
+"""The three parts that can be exchanged: Embedder, Store and Reranker.
+
+An implementation takes plain arguments, never reads settings or the environment, imports no other
+implementation, may be called from many threads at once, and raises only errors of :mod:`pipeline.errors`.
+``pipeline/build.py`` is the one place that knows all implementations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.types import (
+    Candidate,
+    Chunk,
+    DocumentVersion,
+    Fingerprint,
+    HybridFusion,
+    RerankScore,
+    ScoreScale,
+    SearchMode,
+    StoreCount,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+
+class Embedder(Protocol):
+    """Turns texts into unit-length vectors. A query and a document are different inputs."""
+
+    name: str
+    """Model and revision; goes into the collection's fingerprint."""
+    dimension: int
+    max_tokens: int
+    """Longest input in tokens, special tokens and prefix included; longer ones are cut by the model."""
+    tokenizer: Tokenizer
+    """Counts a chunk's tokens. Where a model's own is out of reach, the closest that is at hand."""
+
+    def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of shape (len(texts), dimension), each of length 1, in input order."""
+        ...
+
+    def embed_query(self, text: str) -> NDArray[np.float32]:
+        """Vector of shape (dimension,) and length 1."""
+        ...
+
+
+class Reranker(Protocol):
+    """Scores texts against a query. It never sorts, cuts or filters: that is done once, in the core."""
+
+    name: str
+    scale: ScoreScale
+    """Whether ``raw`` is a logit (the sigmoid makes it a probability) or already a probability."""
+    default_alpha: float
+    """Weight of this reranker against the first stage unless the user sets one; 1.0 trusts it alone."""
+
+    def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+        """One score for each text, in input order; an empty list for no texts.
+
+        Raises:
+            RerankerError: the model or endpoint failed; says whether a retry may help.
+        """
+        ...
+
+
+class Store(Protocol):
+    """Holds chunks with their vectors, finds them, and is the ledger of what was ingested."""
+
+    name: str
+    """For messages: where the collection is."""
+
+    def fingerprint(self) -> Fingerprint | None:
+        """What the collection was made with; None if it does not exist yet."""
+        ...
+
+    def ensure_ready(self, fingerprint: Fingerprint) -> None:
+        """Creates the collection and its payload indexes if missing.
+
+        Does not compare fingerprints: that is the core's work.
+        """
+        ...
+
+    def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+        """Writes chunks with their dense vectors (shape (len(chunks), dimension)); durable on return."""
+        ...
+
+    def delete_documents(self, document_ids: Sequence[str]) -> int:
+        """Removes all chunks of these documents; returns how many chunks there were."""
+        ...
+
+    def delete_versions_except(self, keep: Mapping[str, str]) -> int:
+        """For each document id, removes the chunks whose content hash is not the given one; returns how many."""
+        ...
+
+    def versions(self, document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
+        """Versions of these documents, or of all. A document has more than one only after a cut-off write."""
+        ...
+
+    def search(
+        self,
+        text: str,
+        vector: NDArray[np.float32] | None,
+        *,
+        limit: int,
+        mode: SearchMode = "hybrid",
+        fusion: HybridFusion = "dbsf",
+        where: Mapping[str, Any] | None = None,
+        exact: bool = False,
+    ) -> list[Candidate]:
+        """The best ``limit`` chunks, best first, ranks from 1; an empty list if there is no collection.
+
+        ``vector`` is the query's; only ``sparse`` does without. ``where`` maps metadata keys ("a.b" reaches into
+        objects; "source" and "document_id" are the chunk's own) to a value (equality), a list (any of) or
+        {"gt"|"gte"|"lt"|"lte": bound} with numbers or ISO dates, and all must hold. ``exact`` searches without
+        the HNSW index.
+        """
+        ...
+
+    def count(self) -> StoreCount:
+        """Documents and chunks in the collection."""
+        ...
+
+    def optimize(self, progress: Callable[[str], None] | None = None) -> None:
+        """Builds what index is due; may take minutes. ``progress`` is told what is being done."""
+        ...
+
+    def close(self) -> None:
+        """Releases files and connections; closing twice is fine."""
+        ...

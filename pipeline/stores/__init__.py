@@ -1,0 +1,1 @@
+"""Qdrant in process (edge) and over the network (server)."""

@@ -1,0 +1,275 @@
+"""The values that travel through the pipeline: frozen, plain, without behaviour beyond their own form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+SearchMode = Literal["hybrid", "dense", "sparse"]
+HybridFusion = Literal["dbsf", "rrf"]
+ScoreScale = Literal["logit", "probability"]
+
+# Namespace of the chunk ids: any fixed UUID does, but it must never change.
+_CHUNK_NAMESPACE = uuid.UUID("7b0c9a52-3f0e-5d0f-9a43-5f4c1f6f0c11")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to be found again.
+
+    ``id`` is the caller's, or the absolute path of the file. ``source`` is where the text came from (a path,
+    an address) and defaults to the id. ``metadata`` holds JSON values and can be filtered on in queries.
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    source: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    markdown: bool = False
+    """Whether ``text`` is Markdown, so that it is cut along its headings."""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            object.__setattr__(self, "source", self.id)
+
+    def content_hash(self) -> str:
+        """Hash (32 hex digits of BLAKE2b) of everything that is stored: equal hashes need no new embedding."""
+        parts = [self.text, self.title, self.source, dict(self.metadata), self.markdown]
+        canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+        return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document: what is embedded, stored, recalled and reranked."""
+
+    document_id: str
+    content_hash: str
+    """Of the whole document, so that chunks of different versions can be told apart."""
+    index: int
+    """Place in the document, from 0."""
+    count: int
+    """Number of chunks of this version of the document."""
+    text: str
+    title: str
+    """Title of the document and headings above the chunk, joined by " > "."""
+    source: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """UUID5 of document id, document version and place.
+
+        The version is part of it so that writing a changed document never overwrites the chunks of the old
+        one: until all new chunks are stored, the old version is still complete.
+        """
+        return str(uuid.uuid5(_CHUNK_NAMESPACE, f"{self.document_id}\0{self.content_hash}\0{self.index}"))
+
+    @property
+    def full_text(self) -> str:
+        """Title and text, as the embedder, BM25 and the reranker read them."""
+        return f"{self.title}\n{self.text}" if self.title else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentVersion:
+    """One version of a document as the store holds it: the ledger of what was ingested."""
+
+    document_id: str
+    content_hash: str
+    source: str
+    present: int
+    """Chunks that are in the store."""
+    count: int
+    """Chunks that this version consists of; more than ``present`` if a write was cut off."""
+
+    @property
+    def complete(self) -> bool:
+        return self.present == self.count
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCount:
+    """Size of a collection."""
+
+    documents: int
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a collection was made with. Vectors of different fingerprints must not be mixed."""
+
+    embedder: str
+    """Name and revision of the embedding model."""
+    dimension: int
+    chunk_tokens: int
+    chunk_overlap: int
+    bm25: str
+    """Tokenizer and parameters of the sparse vectors."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Fingerprint:
+        return cls(
+            embedder=str(value["embedder"]),
+            dimension=int(value["dimension"]),
+            chunk_tokens=int(value["chunk_tokens"]),
+            chunk_overlap=int(value["chunk_overlap"]),
+            bm25=str(value["bm25"]),
+        )
+
+    def differences(self, other: Fingerprint, *, ignore: frozenset[str] = frozenset()) -> list[tuple[str, Any, Any]]:
+        """Fields that differ, as (field, own value, other's value)."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [(key, mine[key], theirs[key]) for key in mine if key not in ignore and mine[key] != theirs[key]]
+
+
+@dataclass(frozen=True, slots=True)
+class RerankScore:
+    """A reranker's judgement of one text.
+
+    ``raw`` is as the model or API gave it. ``probability`` is in [0, 1] and comparable with a threshold.
+    """
+
+    raw: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A chunk that the first stage recalled. ``rank`` counts from 1; ``score`` is the engine's, unscaled."""
+
+    chunk: Chunk
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStage:
+    """Where the first stage had put a hit."""
+
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One result, with all that is needed to see why it is there."""
+
+    rank: int
+    chunk: Chunk
+    score: float
+    """Final score in [0, 1]: see :func:`pipeline.scoring.final_scores`."""
+    first_stage: FirstStage
+    rerank: RerankScore | None
+    """None where no reranker ran."""
+
+    @property
+    def text(self) -> str:
+        return self.chunk.text
+
+    @property
+    def source(self) -> str:
+        return self.chunk.source
+
+    @property
+    def document_id(self) -> str:
+        return self.chunk.document_id
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self.chunk.metadata
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hit as in the JSON output of ``rag query``."""
+        rerank = None if self.rerank is None else {"probability": self.rerank.probability, "raw": self.rerank.raw}
+        return {
+            "rank": self.rank,
+            "id": self.chunk.id,
+            "document_id": self.document_id,
+            "title": self.chunk.title,
+            "text": self.text,
+            "source": self.source,
+            "score": self.score,
+            "rerank": rerank,
+            "first_stage": {"rank": self.first_stage.rank, "score": self.first_stage.score},
+            "metadata": dict(self.metadata),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """The answer to one query."""
+
+    query: str
+    hits: list[Hit]
+    reranker: str
+    """Name of the reranker that answered."""
+    candidates: int
+    """How many chunks the first stage recalled."""
+    timings_ms: Mapping[str, float]
+    """Milliseconds for "embed", "search", "rerank" and "total"."""
+    degraded: bool = False
+    """True where not the reranker that was asked for answered."""
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as ``rag query --json`` prints it."""
+        return {
+            "query": self.query,
+            "reranker": self.reranker,
+            "degraded": self.degraded,
+            "warnings": list(self.warnings),
+            "hits": [hit.to_dict() for hit in self.hits],
+            "candidates": self.candidates,
+            "timings_ms": {name: round(value, 3) for name, value in self.timings_ms.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A document that could not be ingested, and why."""
+
+    source: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What an ingest did, or with ``dry_run`` would do."""
+
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    chunks_written: int = 0
+    chunks_deleted: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as ``rag ingest --json`` prints it."""
+        return {
+            "documents": {
+                "new": self.new,
+                "changed": self.changed,
+                "unchanged": self.unchanged,
+                "deleted": self.deleted,
+                "failed": len(self.failures),
+            },
+            "chunks": {"written": self.chunks_written, "deleted": self.chunks_deleted},
+            "failures": [asdict(failure) for failure in self.failures],
+            "warnings": list(self.warnings),
+            "seconds": round(self.seconds, 3),
+            "dry_run": self.dry_run,
+        }
