@@ -71,6 +71,8 @@ class Store(Protocol):
 
     name: str
     """For messages: where the collection is."""
+    bm25: str
+    """Tokenizer and parameters of the sparse vectors; goes into the collection's fingerprint."""
 
     def fingerprint(self) -> Fingerprint | None:
         """What the collection was made with; None if it does not exist yet."""

@@ -70,7 +70,9 @@ class FakeReranker:
 
     scale: ScoreScale = "logit"
 
-    def __init__(self, logits: Mapping[str, float] | None = None, default_alpha: float = 1.0, name: str = "fake") -> None:
+    def __init__(
+        self, logits: Mapping[str, float] | None = None, default_alpha: float = 1.0, name: str = "fake"
+    ) -> None:
         self.name = name
         self.default_alpha = default_alpha
         self.logits = logits
@@ -93,6 +95,7 @@ class FakeStore:
     """A store in a dict, with exact cosine search; filters by equality only."""
 
     name = "fake-store"
+    bm25 = "none"
 
     def __init__(self) -> None:
         self.points: dict[str, tuple[Chunk, NDArray[np.float32]]] = {}

@@ -1,0 +1,91 @@
+"""Two-stage retrieval for RAG: hybrid recall in Qdrant, then a reranker that one variable switches.
+
+    from pipeline import Document, ingest, query
+
+    ingest([Document(id="a", text="Qdrant stores vectors.")])
+    hits = query("What stores vectors?", top_k=3).hits
+
+Names are imported when first used: ``import pipeline`` costs nothing and loads no model library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.build import ingest, query, register_reranker
+    from pipeline.core import Pipeline
+    from pipeline.errors import (
+        DocumentError,
+        EmbedderError,
+        FingerprintError,
+        MissingExtraError,
+        RagError,
+        RerankerError,
+        SettingsError,
+        StoreError,
+        StoreLockedError,
+    )
+    from pipeline.interfaces import Embedder, Reranker, Store
+    from pipeline.settings import Settings
+    from pipeline.types import Chunk, Document, Failure, Hit, IngestReport, QueryResult, RerankScore
+
+_HOME = {
+    "pipeline.build": ("ingest", "query", "register_reranker"),
+    "pipeline.core": ("Pipeline",),
+    "pipeline.errors": (
+        "DocumentError",
+        "EmbedderError",
+        "FingerprintError",
+        "MissingExtraError",
+        "RagError",
+        "RerankerError",
+        "SettingsError",
+        "StoreError",
+        "StoreLockedError",
+    ),
+    "pipeline.interfaces": ("Embedder", "Reranker", "Store"),
+    "pipeline.settings": ("Settings",),
+    "pipeline.types": ("Chunk", "Document", "Failure", "Hit", "IngestReport", "QueryResult", "RerankScore"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Chunk",
+    "Document",
+    "DocumentError",
+    "Embedder",
+    "EmbedderError",
+    "Failure",
+    "FingerprintError",
+    "Hit",
+    "IngestReport",
+    "MissingExtraError",
+    "Pipeline",
+    "QueryResult",
+    "RagError",
+    "RerankScore",
+    "Reranker",
+    "RerankerError",
+    "Settings",
+    "SettingsError",
+    "Store",
+    "StoreError",
+    "StoreLockedError",
+    "ingest",
+    "query",
+    "register_reranker",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = getattr(import_module(_MODULE_OF[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

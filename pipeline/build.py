@@ -1,0 +1,224 @@
+"""Settings -> Pipeline: the one place that knows every implementation.
+
+Each builder imports only the file it needs, so that a program loads no model library it does not use.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import Pipeline
+from pipeline.errors import SettingsError
+from pipeline.ingestion.run import Progress
+from pipeline.interfaces import Embedder, Reranker, Store
+from pipeline.settings import Settings
+from pipeline.types import Document, IngestReport, QueryResult
+
+RerankerFactory = Callable[[Settings], Reranker | None]
+
+BGE_MODEL = "BAAI/bge-reranker-base"
+COHERE_MODEL = "rerank-v3.5"
+ENTRY_POINTS = "two_stage_rag.rerankers"
+
+
+def build(settings: Settings | None = None) -> Pipeline:
+    """The pipeline that the settings (by default those of the environment) describe.
+
+    Raises:
+        SettingsError: a setting that the chosen parts need is missing, or a name is unknown.
+    """
+    settings = settings or Settings()
+    # First the reranker: a missing key should not be found out after a model was loaded.
+    reranker = build_reranker(settings)
+    return Pipeline(
+        embedder=build_embedder(settings),
+        store=build_store(settings),
+        reranker=reranker,
+        search=settings.search,
+        hybrid_fusion=settings.hybrid_fusion,
+        top_n=settings.top_n,
+        top_k=settings.top_k,
+        threshold=settings.threshold,
+        alpha=settings.alpha,
+        chunk_tokens=settings.chunk_tokens,
+        chunk_overlap=settings.chunk_overlap,
+    )
+
+
+# ------------------------------------------------------------------- stores
+
+
+def build_store(settings: Settings) -> Store:
+    """Qdrant in process, or the server that ``RAG_QDRANT_URL`` names."""
+    if settings.qdrant_url:
+        from pipeline.stores.server import ServerStore, connect
+
+        key = settings.qdrant_api_key
+        client = connect(
+            settings.qdrant_url,
+            api_key=key.get_secret_value() if key else None,
+            timeout=settings.qdrant_timeout,
+        )
+        return ServerStore(client, settings.collection)
+    from pipeline.stores.edge import EdgeStore
+
+    return EdgeStore(settings.data_dir / "collections" / settings.collection)
+
+
+# ---------------------------------------------------------------- embedders
+
+
+def build_embedder(settings: Settings) -> Embedder:
+    """The embedder that ``RAG_EMBEDDER`` names."""
+    if settings.embedder == "sentence-transformers":
+        from pipeline.embedders.sentence_transformers import SentenceTransformersEmbedder
+
+        model = _required(settings, "embedding_model", "a Hugging Face name or a folder")
+        return SentenceTransformersEmbedder(model, device=settings.device)
+    if settings.embedder == "http":
+        from pipeline.embedders.embedded import embedded_tokenizer
+        from pipeline.embedders.http import HttpEmbedder
+
+        key = settings.embedding_api_key
+        return HttpEmbedder(
+            _required(settings, "embedding_url", "the base address of an OpenAI-shaped endpoint"),
+            _required(settings, "embedding_model", "the model's name at that endpoint"),
+            api_key=key.get_secret_value() if key else None,
+            tokenizer=embedded_tokenizer(),
+        )
+    from pipeline.embedders.embedded import EmbeddedEmbedder
+
+    folder = Path(settings.embedding_model) if settings.embedding_model else None
+    return EmbeddedEmbedder(folder, cache_dir=model_cache(settings))
+
+
+# ---------------------------------------------------------------- rerankers
+
+
+def build_reranker(settings: Settings) -> Reranker | None:
+    """The reranker that ``RAG_RERANKER`` names; None for ``none``."""
+    return reranker_factory(settings.reranker)(settings)
+
+
+def reranker_factory(name: str) -> RerankerFactory:
+    """Looks a name up: first the built-in and registered ones, then installed packages' entry points."""
+    if name in _RERANKERS:
+        return _RERANKERS[name]
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == name:
+            factory: RerankerFactory = point.load()
+            return factory
+    known = ", ".join(sorted(_RERANKERS))
+    raise SettingsError(f"RAG_RERANKER: no reranker is called {name!r}; there are: {known}")
+
+
+def register_reranker(name: str, factory: RerankerFactory) -> None:
+    """Makes ``RAG_RERANKER=name`` build a reranker with ``factory(settings)``.
+
+    A package can do the same without a call, by an entry point in the group ``two_stage_rag.rerankers``.
+
+    Raises:
+        SettingsError: the name is taken by a built-in reranker.
+    """
+    if name in _BUILT_IN:
+        raise SettingsError(f"{name!r} is a built-in reranker: choose another name")
+    _RERANKERS[name] = factory
+
+
+def _none(_: Settings) -> None:
+    return None
+
+
+def _embedded(settings: Settings) -> Reranker:
+    from pipeline.rerankers.embedded import EmbeddedReranker
+
+    folder = Path(settings.reranker_model) if settings.reranker_model else None
+    return EmbeddedReranker(folder, cache_dir=model_cache(settings))
+
+
+def _bge(settings: Settings) -> Reranker:
+    from pipeline.rerankers.cross_encoder import CrossEncoderReranker
+
+    return CrossEncoderReranker(settings.reranker_model or BGE_MODEL, name="bge", device=settings.device)
+
+
+def _cross_encoder(settings: Settings) -> Reranker:
+    from pipeline.rerankers.cross_encoder import CrossEncoderReranker
+
+    model = _required(settings, "reranker_model", "a Hugging Face name or a folder")
+    return CrossEncoderReranker(model, device=settings.device)
+
+
+def _cohere(settings: Settings) -> Reranker:
+    from pipeline.rerankers.cohere import CohereReranker
+
+    if settings.cohere_api_key is None:
+        raise SettingsError("RAG_RERANKER=cohere needs a key: set RAG_COHERE_API_KEY (or COHERE_API_KEY)")
+    return CohereReranker(
+        api_key=settings.cohere_api_key.get_secret_value(),
+        model=settings.reranker_model or COHERE_MODEL,
+        base_url=settings.cohere_base_url,
+        timeout_s=settings.rerank_timeout,
+        deadline_s=settings.rerank_deadline,
+    )
+
+
+_BUILT_IN: Mapping[str, RerankerFactory] = {
+    "bge": _bge,
+    "cohere": _cohere,
+    "cross-encoder": _cross_encoder,
+    "embedded": _embedded,
+    "none": _none,
+}
+_RERANKERS: dict[str, RerankerFactory] = dict(_BUILT_IN)
+
+
+def model_cache(settings: Settings) -> Path:
+    """Where the CPU engine keeps compiled models between processes."""
+    return settings.data_dir / "cache" / "models"
+
+
+def _required(settings: Settings, field: str, what: str) -> str:
+    value = getattr(settings, field)
+    if not value:
+        chosen = "reranker" if field.startswith("rerank") else "embedder"
+        raise SettingsError(f"RAG_{chosen.upper()}={getattr(settings, chosen)} needs RAG_{field.upper()}: {what}")
+    return str(value)
+
+
+# -------------------------------------------------- the environment's pipeline
+
+_default: Pipeline | None = None
+_default_lock = threading.Lock()
+
+
+def default_pipeline() -> Pipeline:
+    """The pipeline of the environment's settings, built at the first call and closed when the program ends."""
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = build()
+            atexit.register(_default.close)
+        return _default
+
+
+def query(text: str, **options: Any) -> QueryResult:
+    """:meth:`Pipeline.query` on the pipeline of the environment's settings, which is opened once a process."""
+    return default_pipeline().query(text, **options)
+
+
+def ingest(
+    items: Document | str | Path | Iterable[Document | str | Path],
+    *,
+    prune: bool = False,
+    dry_run: bool = False,
+    max_delete: float = 0.2,
+    progress: Callable[[Progress], None] | None = None,
+) -> IngestReport:
+    """:meth:`Pipeline.ingest` on the pipeline of the environment's settings, which is opened once a process."""
+    return default_pipeline().ingest(items, prune=prune, dry_run=dry_run, max_delete=max_delete, progress=progress)

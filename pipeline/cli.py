@@ -1,0 +1,277 @@
+"""``rag``: arguments in, printed results out. Results go to stdout, everything else to stderr.
+
+Exit codes: 0 done; 1 something failed; 2 wrong arguments or settings; 130 interrupted.
+
+The imports that cost time are inside the commands, so that ``rag --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.settings import Settings
+
+app = typer.Typer(
+    name="rag",
+    help="Two-stage retrieval: hybrid recall in Qdrant, then a reranker. Settings: RAG_... variables and .env.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def main() -> None:
+    """Entry point of the console script: one line on stderr for every error that is ours."""
+    from pipeline.errors import RagError, SettingsError
+
+    try:
+        app(standalone_mode=True)
+    except SettingsError as error:
+        _fail(error, 2)
+    except RagError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        print("rag: stopped; what was written stays, run it again to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, less) went away; Python would complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(error: Exception, code: int) -> None:
+    if _debug:
+        raise error
+    print(f"rag: error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+_debug = False
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+@app.command()
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders, any mix; .jsonl holds a document a line.")],
+    prune: Annotated[bool, typer.Option(help="Also remove documents whose source under PATHS is gone.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be done.")] = False,
+    max_delete: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Largest share of the documents under PATHS that --prune removes.")
+    ] = 0.2,
+    as_json: Json = False,
+) -> None:
+    """Read files and folders, and bring the collection up to date with them."""
+    from pipeline.core import Pipeline
+    from pipeline.display import ingest_progress, print_report
+
+    # Ingest needs no reranker, so a missing key must not stop it.
+    settings = _settings(reranker="none")
+    with Pipeline.from_settings(settings) as rag, ingest_progress(_stderr()) as progress:
+        report = rag.ingest(paths, prune=prune, dry_run=dry_run, max_delete=max_delete, progress=progress)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        print_report(_stdout(), report)
+    if report.failures:
+        sys.exit(1)
+
+
+@app.command()
+def query(
+    text: Annotated[str, typer.Argument(help="The question.")],
+    top_n: Annotated[int | None, typer.Option(help="Candidates of the first stage.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Hits to print.")] = None,
+    reranker: Annotated[str | None, typer.Option(help="Instead of RAG_RERANKER.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Drop hits with a lower rerank probability.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the rerank score, 0 to 1.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Filter on metadata: KEY=VALUE (again for any of several), KEY>=VALUE, KEY<VALUE, ..."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the passages that answer a question."""
+    from pipeline.core import Pipeline
+    from pipeline.display import print_result
+
+    conditions = parse_where(where or [])
+    changes = {} if reranker is None else {"reranker": reranker}
+    with Pipeline.from_settings(_settings(**changes)) as rag:
+        result = rag.query(text, top_n=top_n, top_k=top_k, threshold=threshold, alpha=alpha, where=conditions)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        print_result(_stdout(), result)
+
+
+@app.command("eval")
+def evaluate(
+    dataset: Annotated[
+        Path, typer.Argument(help="A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv.")
+    ],
+    reranker: Annotated[
+        list[str] | None, typer.Option(help="Again for several; by default none and RAG_RERANKER.")
+    ] = None,
+    search: Annotated[list[str] | None, typer.Option(help="hybrid, dense or sparse; again for several.")] = None,
+    max_queries: Annotated[int | None, typer.Option(min=1, help="Only the first queries, for a quick look.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure retrieval quality and latency on labelled queries."""
+    from pipeline.display import print_eval
+    from pipeline.evaluation.run import evaluate_dataset
+
+    console = _stderr()
+    outcome = evaluate_dataset(
+        dataset,
+        _settings(),
+        rerankers=reranker,
+        searches=search,
+        max_queries=max_queries,
+        say=lambda line: console.print(line, highlight=False, markup=False),
+    )
+    if as_json:
+        _print_json(outcome)
+    else:
+        print_eval(_stdout(), outcome)
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Say what is stored, and with which settings."""
+    from pipeline.build import build_store
+    from pipeline.display import print_pairs
+
+    settings = _settings()
+    store = build_store(settings)
+    try:
+        made_with = store.fingerprint()
+        count = store.count()
+        outcome: dict[str, Any] = {
+            "collection": settings.collection,
+            "store": store.name,
+            "exists": made_with is not None,
+            "documents": count.documents,
+            "chunks": count.chunks,
+            "fingerprint": None if made_with is None else made_with.to_dict(),
+            "embedder": settings.embedder,
+            "reranker": settings.reranker,
+            "search": settings.search,
+        }
+    finally:
+        store.close()
+    if as_json:
+        _print_json(outcome)
+        return
+    rows = [
+        ("collection", outcome["collection"]),
+        ("store", outcome["store"]),
+        ("documents", str(outcome["documents"])),
+        ("chunks", str(outcome["chunks"])),
+        ("search", outcome["search"]),
+        ("reranker", outcome["reranker"]),
+    ]
+    if made_with is None:
+        rows.append(("state", "nothing ingested yet: rag ingest PATH"))
+    else:
+        rows += [(name, str(value)) for name, value in made_with.to_dict().items()]
+    print_pairs(_stdout(), rows)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check that everything the settings ask for is in reach."""
+    from pipeline.doctor import examine
+
+    checks = examine(_settings())
+    if as_json:
+        _print_json({"ok": all(check.ok for check in checks), "checks": [check.to_dict() for check in checks]})
+    else:
+        console = _stdout()
+        for check in checks:
+            mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
+            console.print(f"{mark} [bold]{check.name}[/]  ", end="")
+            console.print(check.detail, markup=False, highlight=False, soft_wrap=True)
+    if not all(check.ok for check in checks):
+        sys.exit(1)
+
+
+def parse_where(conditions: list[str]) -> dict[str, Any]:
+    """``["lang=en", "year>=2020"]`` -> ``{"lang": "en", "year": {"gte": 2020}}``.
+
+    A value that is JSON (2020, 1.5, true, "2020" in quotes) is taken as such, anything else as text. The same key
+    with ``=`` more than once means any of the values.
+
+    Raises:
+        SettingsError: a condition is not of this form.
+    """
+    import re
+
+    from pipeline.errors import SettingsError
+
+    operators = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt"}
+    where: dict[str, Any] = {}
+    for condition in conditions:
+        match = re.fullmatch(r"\s*([^=<>]+?)\s*(>=|<=|=|>|<)\s*(.*)", condition, re.DOTALL)
+        if match is None:
+            raise SettingsError(f"--where {condition!r}: expected KEY=VALUE, or KEY with >=, <=, > or < and a value")
+        key, operator, text = match.groups()
+        value = _json_or_text(text)
+        ranged = isinstance(where.get(key), dict)
+        if key in where and ranged != (operator != "="):
+            raise SettingsError(f"--where: {key} has both = and a range")
+        if operator != "=":
+            where.setdefault(key, {})[operators[operator]] = value
+        elif key in where:
+            where[key] = [*(where[key] if isinstance(where[key], list) else [where[key]]), value]
+        else:
+            where[key] = value
+    return where
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, str | int | float | bool) else text
+
+
+def _settings(**changes: Any) -> Settings:
+    from pipeline.settings import Settings
+
+    return Settings(**changes)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))

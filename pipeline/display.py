@@ -1,0 +1,186 @@
+"""How results look on a terminal. Plain text where the output is no terminal: rich takes care of that."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.ingestion.run import Progress
+from pipeline.types import Hit, IngestReport, QueryResult
+
+_SNIPPET_CHARACTERS = 320
+_PLAIN_EVERY_S = 5.0
+# Too common to be worth a mark; only for looks, so the list is short.
+_COMMON = frozenset(
+    re.findall(
+        r"\S+",
+        "a an and are as at be by can do does for from has have how i in is it its of on or that the this to was what "
+        "when where which who why will with you your 的 了 是 在 和 有 什么 怎么 如何 哪些 哪个 为什么 吗",
+    )
+)
+_LATIN = re.compile(r"[^\W_\u2e80-\u9fff]+", re.UNICODE)
+_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]+")
+
+
+def query_terms(query: str) -> list[str]:
+    """What to mark in a text: the query's words, and the pairs of neighbouring characters of Chinese."""
+    terms = [word for word in _LATIN.findall(query) if word.lower() not in _COMMON and len(word) > 1]
+    for run in _HAN.findall(query):
+        pairs = [run[i : i + 2] for i in range(len(run) - 1)] or [run]
+        terms.extend(pair for pair in pairs if pair not in _COMMON)
+    return list(dict.fromkeys(terms))
+
+
+def _pattern(terms: list[str]) -> re.Pattern[str] | None:
+    if not terms:
+        return None
+    # A Latin term also marks its inflections ("index" in "indexes"), but not the middle of another word.
+    parts = [re.escape(term) if _HAN.match(term) else rf"\b{re.escape(term)}\w{{0,3}}\b" for term in terms]
+    return re.compile("|".join(parts), re.IGNORECASE)
+
+
+def snippet(text: str, query: str, length: int = _SNIPPET_CHARACTERS) -> Text:
+    """The part of a text, of about ``length`` characters, with most of the query's terms, and these marked."""
+    text = re.sub(r"\s+", " ", text).strip()
+    pattern = _pattern(query_terms(query))
+    places = [match.start() for match in pattern.finditer(text)] if pattern else []
+    start = 0
+    if len(text) > length and places:
+        best = max(places, key=lambda place: sum(place <= other < place + length * 3 // 4 for other in places))
+        start = max(0, best - length // 6)
+        if start:
+            space = text.find(" ", start, start + 20)
+            start = space + 1 if space >= 0 else start
+    piece = text[start : start + length]
+    shown = Text(("… " if start else "") + piece + (" …" if start + length < len(text) else ""))
+    if pattern is not None:
+        shown.highlight_regex(pattern, "bold yellow")
+    return shown
+
+
+def print_result(console: Console, result: QueryResult) -> None:
+    """A readable ranking: final rank beside first-stage rank, scores, source, and the matching text."""
+    for warning in result.warnings:
+        console.print(f"[yellow]note:[/] {escape(warning)}")
+    if not result.hits:
+        console.print("no hits" if result.candidates else "nothing found")
+    for hit in result.hits:
+        console.print(_hit(hit, result.query))
+    t = result.timings_ms
+    console.print(
+        f"[dim]{len(result.hits)} of {result.candidates} candidates · reranker {escape(result.reranker)} · "
+        f"embed {t['embed']:.0f} ms · search {t['search']:.0f} ms · rerank {t['rerank']:.0f} ms[/]"
+    )
+
+
+def _hit(hit: Hit, query: str) -> Group:
+    moved = hit.first_stage.rank - hit.rank
+    arrow = f"↑{moved}" if moved > 0 else f"↓{-moved}" if moved < 0 else "="
+    parts = [f"score {hit.score:.3f}"]
+    if hit.rerank is not None:
+        parts.append(f"rerank {hit.rerank.probability:.3f}")
+    parts.append(f"first stage #{hit.first_stage.rank} {arrow}")
+    head = Text.assemble(
+        (f"{hit.rank}. ", "bold"), (hit.chunk.title or hit.source, "bold cyan"), ("  " + "  ".join(parts), "dim")
+    )
+    where = Text(f"   {hit.source}", style="dim")
+    body = snippet(hit.text, query)
+    body.pad_left(3)
+    return Group(head, where, body, Text(""))
+
+
+def print_report(console: Console, report: IngestReport) -> None:
+    """What an ingest did, and each failure on a line."""
+    verb = "would be" if report.dry_run else ""
+    counts = (
+        f"{report.new} new, {report.changed} changed, {report.unchanged} unchanged, {report.deleted} deleted, "
+        f"{len(report.failures)} failed"
+    )
+    console.print(f"documents{' ' + verb if verb else ''}: {counts}")
+    console.print(
+        f"chunks{' ' + verb if verb else ''}: {report.chunks_written} written, {report.chunks_deleted} deleted"
+        f"  ({report.seconds:.1f} s)"
+    )
+    for warning in report.warnings:
+        console.print(f"[yellow]note:[/] {escape(warning)}")
+    if report.failures:
+        console.print(Rule("failed", style="red", align="left"))
+    for failure in report.failures:
+        console.print(f"[red]{escape(failure.source)}[/]: {escape(failure.error)}", soft_wrap=True)
+
+
+def print_eval(console: Console, outcome: dict[str, Any]) -> None:
+    """The table of ``rag eval``."""
+    table = Table(
+        title=f"{outcome['dataset']}: {outcome['queries']} queries, {outcome['documents']} documents",
+        title_justify="left",
+    )
+    skip = {"search", "reranker", "latency_ms"}
+    metrics = list(dict.fromkeys(key for run in outcome["runs"] for key in run if key not in skip))
+    for name in ("search", "reranker"):
+        table.add_column(name)
+    for name in (*metrics, "p50 ms", "p95 ms"):
+        table.add_column(name, justify="right")
+    for run in outcome["runs"]:
+        values = [f"{run[name]:.4f}" if isinstance(run[name], float) else str(run[name]) for name in metrics]
+        latency = run["latency_ms"]
+        table.add_row(run["search"], run["reranker"], *values, f"{latency['p50']:.1f}", f"{latency['p95']:.1f}")
+    console.print(table)
+
+
+def print_pairs(console: Console, rows: list[tuple[str, str]]) -> None:
+    """Names and values in two columns."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(Text(name, style="bold"), Text(value))
+    console.print(table)
+
+
+@contextmanager
+def ingest_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal; elsewhere a plain line every few seconds."""
+    if console.is_terminal:
+        with Bar(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        ) as bar:
+            task = bar.add_task("files", total=None, detail="")
+
+            def show(step: Progress) -> None:
+                detail = step.message or f"{step.documents} documents, {step.chunks} chunks written"
+                bar.update(task, total=step.files_total or None, completed=step.files_done, detail=detail)
+
+            yield show
+        return
+    last = time.monotonic()
+
+    def say(step: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if step.message:
+            console.print(step.message, highlight=False)
+        elif now - last >= _PLAIN_EVERY_S:
+            last = now
+            console.print(
+                f"{step.files_done}/{step.files_total} files, {step.documents} documents, {step.chunks} chunks written",
+                highlight=False,
+            )
+
+    yield say

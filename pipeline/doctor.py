@@ -1,0 +1,80 @@
+"""Checks that everything the settings ask for is in reach, by using it once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.build import build_embedder, build_reranker, build_store
+from pipeline.errors import RagError
+from pipeline.settings import Settings
+
+_QUERY = "What does Qdrant store?"
+_TEXTS = ["Qdrant stores vectors with their payload.", "今天天气很好。"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Outcome of one check."""
+
+    name: str
+    ok: bool
+    detail: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the JSON output of ``rag doctor``."""
+        return asdict(self)
+
+
+def examine(settings: Settings) -> list[Check]:
+    """Uses the data directory, the store, the embedder and the reranker once each."""
+
+    def data_dir() -> str:
+        folder = settings.data_dir.absolute()
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not os.access(existing, os.W_OK):
+            raise RagError(f"{existing} is not writable: set RAG_DATA_DIR to a folder that is")
+        return f"{folder}" + ("" if folder.exists() else " (will be made)")
+
+    def store() -> str:
+        opened = build_store(settings)
+        try:
+            count = opened.count()
+            return f"{opened.name}: {count.documents} documents, {count.chunks} chunks"
+        finally:
+            opened.close()
+
+    def embedder() -> str:
+        model = build_embedder(settings)
+        model.embed_documents(_TEXTS)
+        return f"{model.name}, {model.dimension} dimensions, up to {model.max_tokens} tokens"
+
+    def reranker() -> str:
+        model = build_reranker(settings)
+        if model is None:
+            return "none: hits keep the order of the first stage"
+        scores = model.score(_QUERY, _TEXTS)
+        shown = ", ".join(f"{score.probability:.3f}" for score in scores)
+        return f"{model.name}: probabilities {shown} for a fitting and an unfitting text"
+
+    checks = {"settings": _settings_source, "data directory": data_dir, "store": store}
+    checks |= {"embedder": embedder, "reranker": reranker}
+    return [_run(name, check) for name, check in checks.items()]
+
+
+def _settings_source() -> str:
+    file = Path(".env")
+    return f"environment and {file.absolute()}" if file.is_file() else "environment (no .env here)"
+
+
+def _run(name: str, check: Callable[[], str]) -> Check:
+    start = time.perf_counter()
+    try:
+        detail = check()
+    except RagError as error:
+        return Check(name, False, str(error))
+    return Check(name, True, f"{detail}  ({(time.perf_counter() - start) * 1e3:.0f} ms)")

@@ -1,0 +1,1 @@
+"""Readers of files, chunking, and what changed since the last ingest."""

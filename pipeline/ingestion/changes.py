@@ -1,0 +1,89 @@
+"""What has to be written and what has to go, from the ledger in the store."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal
+
+from pipeline.types import DocumentVersion
+
+State = Literal["new", "changed", "unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an ingest has to do for one document."""
+
+    state: State
+    stale: bool
+    """Whether chunks of other versions are in the store and must go once this version is complete."""
+
+
+def compare(content_hash: str, stored: Sequence[DocumentVersion]) -> Change:
+    """A document's hash against the versions of it that the store holds.
+
+    A version that was cut off in writing counts as absent, so that it is written again; a complete one beside
+    stale ones needs no writing, only their removal.
+    """
+    stale = any(version.content_hash != content_hash for version in stored)
+    if any(version.content_hash == content_hash and version.complete for version in stored):
+        return Change("unchanged", stale)
+    return Change("changed" if stored else "new", stale)
+
+
+def by_document(versions: Iterable[DocumentVersion]) -> dict[str, list[DocumentVersion]]:
+    """Versions grouped by document id."""
+    groups: dict[str, list[DocumentVersion]] = defaultdict(list)
+    for version in versions:
+        groups[version.document_id].append(version)
+    return groups
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Documents under some roots whose sources are gone."""
+
+    doomed: list[str]
+    """Document ids."""
+    total: int
+    """Documents that the store holds under these roots."""
+
+    def refusal(self, max_delete: float) -> str | None:
+        """Why this must not be done, or None.
+
+        One document may always go. More than ``max_delete`` (a share of ``total``) may not, nor may all: an
+        unmounted folder looks like one whose files were all deleted.
+        """
+        n = len(self.doomed)
+        if max_delete >= 1.0 or n == 0:
+            return None
+        if n == self.total or n > max(1.0, max_delete * self.total):
+            return (
+                f"prune would delete {n} of {self.total} documents here, more than --max-delete {max_delete:g} allows; "
+                "nothing was deleted. Is a folder unmounted or empty? If they shall go, use --max-delete 1"
+            )
+        return None
+
+
+def plan_prune(
+    versions: Iterable[DocumentVersion], roots: Sequence[str], seen: Iterable[str], unreadable: Iterable[str]
+) -> Prune:
+    """Which documents have a source under ``roots`` (absolute paths) but were not met in this run.
+
+    A source that could not be read is there all the same: its documents stay.
+    """
+    met, failed = set(seen), set(unreadable)
+    here: dict[str, str] = {}
+    for version in versions:
+        if any(is_under(version.source, root) for root in roots):
+            here[version.document_id] = version.source
+    doomed = [id_ for id_, source in here.items() if id_ not in met and source not in failed]
+    return Prune(sorted(doomed), len(here))
+
+
+def is_under(source: str, root: str) -> bool:
+    """Whether a source is the root itself or lies in it."""
+    return source == root or PurePath(source).is_relative_to(root)

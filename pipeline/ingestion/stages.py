@@ -1,0 +1,95 @@
+"""Running the stages of an ingest side by side, with bounded queues between them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# How often a blocked stage looks whether the other side has given up.
+_POLL_S = 0.1
+_END: Any = object()
+
+
+def read_ahead(items: Iterable[T], size: int) -> Iterator[T]:
+    """The same items, produced by a thread of their own that is at most ``size`` items ahead.
+
+    An exception of the producer is raised here, after the items before it. Closing the iterator stops the thread.
+    """
+    ready: queue.Queue[Any] = queue.Queue(maxsize=size)
+    stop = threading.Event()
+    failure: list[BaseException] = []
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=_POLL_S)
+            except queue.Full:
+                continue
+            return
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if stop.is_set():
+                    return
+                put(item)
+        except BaseException as error:  # noqa: BLE001  raised again in the consumer's thread
+            failure.append(error)
+        finally:
+            put(_END)
+
+    thread = threading.Thread(target=produce, name="rag-read", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not _END:
+            yield item
+        if failure:
+            raise failure[0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def write_behind(work: Callable[[T], None], size: int) -> Iterator[Callable[[T], None]]:
+    """Gives a function that hands items to ``work`` in a thread of its own, at most ``size`` waiting.
+
+    Items are worked on in order. The first exception of ``work`` stops it and is raised by the next call, or at the
+    end of the ``with`` block. Leaving the block waits until all is done; leaving it by an exception drops what waits.
+    """
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=size)
+    stop = threading.Event()
+    failure: list[BaseException] = []
+
+    def consume() -> None:
+        while (item := waiting.get()) is not _END:
+            if stop.is_set():
+                continue
+            try:
+                work(item)
+            except BaseException as error:  # noqa: BLE001  raised again in the caller's thread
+                failure.append(error)
+                stop.set()
+
+    def put(item: T) -> None:
+        if failure:
+            raise failure[0]
+        waiting.put(item)
+
+    thread = threading.Thread(target=consume, name="rag-write", daemon=True)
+    thread.start()
+    try:
+        yield put
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        waiting.put(_END)
+        thread.join()
+    if failure:
+        raise failure[0]

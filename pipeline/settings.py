@@ -1,0 +1,190 @@
+"""The environment and ``.env``, read here and nowhere else.
+
+Every field is one variable: ``top_k`` is ``RAG_TOP_K``. In Python the field's name is the argument:
+``Settings(reranker="cohere", top_k=3)``. Arguments win over the environment, the environment over ``.env``.
+"""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from dotenv import dotenv_values
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.errors import SettingsError
+from pipeline.types import HybridFusion, SearchMode
+
+PREFIX = "RAG_"
+# Variables of the test suite; they configure no pipeline.
+TEST_PREFIX = "RAG_TEST_"
+
+
+class Settings(BaseSettings):
+    """All settings of a pipeline.
+
+    Raises:
+        SettingsError: a variable is unknown, or a value is not allowed; names the variable and what is.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,  # "RAG_THRESHOLD=" in a .env file means: not set
+        extra="ignore",  # a .env file holds other programs' variables too; ours are checked below
+        frozen=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+    )
+
+    data_dir: Path = Field(Path(".rag"), description="where the embedded store and caches live")
+    collection: str = Field(
+        "documents", pattern=r"^[A-Za-z0-9_\-]{1,100}$", description="collection name: letters, digits, `_`, `-`"
+    )
+    qdrant_url: str | None = Field(
+        None, description="empty: the embedded store; else the address of a Qdrant server, cluster or cloud"
+    )
+    qdrant_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("RAG_QDRANT_API_KEY", "QDRANT_API_KEY"),
+        description="secret; `QDRANT_API_KEY` is read too",
+    )
+    qdrant_timeout: float = Field(30.0, gt=0, description="seconds that one request to a Qdrant server may take")
+    embedder: Literal["embedded", "sentence-transformers", "http"] = Field(
+        "embedded",
+        description="embedding model: the one in the package, any sentence-transformers model, or an endpoint",
+    )
+    embedding_model: str | None = Field(
+        None, description="Hugging Face name or folder; for `http` the model's name at the endpoint"
+    )
+    embedding_url: str | None = Field(None, description="for `http`: base address of an OpenAI-shaped `/v1/embeddings`")
+    embedding_api_key: SecretStr | None = Field(None, description="for `http`: secret")
+    search: SearchMode = Field("hybrid", description="first stage: dense and BM25 together, or one of them")
+    hybrid_fusion: HybridFusion = Field("dbsf", description="how the two lists of the first stage become one")
+    reranker: str = Field(
+        "embedded",
+        min_length=1,
+        description="`embedded`, `bge`, `cross-encoder`, `cohere`, `none`, or a name that you registered",
+    )
+    reranker_model: str | None = Field(
+        None,
+        description="by reranker: `bge` has `BAAI/bge-reranker-base`, `cohere` has `rerank-v3.5`, `cross-encoder` "
+        "needs a Hugging Face name or a folder, `embedded` takes a folder in its own format",
+    )
+    cohere_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("RAG_COHERE_API_KEY", "COHERE_API_KEY", "CO_API_KEY"),
+        description="secret; `COHERE_API_KEY` and `CO_API_KEY` are read too",
+    )
+    cohere_base_url: str | None = Field(None, description="another address for the Cohere API")
+    rerank_timeout: float = Field(10.0, gt=0, description="seconds that one request to a remote reranker may take")
+    rerank_deadline: float = Field(
+        30.0, gt=0, description="seconds that a remote reranker may take in all, with every retry"
+    )
+    top_n: int = Field(50, ge=1, le=1000, description="candidates recalled by the first stage, 1-1000")
+    top_k: int = Field(5, ge=1, le=1000, description="hits returned, 1-`RAG_TOP_N`")
+    threshold: float | None = Field(None, ge=0, le=1, description="drop hits whose rerank probability is below it, 0-1")
+    alpha: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="weight of the rerank score against the first-stage score in the final order, 0-1; empty: by "
+        "reranker (`embedded`: as measured; others: 1.0)",
+    )
+    chunk_tokens: int = Field(256, ge=16, le=8192, description="longest chunk, in the embedder's own tokens")
+    chunk_overlap: int = Field(
+        32, ge=0, le=4096, description="tokens that neighbouring chunks share; less than half a chunk"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="where sentence-transformers models run; the embedded ones run on the CPU"
+    )
+
+    def __init__(self, **values: Any) -> None:
+        _refuse_unknown_arguments(values)
+        _refuse_unknown_variables(self.model_config.get("env_file"))
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(_explain(error, given=set(values))) from error
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.top_k > self.top_n:
+            raise ValueError(f"RAG_TOP_K ({self.top_k}) must not be larger than RAG_TOP_N ({self.top_n})")
+        if self.chunk_overlap * 2 >= self.chunk_tokens:
+            raise ValueError(
+                f"RAG_CHUNK_OVERLAP ({self.chunk_overlap}) must be less than half of "
+                f"RAG_CHUNK_TOKENS ({self.chunk_tokens})"
+            )
+        return self
+
+    def updated(self, **changes: Any) -> Settings:
+        """These settings with some fields changed, checked as at the start.
+
+        Raises:
+            SettingsError: a changed value is not allowed.
+        """
+        return Settings(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+def variable(field: str) -> str:
+    """Name of the environment variable of a field."""
+    return PREFIX + field.upper()
+
+
+def _refuse_unknown_arguments(values: dict[str, Any]) -> None:
+    for name in values:
+        if name not in Settings.model_fields:
+            raise SettingsError(f"Settings has no field {name!r}.{_suggestion(name, set(Settings.model_fields))}")
+
+
+def _suggestion(name: str, known: set[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]}?" if near else " The README lists all settings."
+
+
+def _refuse_unknown_variables(env_file: Any) -> None:
+    """A mistyped RAG_ variable is an error: pydantic-settings itself only looks for names it knows."""
+    known = {variable(field) for field in Settings.model_fields}
+    names = dict.fromkeys(os.environ, "the environment")
+    if env_file is not None and Path(env_file).is_file():
+        try:
+            names |= dict.fromkeys(dotenv_values(env_file), str(env_file))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"cannot read {Path(env_file).absolute()}: {error}") from error
+    for name, where in names.items():
+        upper = name.upper()
+        if upper.startswith(PREFIX) and not upper.startswith(TEST_PREFIX) and upper not in known:
+            raise SettingsError(f"unknown variable {name} in {where}.{_suggestion(upper, known)}")
+
+
+def _explain(error: ValidationError, *, given: set[str]) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        place = str(problem["loc"][0]) if problem["loc"] else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        if not place:
+            lines.append(message)
+            continue
+        field = place.lower().removeprefix(PREFIX.lower())
+        name = place if place in given or field not in Settings.model_fields else variable(field)
+        lines.append(f"{name}: {message[0].lower()}{message[1:]}")
+    return "; ".join(lines)
+
+
+def markdown_table() -> str:
+    """The settings as the README shows them; a test holds the two together."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "empty" if field.default is None else f"`{field.default}`"
+        lines.append(f"| `{variable(name)}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown_table())

@@ -1,0 +1,247 @@
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Rag
+
+Points = Callable[[], dict[str, tuple[str, str]]]
+
+ENGLISH = {
+    "backup.md": "# Backups\n\nA snapshot of the collection is taken every night and copied to another machine.",
+    "rerank.md": "# Reranking\n\nA cross-encoder reads the question and the passage together and gives one score.",
+    "network.txt": "The server listens on port 6333 for HTTP and on port 6334 for gRPC.",
+}
+CHINESE = {
+    "备份.md": "# 备份\n\n每天晚上都会对集合做一次快照,并复制到另一台机器。",
+    "安装.txt": "安装需要 Python 3.11 或更高版本,不需要显卡。",
+}
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    """A folder of small files in both languages."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for name, text in (ENGLISH | CHINESE).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("question", "file"),
+    [
+        ("How often is the collection backed up?", "backup.md"),
+        ("Which port does gRPC use?", "network.txt"),
+        ("集合多久备份一次?", "备份.md"),
+        ("需要哪个 Python 版本?", "安装.txt"),
+    ],
+)
+def test_questions_in_both_languages_find_their_file(rag: Rag, docs: Path, question: str, file: str) -> None:
+    """The whole of it with nothing but the package: real engine, real models."""
+    assert 5 == rag.json("ingest", str(docs))["documents"]["new"]
+    result = rag.json("query", question, "--top-k", "2")
+    assert file in {Path(hit["source"]).name for hit in result["hits"]}
+    assert ("embedded", False, []) == (result["reranker"], result["degraded"], result["warnings"])
+    assert all(0 <= hit["score"] <= 1 and 0 <= hit["rerank"]["probability"] <= 1 for hit in result["hits"])
+
+
+def test_a_folder_is_kept_in_step(rag: Rag, docs: Path, points: Points) -> None:
+    """Twice changes nothing; one changed file rewrites itself alone; a removed one goes with --prune."""
+    assert {"new": 5, "changed": 0, "unchanged": 0, "deleted": 0, "failed": 0} == rag.json("ingest", str(docs))[
+        "documents"
+    ]
+    first = points()
+    again = rag.json("ingest", str(docs))
+    assert ({"written": 0, "deleted": 0}, 5) == (again["chunks"], again["documents"]["unchanged"])
+    assert first == points()
+
+    (docs / "network.txt").write_text("The server listens on port 7000.")
+    changed = rag.json("ingest", str(docs))
+    assert {"new": 0, "changed": 1, "unchanged": 4, "deleted": 0, "failed": 0} == changed["documents"]
+    assert {"written": 1, "deleted": 1} == changed["chunks"]
+    second = points()
+    assert 4 == len(first.items() & second.items())
+
+    (docs / "backup.md").unlink()
+    assert 0 == rag.json("ingest", str(docs))["documents"]["deleted"]
+    assert 1 == rag.json("ingest", str(docs), "--prune")["documents"]["deleted"]
+    assert 4 == rag.json("status")["documents"]
+
+
+def test_kill_9_in_the_middle_and_a_rerun_end_as_an_undisturbed_run(rag: Rag, tmp_path: Path, points: Points) -> None:
+    """The collection after the rerun is equal, point by point, to one that was never disturbed."""
+    file = tmp_path / "many.jsonl"
+    lines = [
+        json.dumps({"id": f"d{i}", "text": f"Document {i} is about subject {i % 7}. " * (3 + i % 60)})
+        for i in range(3000)
+    ]
+    file.write_text("\n".join(lines))
+    killed = rag.start("ingest", str(file))
+    store = tmp_path / "data" / "collections" / "documents"
+    while killed.poll() is None and not ((store.exists() and any(store.rglob("*.wal"))) or any(store.glob("**/wal/*"))):
+        pass
+    killed.send_signal(signal.SIGKILL)
+    assert -signal.SIGKILL == killed.wait()
+    done = rag.json("ingest", str(file))
+    assert 3000 == sum(done["documents"][state] for state in ("new", "changed", "unchanged"))
+    after = points()
+
+    undisturbed = Rag(rag.folder, rag.environment | {"RAG_COLLECTION": "other"})
+    undisturbed.json("ingest", str(file))
+    (tmp_path / "data" / "collections" / "documents").rename(tmp_path / "data" / "collections" / "killed")
+    (tmp_path / "data" / "collections" / "other").rename(tmp_path / "data" / "collections" / "documents")
+    assert after == points()
+
+
+def test_one_bad_file_does_not_stop_the_others(rag: Rag, docs: Path) -> None:
+    """It is listed, the rest is ingested, and the exit code says that something failed."""
+    (docs / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    (docs / "empty.txt").write_bytes(b"")
+    report = rag.json("ingest", str(docs), code=1)
+    assert (5, 2) == (report["documents"]["new"], report["documents"]["failed"])
+    assert {"picture.png", "empty.txt"} == {Path(failure["source"]).name for failure in report["failures"]}
+
+
+def test_a_dry_run_writes_nothing(rag: Rag, docs: Path) -> None:
+    """Only the plan is printed; not even the collection is made."""
+    assert 5 == rag.json("ingest", str(docs), "--dry-run")["documents"]["new"]
+    assert not (rag.folder / "data" / "collections" / "documents").exists()
+
+
+def test_filters_on_metadata(rag: Rag, tmp_path: Path) -> None:
+    """``--where`` is applied in the first stage: equality, any of, ranges, nested keys."""
+    file = tmp_path / "m.jsonl"
+    rows = [
+        {
+            "id": str(i),
+            "text": f"release notes number {i}",
+            "metadata": {"year": 2015 + i, "tag": {"lang": "en" if i % 2 else "zh"}},
+        }
+        for i in range(10)
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    rag.json("ingest", str(file))
+
+    def found(*conditions: str) -> set[str]:
+        where = [word for condition in conditions for word in ("--where", condition)]
+        return {hit["document_id"] for hit in rag.json("query", "release notes", "--top-k", "10", *where)["hits"]}
+
+    assert {"3"} == found("year=2018")
+    assert {"1", "4"} == found("year=2016", "year=2019")
+    assert {"8", "9"} == found("year>=2023")
+    assert {"1", "3", "5", "7", "9"} == found("tag.lang=en")
+
+
+def test_none_answers_in_first_stage_order(rag: Rag, docs: Path) -> None:
+    """No reranker, no rerank score, and the output says so."""
+    rag.json("ingest", str(docs))
+    result = rag.json("query", "ports", RAG_RERANKER="none")
+    assert "none" == result["reranker"]
+    assert all(hit["rerank"] is None and hit["rank"] == hit["first_stage"]["rank"] for hit in result["hits"])
+
+
+def test_an_unknown_embedding_model_does_not_touch_the_collection(rag: Rag, docs: Path, tmp_path: Path) -> None:
+    """Other chunking is refused by ingest with both values and the way out."""
+    rag.json("ingest", str(docs))
+    done = rag("ingest", str(docs), RAG_CHUNK_TOKENS="128")
+    assert 1 == done.returncode
+    assert re.search(r"chunk_tokens: stored 256, asked for 128.*RAG_COLLECTION", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "said"),
+    [
+        (["query", "x"], {"RAG_TOP_K": "0"}, "RAG_TOP_K"),
+        (["query", "x"], {"RAG_RERANKR": "none"}, "Did you mean RAG_RERANKER"),
+        (["query", "x"], {"RAG_RERANKER": "magic"}, "no reranker is called 'magic'"),
+        (["query", "x", "--reranker", "cohere"], {}, "RAG_COHERE_API_KEY"),
+        (["query", "x"], {"RAG_RERANKER": "cross-encoder"}, "RAG_RERANKER_MODEL"),
+        (["query", "x"], {"RAG_EMBEDDER": "sentence-transformers"}, "RAG_EMBEDDING_MODEL"),
+        (["query", " "], {}, "query is empty"),
+        (["query", "x", "--where", "lang"], {}, "KEY=VALUE"),
+        (["query", "x", "--top-k", "60"], {}, "top_k"),
+        (["ingest", "no/such/folder"], {}, "no/such/folder"),
+        (["eval", "no/such/folder"], {}, "corpus.jsonl"),
+        (["ingest"], {}, "PATHS"),
+    ],
+)
+def test_wrong_settings_and_arguments_exit_2_with_one_clear_line(
+    rag: Rag, arguments: list[str], variables: dict[str, str], said: str
+) -> None:
+    """No traceback, no half-done work, and the message names what to change."""
+    done = rag(*arguments, **variables)
+    assert (2, "") == (done.returncode, done.stdout)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    if arguments != ["ingest"]:
+        assert 1 == len(done.stderr.strip().splitlines())
+    assert not (rag.folder / "data" / "collections").exists()
+
+
+def test_a_second_process_is_told_who_holds_the_store(rag: Rag, docs: Path, tmp_path: Path) -> None:
+    """At once, by process id, and with what to do."""
+    import os
+
+    from pipeline.stores.edge import EdgeStore
+
+    from pipeline.types import Fingerprint
+
+    store = EdgeStore(tmp_path / "data" / "collections" / "documents")
+    store.ensure_ready(Fingerprint("x", 4, 256, 32, "y"))
+    try:
+        done = rag("query", "x")
+    finally:
+        store.close()
+    assert 1 == done.returncode
+    assert str(os.getpid()) in done.stderr
+
+
+def test_doctor_uses_everything_once(rag: Rag) -> None:
+    """On a plain machine all is in reach."""
+    outcome = rag.json("doctor")
+    assert outcome["ok"]
+    assert ["settings", "data directory", "store", "embedder", "reranker"] == [
+        check["name"] for check in outcome["checks"]
+    ]
+
+
+def test_doctor_names_what_is_out_of_reach(rag: Rag, tmp_path: Path) -> None:
+    """A model folder that does not exist is one failed check; the others still run."""
+    outcome = rag.json("doctor", code=1, RAG_RERANKER="cross-encoder", RAG_RERANKER_MODEL=str(tmp_path / "nowhere"))
+    failed = [check for check in outcome["checks"] if not check["ok"]]
+    assert ["reranker"] == [check["name"] for check in failed]
+    assert "nowhere" in failed[0]["detail"]
+
+
+def test_the_ranking_for_people_shows_both_ranks_and_sources(rag: Rag, docs: Path) -> None:
+    """Without a terminal the text is plain: no colour codes in a pipe."""
+    rag.json("ingest", str(docs))
+    done = rag("query", "Which port does gRPC use?")
+    assert 0 == done.returncode
+    assert "\x1b" not in done.stdout
+    assert re.search(r"^1\. .*score 0\.\d+ .*first stage #\d", done.stdout, re.M)
+    assert "network.txt" in done.stdout
+
+
+def test_eval_prints_the_runs_of_the_interface(rag: Rag, tmp_path: Path) -> None:
+    """A tiny labelled set through the real pipeline; a second evaluation finds the corpus there."""
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    texts = ENGLISH | CHINESE
+    (folder / "corpus.jsonl").write_text(
+        "\n".join(json.dumps({"_id": name, "title": "", "text": text}) for name, text in texts.items())
+    )
+    queries = {"q1": "Which port does gRPC use?", "q2": "集合多久备份一次?"}
+    (folder / "queries.jsonl").write_text("\n".join(json.dumps({"_id": k, "text": v}) for k, v in queries.items()))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tnetwork.txt\t1\nq2\t备份.md\t1\n")
+    outcome = rag.json("eval", str(folder), "--search", "hybrid", "--search", "sparse", "--reranker", "none")
+    assert ("set", 2, 5) == (outcome["dataset"], outcome["queries"], outcome["documents"])
+    assert [("hybrid", "none"), ("sparse", "none")] == [(run["search"], run["reranker"]) for run in outcome["runs"]]
+    assert {"search", "reranker", "ndcg@10", "mrr@10", "recall@5", "recall@100", "latency_ms"} == set(
+        outcome["runs"][0]
+    )
+    assert 1.0 == outcome["runs"][0]["recall@5"]

@@ -1,0 +1,60 @@
+from typing import Any
+
+import pytest
+
+from pipeline.cli import parse_where
+from pipeline.display import query_terms, snippet
+from pipeline.errors import SettingsError
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        ([], {}),
+        (["lang=en"], {"lang": "en"}),
+        (["lang=en", "lang=zh"], {"lang": ["en", "zh"]}),
+        (["year=2020"], {"year": 2020}),
+        (['year="2020"'], {"year": "2020"}),
+        (["year>=2020", "year<2024"], {"year": {"gte": 2020, "lt": 2024}}),
+        (["a.b=true"], {"a.b": True}),
+        (["title=a=b"], {"title": "a=b"}),
+        (["when>2024-01-01"], {"when": {"gt": "2024-01-01"}}),
+        (["语言=中文"], {"语言": "中文"}),
+    ],
+)
+def test_where_conditions(conditions: list[str], expected: dict[str, Any]) -> None:
+    """A command-line condition becomes the filter of the Python interface."""
+    assert expected == parse_where(conditions)
+
+
+@pytest.mark.parametrize("condition", ["lang", "=en", ""])
+def test_a_malformed_condition_is_refused(condition: str) -> None:
+    """The message shows the form."""
+    with pytest.raises(SettingsError, match="KEY=VALUE"):
+        parse_where([condition])
+
+
+def test_equality_and_range_on_one_key_are_refused() -> None:
+    """They contradict or repeat each other."""
+    with pytest.raises(SettingsError, match="both"):
+        parse_where(["year=2020", "year>2019"])
+
+
+def test_terms_are_words_and_pairs_of_chinese_characters() -> None:
+    """Common words are left out; Chinese has no spaces to split at."""
+    assert ["read", "JSON", "Python"] == query_terms("How do I read JSON in Python?")
+    assert ["读取", "取文", "文件"] == query_terms("读取文件")
+
+
+def test_the_snippet_shows_the_part_that_matches() -> None:
+    """A hit's matching sentence is often not its first."""
+    text = "Filler words here. " * 60 + "The needle is in this sentence. " + "More filler words. " * 60
+    shown = snippet(text, "where is the needle").plain
+    assert "needle" in shown
+    assert len(shown) < 340
+
+
+def test_a_word_is_not_marked_inside_another() -> None:
+    """ "art" is not part of "start", but "index" is the stem of "indexes"."""
+    shown = snippet("start the art; indexes", "art index")
+    assert ["art", "indexes"] == [shown.plain[span.start : span.end] for span in shown.spans]

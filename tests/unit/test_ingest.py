@@ -1,0 +1,298 @@
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.core import Pipeline
+from pipeline.errors import SettingsError, StoreError
+from pipeline.ingestion.changes import plan_prune
+from pipeline.ingestion.run import Progress
+from pipeline.ingestion.stages import read_ahead, write_behind
+from pipeline.types import Chunk, Document, DocumentVersion, IngestReport
+from tests.fakes import FakeEmbedder, FakeStore
+
+
+class Rig:
+    """A pipeline over fakes, with the fakes at hand."""
+
+    def __init__(self, store: FakeStore | None = None) -> None:
+        self.store = store or FakeStore()
+        self.embedder = FakeEmbedder()
+        self.rag = Pipeline(embedder=self.embedder, store=self.store, chunk_tokens=32, chunk_overlap=0)
+
+    def ids(self) -> set[str]:
+        return {chunk.document_id for chunk, _ in self.store.points.values()}
+
+
+def counts(report: IngestReport) -> tuple[int, int, int, int, int]:
+    return report.new, report.changed, report.unchanged, report.deleted, len(report.failures)
+
+
+def text(word: str, sentences: int = 20) -> str:
+    return " ".join(f"This is sentence {i} about {word}." for i in range(sentences))
+
+
+def test_a_second_ingest_writes_and_embeds_nothing() -> None:
+    """Unchanged documents cost a lookup."""
+    rig = Rig()
+    documents = [Document(id=name, text=text(name)) for name in "abc"]
+    first = rig.rag.ingest(documents)
+    embedded = len(rig.embedder.embedded)
+    second = rig.rag.ingest(documents)
+    assert ((3, 0, 0, 0, 0), (0, 0, 3, 0, 0)) == (counts(first), counts(second))
+    assert (0, 0, embedded) == (second.chunks_written, second.chunks_deleted, len(rig.embedder.embedded))
+
+
+def test_a_changed_document_rewrites_its_own_chunks_alone() -> None:
+    """The shorter new version leaves no orphans, and the neighbour stays untouched."""
+    rig = Rig()
+    rig.rag.ingest([Document(id="a", text=text("apples")), Document(id="b", text=text("pears"))])
+    before = {id_: chunk for id_, (chunk, _) in rig.store.points.items() if chunk.document_id == "b"}
+    old_chunks = len(rig.store.points) - len(before)
+    report = rig.rag.ingest([Document(id="a", text="Short now."), Document(id="b", text=text("pears"))])
+    assert (0, 1, 1, 0, 0) == counts(report)
+    assert (1, old_chunks) == (report.chunks_written, report.chunks_deleted)
+    assert before == {id_: chunk for id_, (chunk, _) in rig.store.points.items() if chunk.document_id == "b"}
+    assert ["Short now."] == [chunk.text for chunk, _ in rig.store.points.values() if chunk.document_id == "a"]
+
+
+def test_changed_metadata_is_a_change() -> None:
+    """A filter must not answer from yesterday's metadata."""
+    rig = Rig()
+    rig.rag.ingest([Document(id="a", text="x", metadata={"lang": "en"})])
+    assert 1 == rig.rag.ingest([Document(id="a", text="x", metadata={"lang": "zh"})]).changed
+
+
+def test_new_chunks_are_all_written_before_old_ones_go() -> None:
+    """A write that fails half-way leaves the old version complete; the rerun ends as an undisturbed run."""
+
+    class Failing(FakeStore):
+        fail = False
+
+        def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+            if self.fail:
+                super().upsert(chunks[:2], vectors[:2])
+                raise StoreError("disk full")
+            super().upsert(chunks, vectors)
+
+    store = Failing()
+    rig = Rig(store)
+    old, new = Document(id="a", text=text("apples")), Document(id="a", text=text("pears"))
+    rig.rag.ingest([old])
+    complete = set(store.points)
+    store.fail = True
+    with pytest.raises(StoreError, match="disk full"):
+        rig.rag.ingest([new])
+    assert complete < set(store.points)
+    store.fail = False
+    report = rig.rag.ingest([new])
+    undisturbed = Rig()
+    undisturbed.rag.ingest([new])
+    assert set(undisturbed.store.points) == set(store.points)
+    assert (1, len(complete)) == (report.changed, report.chunks_deleted)
+
+
+def test_a_cut_off_first_write_is_completed_by_the_rerun() -> None:
+    """Some chunks of a new document are not the document."""
+    rig, whole = Rig(), Rig()
+    document = Document(id="a", text=text("apples"))
+    whole.rag.ingest([document])
+    some = dict(list(whole.store.points.items())[:2])
+    rig.store.points.update(some)
+    rig.store.made_with = whole.store.made_with
+    rig.rag.ingest([document])
+    assert set(whole.store.points) == set(rig.store.points)
+
+
+def test_stale_chunks_beside_a_complete_version_are_removed_without_embedding() -> None:
+    """A crash between writing and deleting costs the rerun only the deletion."""
+    rig, old = Rig(), Rig()
+    old.rag.ingest([Document(id="a", text=text("pears"))])
+    new = Document(id="a", text=text("apples"))
+    rig.rag.ingest([new])
+    complete = set(rig.store.points)
+    rig.store.points.update(old.store.points)
+    embedded = len(rig.embedder.embedded)
+    report = rig.rag.ingest([new])
+    assert (complete, embedded) == (set(rig.store.points), len(rig.embedder.embedded))
+    assert (1, len(old.store.points)) == (report.unchanged, report.chunks_deleted)
+
+
+def test_a_dry_run_counts_and_writes_nothing() -> None:
+    """The plan is printed; neither the store nor the model is touched."""
+    rig = Rig()
+    report = rig.rag.ingest([Document(id="a", text=text("apples"))], dry_run=True)
+    assert (1, True) == (report.new, report.dry_run)
+    assert report.chunks_written > 1
+    assert ({}, [], None) == (rig.store.points, rig.embedder.embedded, rig.store.made_with)
+
+
+def test_the_last_of_two_documents_with_one_id_counts(tmp_path: Path) -> None:
+    """Said in a warning, stored once."""
+    rig = Rig()
+    report = rig.rag.ingest([Document(id="a", text="first"), Document(id="a", text="second")])
+    assert ["second"] == [chunk.text for chunk, _ in rig.store.points.values()]
+    assert "'a' was given more than once" in report.warnings[0]
+
+
+def test_a_document_without_text_is_a_failure_and_the_rest_goes_on() -> None:
+    """One bad document does not stop the others."""
+    rig = Rig()
+    report = rig.rag.ingest([Document(id="empty", text=" \n "), Document(id="b", text="fine")])
+    assert (1, ["empty"]) == (report.new, [failure.source for failure in report.failures])
+    assert {"b"} == rig.ids()
+
+
+def folder(tmp_path: Path, *names: str) -> Path:
+    place = tmp_path / "docs"
+    place.mkdir(exist_ok=True)
+    for name in names:
+        (place / name).write_text(f"This is the file {name}.")
+    return place
+
+
+def test_prune_removes_what_is_gone_under_the_path_alone(tmp_path: Path) -> None:
+    """Documents from elsewhere are none of its business."""
+    rig = Rig()
+    place = folder(tmp_path, *(f"{i}.txt" for i in range(10)))
+    rig.rag.ingest([place, Document(id="mine", text="kept", source="elsewhere")])
+    (place / "3.txt").unlink()
+    assert 0 == rig.rag.ingest(place).deleted
+    report = rig.rag.ingest(place, prune=True)
+    assert (0, 0, 9, 1, 0) == counts(report)
+    assert "mine" in rig.ids()
+    assert str((place / "3.txt").resolve()) not in rig.ids()
+
+
+def test_prune_refuses_to_remove_too_much(tmp_path: Path) -> None:
+    """An unmounted folder looks like one whose files were deleted."""
+    rig = Rig()
+    place = folder(tmp_path, *(f"{i}.txt" for i in range(10)))
+    rig.rag.ingest(place)
+    for i in range(10):
+        (place / f"{i}.txt").unlink()
+    report = rig.rag.ingest(place, prune=True)
+    assert (0, 10) == (report.deleted, len(rig.ids()))
+    assert "10 of 10" in report.failures[0].error
+    assert 10 == rig.rag.ingest(place, prune=True, max_delete=1.0).deleted
+    assert set() == rig.ids()
+
+
+def test_prune_keeps_what_cannot_be_read_today(tmp_path: Path) -> None:
+    """A file that is there but broken is not gone."""
+    rig = Rig()
+    place = folder(tmp_path, *(f"{i}.txt" for i in range(10)))
+    rig.rag.ingest(place)
+    (place / "3.txt").write_bytes(b"")
+    report = rig.rag.ingest(place, prune=True)
+    assert (0, 1) == (report.deleted, len(report.failures))
+    assert 10 == len(rig.ids())
+
+
+def test_prune_removes_lines_that_left_a_jsonl_file(tmp_path: Path) -> None:
+    """The documents of a JSONL file have it as their source."""
+    rig = Rig()
+    file = tmp_path / "all.jsonl"
+    lines = [json.dumps({"id": f"d{i}", "text": f"text {i}"}) for i in range(10)]
+    file.write_text("\n".join(lines))
+    rig.rag.ingest(file)
+    file.write_text("\n".join(lines[:9]))
+    assert 1 == rig.rag.ingest(file, prune=True).deleted
+    assert "d9" not in rig.ids()
+
+
+def test_prune_without_paths_is_refused() -> None:
+    """There is nothing to compare with."""
+    with pytest.raises(SettingsError, match="prune"):
+        Rig().rag.ingest([Document(id="a", text="x")], prune=True)
+
+
+def test_a_sibling_with_the_same_beginning_is_not_under_a_root() -> None:
+    """/a/docs2 does not lie in /a/docs."""
+    versions = [DocumentVersion("x", "h", "/a/docs2/x.md", 1, 1), DocumentVersion("y", "h", "/a/docs/y.md", 1, 1)]
+    assert ["y"] == plan_prune(versions, ["/a/docs"], seen=[], unreadable=[]).doomed
+
+
+def test_a_missing_path_is_found_out_before_any_work(tmp_path: Path) -> None:
+    """A typo in the last argument does not cost the work on the first."""
+    rig = Rig()
+    with pytest.raises(SettingsError, match="nowhere"):
+        rig.rag.ingest([folder(tmp_path, "a.txt"), tmp_path / "nowhere"])
+    assert {} == rig.store.points
+
+
+def test_progress_is_told_files_documents_and_chunks(tmp_path: Path) -> None:
+    """The last step tells the whole."""
+    rig = Rig()
+    steps: list[Progress] = []
+    rig.rag.ingest(folder(tmp_path, "a.txt", "b.txt"), progress=steps.append)
+    assert (2, 2, 2, 2) == max((step.files_done, step.files_total, step.documents, step.chunks) for step in steps)
+
+
+def test_a_generator_is_read_as_it_goes() -> None:
+    """A million documents need not exist at once: reading waits for writing."""
+    alive, most = 0, 0
+    lock = threading.Lock()
+
+    class Counting(FakeStore):
+        def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+            nonlocal alive
+            with lock:
+                alive -= len(chunks)
+            super().upsert(chunks, vectors)
+
+    def documents() -> Iterator[Document]:
+        nonlocal alive, most
+        for i in range(20_000):
+            with lock:
+                alive += 1
+                most = max(most, alive)
+            yield Document(id=str(i), text=f"text {i}")
+
+    rig = Rig(Counting())
+    assert 20_000 == rig.rag.ingest(documents()).new
+    assert most < 8_000
+
+
+def test_read_ahead_raises_the_producers_error_in_its_place() -> None:
+    """Nothing before the error is lost, and the error is not."""
+
+    def produce() -> Iterator[int]:
+        yield 1
+        raise ValueError("broken")
+
+    items = read_ahead(produce(), 2)
+    assert 1 == next(items)
+    with pytest.raises(ValueError, match="broken"):
+        next(items)
+
+
+def test_read_ahead_stops_its_thread_when_closed() -> None:
+    """A consumer that gives up leaves no thread behind."""
+    items = read_ahead(iter(range(1000)), 2)
+    next(items)
+    items.close()  # type: ignore[attr-defined]
+    assert [] == [thread for thread in threading.enumerate() if thread.name == "rag-read"]
+
+
+def test_write_behind_raises_the_first_error_and_does_no_more() -> None:
+    """What follows a failed write must not be written."""
+    done: list[int] = []
+
+    def work(item: int) -> None:
+        if item == 2:
+            raise StoreError("refused")
+        done.append(item)
+
+    def run() -> None:
+        with write_behind(work, 10) as put:
+            for item in range(5):
+                put(item)
+
+    with pytest.raises(StoreError, match="refused"):
+        run()
+    assert [0, 1] == done

@@ -1,0 +1,200 @@
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from pipeline.core import Pipeline
+from pipeline.errors import FingerprintError, RerankerError, SettingsError
+from pipeline.types import Document, Fingerprint, RerankScore
+from tests.fakes import FakeEmbedder, FakeReranker, FakeStore
+
+TEXTS = {
+    "apple": "an apple is a fruit",
+    "pear": "a pear is a fruit too",
+    "car": "a car has four wheels",
+    "苹果": "苹果是一种水果",
+}
+
+
+def pipeline(reranker: FakeReranker | None = None, **options: Any) -> Pipeline:
+    rag = Pipeline(embedder=FakeEmbedder(), store=FakeStore(), reranker=reranker, search="dense", **options)
+    rag.ingest([Document(id=id_, text=text, metadata={"long": len(text) > 18}) for id_, text in TEXTS.items()])
+    return rag
+
+
+def preferring(*best: str) -> FakeReranker:
+    """A reranker that likes these documents in this order, and the others equally little."""
+    logits = dict.fromkeys(TEXTS.values(), -3.0) | {TEXTS[id_]: 3.0 - i for i, id_ in enumerate(best)}
+    return FakeReranker(logits)
+
+
+def test_the_reranker_decides_the_order_and_the_first_stage_stays_visible() -> None:
+    """A hit shows where the first stage had put it."""
+    result = pipeline(preferring("car", "pear")).query("apple fruit", top_k=2)
+    assert ["car", "pear"] == [hit.document_id for hit in result.hits]
+    assert [1, 2] == [hit.rank for hit in result.hits]
+    assert result.hits[0].first_stage.rank > 1
+    assert result.hits[0].rerank is not None
+    assert result.hits[0].score == result.hits[0].rerank.probability
+
+
+def test_equal_rerank_scores_keep_the_order_of_the_first_stage() -> None:
+    """A reranker that cannot tell texts apart changes nothing."""
+    hits = pipeline(preferring()).query("apple fruit").hits
+    assert [1, 2, 3, 4] == [hit.first_stage.rank for hit in hits]
+
+
+def test_without_a_reranker_hits_have_no_rerank_score() -> None:
+    """``none`` answers in first-stage order, and the output says that no reranker ran."""
+    result = pipeline(None).query("apple fruit")
+    assert ("none", False) == (result.reranker, result.degraded)
+    assert [None] * 4 == [hit.to_dict()["rerank"] for hit in result.hits]
+    assert [1, 2, 3, 4] == [hit.first_stage.rank for hit in result.hits]
+
+
+def test_the_threshold_is_on_the_rerank_probability() -> None:
+    """Hits below it are dropped, whatever their fused score."""
+    result = pipeline(preferring("car", "pear"), alpha=0.1).query("apple fruit", threshold=0.5)
+    assert {"car", "pear"} == {hit.document_id for hit in result.hits}
+    assert 4 == result.candidates
+
+
+def test_a_threshold_without_a_reranker_is_not_applied_and_said() -> None:
+    """There is no probability to compare with; dropping by a cosine would be arbitrary."""
+    result = pipeline(None).query("apple", threshold=0.9)
+    assert 4 == len(result.hits)
+    assert "threshold" in result.warnings[0]
+
+
+def test_the_reranker_reads_title_and_text() -> None:
+    """A heading often holds the word that the question asks for."""
+    reranker = FakeReranker()
+    rag = Pipeline(embedder=FakeEmbedder(), store=FakeStore(), reranker=reranker)
+    rag.ingest([Document(id="a", title="Wheels", text="four of them")])
+    rag.query("wheels")
+    assert ["Wheels\nfour of them"] == reranker.calls[0][1]
+
+
+def test_the_rerankers_own_alpha_holds_unless_one_is_given() -> None:
+    """A weak reranker declares a small weight; the user's number wins over it."""
+    weak = preferring("car")
+    weak.default_alpha = 0.0
+    assert "car" != pipeline(weak).query("apple fruit").hits[0].document_id
+    assert "car" == pipeline(weak).query("apple fruit", alpha=1.0).hits[0].document_id
+    assert "car" == pipeline(weak, alpha=1.0).query("apple fruit").hits[0].document_id
+
+
+def test_the_filter_reaches_the_first_stage() -> None:
+    """``where`` narrows the candidates, so it cannot leave fewer hits than there are."""
+    result = pipeline(preferring()).query("apple", where={"long": False}, top_n=2, top_k=2)
+    assert {"苹果", "car", "apple", "pear"} > {hit.document_id for hit in result.hits}
+    assert {False} == {hit.metadata["long"] for hit in result.hits}
+
+
+def test_top_n_bounds_what_the_reranker_sees() -> None:
+    """Only the candidates are paid for."""
+    reranker = preferring()
+    result = pipeline(reranker).query("apple fruit", top_n=2)
+    assert (2, 2) == (len(reranker.calls[0][1]), len(result.hits))
+
+
+def test_an_empty_collection_answers_with_a_note() -> None:
+    """Asking before ingesting is not an error, but it is said."""
+    result = Pipeline(embedder=FakeEmbedder(), store=FakeStore()).query("anything")
+    assert ([], 0) == (result.hits, result.candidates)
+    assert "empty" in result.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"top_k": 0}, "top_k must be between 1 and top_n"),
+        ({"top_n": 1001}, "top_n must be between 1 and 1000"),
+        ({"top_n": 5, "top_k": 6}, "top_k must be between"),
+        ({"threshold": 1.5}, "threshold must be between 0 and 1"),
+        ({"alpha": -0.1}, "alpha must be between 0 and 1"),
+    ],
+)
+def test_wrong_arguments_are_refused(options: Mapping[str, Any], said: str) -> None:
+    """The message says what is allowed."""
+    with pytest.raises(SettingsError, match=said):
+        pipeline().query("apple", **options)
+
+
+def test_a_blank_query_is_refused() -> None:
+    """There is nothing to look for."""
+    with pytest.raises(SettingsError, match="empty"):
+        pipeline().query("  \n ")
+
+
+def test_a_collection_of_another_model_is_refused() -> None:
+    """Cosines between vectors of two models look like answers and are noise."""
+    rag = pipeline()
+    other = Pipeline(embedder=FakeEmbedder(name="other@2"), store=rag.store)
+    with pytest.raises(
+        FingerprintError, match=r"embedder: stored 'fake-embedder@1', asked for 'other@2'.*RAG_COLLECTION"
+    ):
+        other.query("apple")
+
+
+def test_other_chunking_may_query_but_not_ingest() -> None:
+    """How chunks were cut does not matter for finding them, only for adding to them."""
+    rag = pipeline()
+    other = Pipeline(embedder=FakeEmbedder(), store=rag.store, chunk_tokens=100)
+    assert 4 == len(other.query("apple").hits)
+    with pytest.raises(FingerprintError, match="chunk_tokens: stored 256, asked for 100"):
+        other.ingest([Document(id="x", text="y")])
+
+
+def test_a_reranker_that_loses_a_score_is_an_error() -> None:
+    """A list of another length cannot be put beside the candidates."""
+
+    class Short(FakeReranker):
+        def score(self, query: str, texts: Any) -> list[RerankScore]:
+            return super().score(query, texts)[:-1]
+
+    with pytest.raises(RerankerError, match="3 scores for 4 texts"):
+        pipeline(Short()).query("apple")
+
+
+def test_only_one_version_of_a_document_answers() -> None:
+    """While a changed document is being written, both versions are stored; the complete one counts."""
+    rag = Pipeline(embedder=FakeEmbedder(), store=FakeStore(), chunk_tokens=32, chunk_overlap=0)
+    old = Document(id="d", text="the apple is green. " * 30)
+    rag.ingest([old])
+    new = Document(id="d", text="the apple is red. " * 30)
+    scratch = Pipeline(embedder=FakeEmbedder(), store=FakeStore(), chunk_tokens=32, chunk_overlap=0)
+    scratch.ingest([new])
+    assert isinstance(scratch.store, FakeStore)
+    written = sorted((chunk for chunk, _ in scratch.store.points.values()), key=lambda chunk: chunk.index)
+    rag.store.upsert(written[:2], FakeEmbedder().embed_documents([chunk.full_text for chunk in written[:2]]))
+    assert {old.content_hash()} == {hit.chunk.content_hash for hit in rag.query("apple red", top_k=50).hits}
+    rag.store.upsert(written[2:], FakeEmbedder().embed_documents([chunk.full_text for chunk in written[2:]]))
+    assert 1 == len({hit.chunk.content_hash for hit in rag.query("apple red", top_k=50).hits})
+
+
+def test_the_json_has_the_fields_of_the_interface() -> None:
+    """Programs outside read these names."""
+    value = pipeline(preferring("car")).query("apple").to_dict()
+    assert ["query", "reranker", "degraded", "warnings", "hits", "candidates", "timings_ms"] == list(value)
+    assert {
+        "rank",
+        "id",
+        "document_id",
+        "title",
+        "text",
+        "source",
+        "score",
+        "rerank",
+        "first_stage",
+        "metadata",
+    } == set(value["hits"][0])
+    assert {"embed", "search", "rerank", "total"} == set(value["timings_ms"])
+
+
+def test_fingerprints_say_what_differs() -> None:
+    """Each differing field is named with both values."""
+    one = Fingerprint("a", 3, 256, 32, "b")
+    two = Fingerprint("a", 4, 128, 32, "b")
+    assert [("dimension", 3, 4), ("chunk_tokens", 256, 128)] == one.differences(two)
+    assert [("dimension", 3, 4)] == one.differences(two, ignore=frozenset({"chunk_tokens"}))

@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings, markdown_table, variable
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of the machine and no .env of the checkout reaches these tests."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(("RAG_", "COHERE_", "CO_API", "QDRANT_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_defaults_are_those_of_the_interface() -> None:
+    """Without any variable everything runs embedded."""
+    settings = Settings()
+    assert ("embedded", "embedded", "hybrid", "dbsf") == (
+        settings.embedder,
+        settings.reranker,
+        settings.search,
+        settings.hybrid_fusion,
+    )
+    assert (50, 5, None, None) == (settings.top_n, settings.top_k, settings.threshold, settings.alpha)
+
+
+def test_arguments_win_over_environment_over_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nearer source wins."""
+    Path(".env").write_text("RAG_TOP_K=3\nRAG_TOP_N=30\nRAG_SEARCH=dense\n")
+    monkeypatch.setenv("RAG_TOP_N", "40")
+    settings = Settings(search="sparse")
+    assert (3, 40, "sparse") == (settings.top_k, settings.top_n, settings.search)
+
+
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line like RAG_THRESHOLD= in a .env file keeps the default."""
+    monkeypatch.setenv("RAG_THRESHOLD", "")
+    monkeypatch.setenv("RAG_TOP_N", "")
+    assert (None, 50) == (Settings().threshold, Settings().top_n)
+
+
+def test_other_programs_variables_are_ignored() -> None:
+    """A .env file is shared with the app around us."""
+    Path(".env").write_text("OPENAI_API_KEY=x\nDATABASE_URL=y\n")
+    assert "documents" == Settings().collection
+
+
+@pytest.mark.parametrize("place", ["environment", "file"])
+def test_a_mistyped_variable_is_an_error_with_a_suggestion(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """RAG_RERANKR does not silently leave the default in place."""
+    if place == "file":
+        Path(".env").write_text("RAG_RERANKR=cohere\n")
+    else:
+        monkeypatch.setenv("RAG_RERANKR", "cohere")
+    with pytest.raises(SettingsError, match=r"RAG_RERANKR .*Did you mean RAG_RERANKER\?"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("RAG_TOP_K", "0", "RAG_TOP_K: .*greater than or equal to 1"),
+        ("RAG_TOP_N", "many", "RAG_TOP_N: .*integer"),
+        ("RAG_SEARCH", "fuzzy", "RAG_SEARCH: .*'hybrid', 'dense' or 'sparse'"),
+        ("RAG_ALPHA", "1.5", "RAG_ALPHA: .*less than or equal to 1"),
+        ("RAG_TOP_K", "60", r"RAG_TOP_K \(60\) must not be larger than RAG_TOP_N \(50\)"),
+        ("RAG_CHUNK_OVERLAP", "128", "RAG_CHUNK_OVERLAP .* less than half"),
+        ("RAG_COLLECTION", "../x", "RAG_COLLECTION: "),
+    ],
+)
+def test_a_value_out_of_range_names_the_variable_and_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    """The message is enough to mend it."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=said):
+        Settings()
+
+
+def test_an_unknown_argument_is_an_error_with_a_suggestion() -> None:
+    """Settings(rerankr=...) is as wrong as the variable."""
+    with pytest.raises(SettingsError, match=r"rerankr.*Did you mean reranker"):
+        Settings(rerankr="cohere")
+
+
+@pytest.mark.parametrize("name", ["RAG_COHERE_API_KEY", "COHERE_API_KEY", "CO_API_KEY"])
+def test_the_cohere_key_is_read_under_its_known_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The names that Cohere's own tools use work too."""
+    monkeypatch.setenv(name, "the-key")
+    key = Settings().cohere_api_key
+    assert key is not None
+    assert "the-key" == key.get_secret_value()
+
+
+def test_a_key_never_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the settings' text nor in the error about another field."""
+    monkeypatch.setenv("RAG_COHERE_API_KEY", "sk-very-secret")
+    assert "sk-very-secret" not in repr(Settings())
+    monkeypatch.setenv("RAG_TOP_K", "-1")
+    with pytest.raises(SettingsError) as caught:
+        Settings()
+    assert "sk-very-secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+def test_updated_checks_again() -> None:
+    """A changed copy is as valid as a new one, and the original stays."""
+    settings = Settings(cohere_api_key="k")
+    assert (9, 5) == (settings.updated(top_k=9).top_k, settings.top_k)
+    with pytest.raises(SettingsError, match="RAG_TOP_K"):
+        settings.updated(top_k=51)
+
+
+def test_the_readme_has_the_current_table() -> None:
+    """README's table of settings is the one that ``python -m pipeline.settings`` prints."""
+    assert markdown_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_file_names_every_variable() -> None:
+    """.env.example lists all variables and none that does not exist."""
+    import re
+
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert {variable(name) for name in Settings.model_fields} == set(re.findall(r"^#?\s?(RAG_[A-Z_]+)=", text, re.M))
