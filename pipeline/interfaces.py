@@ -36,8 +36,11 @@ class Embedder(Protocol):
     dimension: int
     max_tokens: int
     """Longest input in tokens, special tokens and prefix included; longer ones are cut by the model."""
-    tokenizer: Tokenizer
-    """Counts a chunk's tokens. Where a model's own is out of reach, the closest that is at hand."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Counts a chunk's tokens. Where a model's own is out of reach, the closest that is at hand."""
+        ...
 
     def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of shape (len(texts), dimension), each of length 1, in input order."""

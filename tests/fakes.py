@@ -127,7 +127,7 @@ class FakeStore:
 
     def versions(self, document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
         groups: dict[tuple[str, str], list[Chunk]] = {}
-        for chunk, _ in self.points.values():
+        for chunk, _ in list(self.points.values()):  # an ingest writes while it reads
             if document_ids is None or chunk.document_id in document_ids:
                 groups.setdefault((chunk.document_id, chunk.content_hash), []).append(chunk)
         for (document_id, content_hash), chunks in groups.items():

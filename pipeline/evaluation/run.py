@@ -17,7 +17,7 @@ from pipeline.evaluation.dataset import Dataset, read_dataset
 from pipeline.evaluation.metrics import mean_metrics
 from pipeline.interfaces import Embedder, Reranker
 from pipeline.settings import Settings
-from pipeline.stores.bm25 import BM25_NAME
+from pipeline.stores import bm25
 from pipeline.stores.edge import EdgeStore
 from pipeline.types import Hit, SearchMode
 
@@ -49,7 +49,7 @@ def evaluate_dataset(
     built = {name: build_reranker(settings.updated(reranker=name)) for name in names}
     embedder = build_embedder(settings)
     # Another model or chunking gets a collection of its own, so that switching back costs nothing.
-    made_with = (dataset.folder.resolve(), embedder.name, settings.chunk_tokens, settings.chunk_overlap, BM25_NAME)
+    made_with = (dataset.folder.resolve(), embedder.name, settings.chunk_tokens, settings.chunk_overlap, bm25.DESCRIPTION)
     key = hashlib.blake2b(repr(made_with).encode(), digest_size=6).hexdigest()
     store = EdgeStore(settings.data_dir / "eval" / f"{dataset.name}-{key}")
     runs = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +93,7 @@ class IngestRun:
         """Runs the ingest and says what it did."""
         start = time.perf_counter()
         roots: list[str] = []
-        with closing(read_ahead(_read(items, roots), size=4)) as batches, write_behind(self._write, size=4) as put:
+        with read_ahead(_read(items, roots), size=4) as batches, write_behind(self._write, size=4) as put:
             for batch in batches:
                 self._files = (batch.files_done, batch.files_total)
                 self._take(batch.items, put)
@@ -134,27 +133,29 @@ class IngestRun:
             if before is not None:
                 self._warnings.append(f"the id {document.id!r} was given more than once: the last one counts")
             change = compare(content_hash, stored.get(document.id, []))
-            if before is not None:
-                # What this run wrote for the id is not in the ledger that was read above.
-                self._queue(document, content_hash, put, stale=True)
+            # What this run wrote for the id before is not in the ledger that was read above.
+            stale = change.stale or before is not None
+            if change.state == "unchanged" and before is None:
+                if stale:
+                    self._finished[document.id] = content_hash
+            elif not self._queue(document, content_hash, put, stale=stale):
                 continue
-            self._counts[change.state] += 1
-            if change.state != "unchanged":
-                self._queue(document, content_hash, put, stale=change.stale)
-            elif change.stale:
-                self._finished[document.id] = content_hash
+            if before is None:
+                self._counts[change.state] += 1
 
-    def _queue(self, document: Document, content_hash: str, put: Callable[[_Write], None], *, stale: bool) -> None:
+    def _queue(self, document: Document, content_hash: str, put: Callable[[_Write], None], *, stale: bool) -> bool:
+        """Queues a document's chunks; False, with a failure noted, if it has none."""
         chunks = self.chunker.chunk(document)
         if not chunks:
             self._failures.append(Failure(document.source, "no text in it"))
-            return
+            return False
         for chunk in chunks:
             self._pending.append(chunk)
             if len(self._pending) >= _EMBED_CHUNKS:
                 self._flush(put)
         if stale:
             self._finished[document.id] = content_hash
+        return True
 
     def _flush(self, put: Callable[[_Write], None]) -> None:
         """Embeds what waits and hands it to the writer."""

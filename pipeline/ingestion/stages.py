@@ -15,10 +15,12 @@ _POLL_S = 0.1
 _END: Any = object()
 
 
-def read_ahead(items: Iterable[T], size: int) -> Iterator[T]:
-    """The same items, produced by a thread of their own that is at most ``size`` items ahead.
+@contextmanager
+def read_ahead(items: Iterable[T], size: int) -> Iterator[Iterator[T]]:
+    """Gives the same items, produced by a thread of their own that is at most ``size`` items ahead.
 
-    An exception of the producer is raised here, after the items before it. Closing the iterator stops the thread.
+    An exception of the producer is raised by the iterator, after the items before it. Leaving the ``with`` block stops
+    the thread.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=size)
     stop = threading.Event()
@@ -45,11 +47,15 @@ def read_ahead(items: Iterable[T], size: int) -> Iterator[T]:
 
     thread = threading.Thread(target=produce, name="rag-read", daemon=True)
     thread.start()
-    try:
+
+    def take() -> Iterator[T]:
         while (item := ready.get()) is not _END:
             yield item
         if failure:
             raise failure[0]
+
+    try:
+        yield take()
     finally:
         stop.set()
         thread.join()

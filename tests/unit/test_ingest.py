@@ -265,17 +265,16 @@ def test_read_ahead_raises_the_producers_error_in_its_place() -> None:
         yield 1
         raise ValueError("broken")
 
-    items = read_ahead(produce(), 2)
-    assert 1 == next(items)
-    with pytest.raises(ValueError, match="broken"):
-        next(items)
+    with read_ahead(produce(), 2) as items:
+        assert 1 == next(items)
+        with pytest.raises(ValueError, match="broken"):
+            next(items)
 
 
-def test_read_ahead_stops_its_thread_when_closed() -> None:
+def test_read_ahead_stops_its_thread() -> None:
     """A consumer that gives up leaves no thread behind."""
-    items = read_ahead(iter(range(1000)), 2)
-    next(items)
-    items.close()  # type: ignore[attr-defined]
+    with read_ahead(iter(range(1000)), 2) as items:
+        next(items)
     assert [] == [thread for thread in threading.enumerate() if thread.name == "rag-read"]
 
 

@@ -1,0 +1,134 @@
+"""Token sequences through one OpenVINO model on the CPU: sorted by length, in batches of a token budget.
+
+What makes it fast, each measured on 100 pairs of about 165 tokens with a 6-layer model: batches sorted by length and
+cut by tokens waste little on padding; one stream a core needs no synchronisation between cores; int8 weights with
+activations quantised as they come use the CPU's integer dot products; what stays floating runs in bfloat16.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import openvino
+
+# Padded tokens in one batch: enough to fill a core's matrix units, few enough to stay in its cache.
+TOKEN_BUDGET = 1024
+# Lengths are padded up to a multiple of this, so that shapes repeat and their kernels are found again.
+LENGTH_STEP = 8
+# Activations are quantised in groups of this many values: smaller is more exact, larger is faster.
+ACTIVATION_GROUP = 128
+
+_engines: dict[tuple[Path, Path | None], Engine] = {}
+_engines_lock = threading.Lock()
+
+
+def shared_engine(model: Path, cache_dir: Path | None = None, pad_id: int = 0) -> Engine:
+    """The process's one engine for a model file, whatever the number of its users."""
+    key = (model.resolve(), cache_dir.resolve() if cache_dir else None)
+    with _engines_lock:
+        if key not in _engines:
+            _engines[key] = Engine(model, cache_dir, pad_id)
+        return _engines[key]
+
+
+class Engine:
+    """A compiled model with inputs ``input_ids`` and ``attention_mask`` and one output row a sequence. Thread-safe."""
+
+    def __init__(self, model: Path, cache_dir: Path | None = None, pad_id: int = 0) -> None:
+        compiled = _compile(model, cache_dir)
+        self._pad_id = pad_id
+        # Twice as many requests as streams: while one is being collected, the next already runs.
+        self._requests: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
+        for _ in range(2 * int(compiled.get_property("NUM_STREAMS"))):
+            self._requests.put(compiled.create_infer_request())
+        self._width = int(compiled.output(0).partial_shape[1].get_length())
+
+    def run(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Output rows of shape (len(sequences), width), in input order."""
+        output = np.empty((len(sequences), self._width), dtype=np.float32)
+        running: deque[tuple[Any, list[int], Any]] = deque()
+
+        def collect() -> None:
+            request, rows, _ = running.popleft()
+            try:
+                request.wait()
+                output[rows] = request.get_output_tensor(0).data
+            finally:
+                self._requests.put(request)
+
+        try:
+            for rows in batches([len(sequence) for sequence in sequences]):
+                request = self._free_request(blocking=not running)
+                while request is None:
+                    collect()
+                    request = self._free_request(blocking=not running)
+                inputs = self._inputs([sequences[row] for row in rows])
+                running.append((request, rows, inputs))  # inputs are shared with the request: keep them alive
+                request.start_async(inputs, share_inputs=True)
+        finally:
+            while running:
+                collect()
+        return output
+
+    def _free_request(self, *, blocking: bool) -> Any:
+        """A free request; None if there is none and we hold some ourselves that we can wait for instead."""
+        try:
+            return self._requests.get(block=blocking)
+        except queue.Empty:
+            return None
+
+    def _inputs(self, sequences: Sequence[Sequence[int]]) -> dict[int, NDArray[np.int64]]:
+        longest = max(map(len, sequences))
+        length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+        ids = np.full((len(sequences), length), self._pad_id, dtype=np.int64)
+        mask = np.zeros((len(sequences), length), dtype=np.int64)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = sequence
+            mask[row, : len(sequence)] = 1
+        return {0: ids, 1: mask}
+
+
+def batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> Iterator[list[int]]:
+    """Indices of sequences in batches, longest first, each of at most ``budget`` padded tokens (or one sequence).
+
+    Longest first: the last batches are the short ones, so that no core waits long for another at the end.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        length = -(-lengths[order[start]] // LENGTH_STEP) * LENGTH_STEP
+        size = max(1, budget // max(1, length))
+        yield order[start : start + size]
+        start += size
+
+
+def _compile(model: Path, cache_dir: Path | None) -> openvino.CompiledModel:
+    import openvino
+
+    core = openvino.Core()
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    options: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "bf16" if "BF16" in capabilities else "f32",
+        "NUM_STREAMS": str(_cores()),
+        "INFERENCE_NUM_THREADS": str(_cores()),
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(ACTIVATION_GROUP),
+    }
+    if cache_dir is not None:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        options["CACHE_DIR"] = str(cache_dir)
+    return core.compile_model(str(model), "CPU", options)
+
+
+def _cores() -> int:
+    """Cores that this process may use; containers and ``taskset`` allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

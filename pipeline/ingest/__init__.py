@@ -1,1 +1,0 @@
-"""Readers of files, chunking, and what changed since the last ingest."""

@@ -1,0 +1,137 @@
+"""Where a text may be cut, and how good each place is.
+
+A text becomes a row of atoms: pieces that are kept whole unless one alone is too long. Each atom knows how strong the
+boundary before it is. Boundaries lie behind white space, so that an atom begins with its first word (or a line's indent).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+# Strength of a boundary, the strongest last.
+FORBIDDEN, BROKEN, PUNCTUATION, WORD, CLAUSE, SOFT_LINE, SENTENCE, LINE, PARAGRAPH = range(-3, 6)
+
+_BOUNDARY = re.compile(
+    r"\n(?P<paragraph>(?:[^\S\n]*+\n)*+)"
+    r"|(?P<latin>[.!?]++[\"'”’»)\]]*+[^\S\n]++(?![a-z]))"
+    r"|(?P<chinese>[。！？；…｡]++[\"'”’」』）】》]*+[^\S\n]*+)"
+    r"|[,;:.!?][^\S\n]++|[，、：][^\S\n]*+"
+)
+# A full stop after these seldom ends a sentence: initials, list numbers, the commonest abbreviations.
+_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|\d{1,3}|Mr|Mrs|Ms|Dr|Prof|Fig|Eq|No|St|Jr|vs|al|e\.g|i\.e)\.$")
+# A newline after or before these separates lines that stand for themselves (code, lists, tables, short statements);
+# any other newline may be a wrapped line of prose.
+_LINE_ENDS = frozenset(".!?…。！？；;：:{}|>)]\"”』」")
+_LINE_STARTS = frozenset(" \t#|>*+-–•0123456789<@}])({[\"")
+# Ideographs, kana and their marks: writing without spaces, where a token is the closest to a word.
+_IDEOGRAPHIC = re.compile(r"[⺀-⻿、-ヿㄅ-ㄯ㐀-䶿一-鿿豈-﫿＀-￯\U00020000-\U0003ffff]")
+_NOT_AT_START = frozenset("，。！？；：、…）」』】》〉”’,.!?;:)]}%")
+
+
+class Atom(NamedTuple):
+    """A piece of text that begins at ``start`` and ends where the next begins."""
+
+    start: int
+    level: int
+    """Strength of the boundary before it."""
+
+
+def atoms(text: str, *, longest: int) -> list[Atom]:
+    """Cuts a text at every boundary down to clauses; a piece of more than ``longest`` characters is cut further."""
+    found = [Atom(0, PARAGRAPH)]
+    for match in _BOUNDARY.finditer(text):
+        level = _level(text, match)
+        if match.start() == found[-1].start and len(found) > 1:
+            level = max(level, found.pop().level)
+        if match.end() < len(text):
+            found.append(Atom(match.end(), level))
+    ends = [atom.start for atom in found[1:]] + [len(text)]
+    if all(end - atom.start <= longest for atom, end in zip(found, ends, strict=True)):
+        return found
+    return [piece for atom, end in zip(found, ends, strict=True) for piece in _pre_cut(text, atom, end, longest)]
+
+
+def _level(text: str, match: re.Match[str]) -> int:
+    if match["paragraph"]:
+        return PARAGRAPH
+    if match["chinese"]:
+        return SENTENCE
+    if match["latin"]:
+        stop = match.start() + 1
+        short = text[match.start()] == "." and _ABBREVIATION.search(text, max(0, stop - 8), stop)
+        return CLAUSE if short else SENTENCE
+    if match["paragraph"] is None:
+        return CLAUSE
+    before = text[: match.start()][-2:].rstrip("\r") if match.start() < 2 else text[match.start() - 2 : match.start()].rstrip("\r")
+    after = text[match.end() : match.end() + 1]
+    return LINE if before[-1:] in _LINE_ENDS or after in _LINE_STARTS else SOFT_LINE
+
+
+def _pre_cut(text: str, atom: Atom, end: int, longest: int) -> Iterator[Atom]:
+    """Cuts by characters, at spaces where there are any: no tokenizer should be given a line of megabytes."""
+    yield atom
+    start = atom.start
+    while end - start > longest:
+        limit = start + longest
+        cut = 1 + max(text.rfind(space, start + 1, limit) for space in " \t\u3000")
+        if cut <= start + 1:
+            cut = next((p for p in range(limit, start + longest // 2, -1) if level_at(text, p) >= WORD), 0)
+        if cut <= start:
+            cut = next((p for p in range(limit, start + longest // 2, -1) if level_at(text, p) >= BROKEN), limit)
+        yield Atom(cut, level_at(text, cut))
+        start = cut
+
+
+def level_at(text: str, position: int) -> int:
+    """Strength of a cut inside an atom, between two characters: WORD or weaker."""
+    before, after = text[position - 1], text[position]
+    if before.isspace() or after.isspace():
+        return WORD
+    if unicodedata.category(after)[0] == "M" or "\u200d" in (before, after) or "\U0001f3fb" <= after <= "\U0001f3ff":
+        return FORBIDDEN  # inside what a reader sees as one character
+    if "\U0001f1e6" <= before <= "\U0001f1ff" and "\U0001f1e6" <= after <= "\U0001f1ff":
+        return FORBIDDEN  # the two halves of a flag
+    if _IDEOGRAPHIC.match(before) or _IDEOGRAPHIC.match(after):
+        return PUNCTUATION if after in _NOT_AT_START else WORD
+    return BROKEN if _in_word(before) and _in_word(after) else PUNCTUATION
+
+
+def _in_word(character: str) -> bool:
+    return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
+
+
+def split_atom(text: str, atom: Atom, token_starts: Sequence[int], end: int, most: int) -> Iterator[tuple[Atom, int]]:
+    """Cuts an atom of more than ``most`` tokens at the starts of its tokens, between words where that suffices.
+
+    Yields the pieces with their number of tokens. Words are put together up to a sixteenth of ``most``, which is fine
+    enough to fill a chunk. Only a single word of more than ``most`` tokens is broken.
+    """
+    step = max(1, most // 16)
+    places = [(start, level_at(text, start)) for start in token_starts if atom.start < start < end]
+
+    def cut(low: int, high: int, level: int) -> Iterator[tuple[int, int]]:
+        """Token numbers ``low`` to ``high`` (exclusive), as pieces."""
+        if high - low <= step or level < BROKEN:
+            yield low, high
+            return
+        marks = [low, *(i + 1 for i in range(low, high - 1) if places[i][1] >= level), high]
+        begin = low
+        for mark, following in pairwise(marks):
+            if mark > begin and (following - begin > step):
+                yield begin, mark
+                begin = mark
+            if following - mark > most:
+                yield from cut(mark, following, level - 1)
+                begin = following
+        if begin < high:
+            yield begin, high
+
+    for low, high in cut(0, len(places) + 1, WORD):
+        if low == 0:
+            yield atom, high
+        else:
+            yield Atom(*places[low - 1]), high - low

@@ -1,0 +1,51 @@
+"""The block of ``key: value`` lines that a Markdown file may begin with."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_BLOCK = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_PAIR = re.compile(r"([\w-]+)[ \t]*:(?:[ \t]+(.*))?$")
+
+
+def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
+    """(fields, the text below). Flat values and lists are read; what is nested deeper is left out.
+
+    Numbers and true/false become such; ``[a, b]`` and lines of ``- a`` become lists; anything else stays text.
+    """
+    match = _BLOCK.match(text)
+    if match is None:
+        return {}, text
+    fields: dict[str, Any] = {}
+    key = ""
+    for line in match[1].splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        pair = _PAIR.match(line)
+        item = re.match(r"\s*-[ \t]+(.*)$", line)
+        if pair:
+            key = pair[1]
+            value = (pair[2] or "").strip()
+            fields[key] = _list(value) if value.startswith("[") and value.endswith("]") else _scalar(value)
+        elif item and key and (fields.get(key) == "" or isinstance(fields.get(key), list)):
+            fields[key] = [*(fields[key] or []), _scalar(item[1].strip())]
+    return {name: value for name, value in fields.items() if value != ""}, text[match.end() :]
+
+
+def _list(value: str) -> list[Any]:
+    return [_scalar(part.strip()) for part in value[1:-1].split(",") if part.strip()]
+
+
+def _scalar(value: str) -> Any:
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        return value[1:-1]
+    if value in {"true", "false"}:
+        return value == "true"
+    for kind in (int, float):
+        try:
+            # A leading zero or plus is an identifier, not a number.
+            return kind(value) if re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?", value) else value
+        except ValueError:
+            continue
+    return value

@@ -1,0 +1,105 @@
+"""What a file is, by its content first and by its name where the content leaves it open."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+MARKDOWN = frozenset({".md", ".markdown", ".mdown", ".mkd", ".mdx"})
+HTML = frozenset({".html", ".htm", ".xhtml"})
+LINES = frozenset({".jsonl", ".ndjson"})
+TABLES = frozenset({".csv", ".tsv"})
+
+#: Kind -> media type, for what an extractor has to read.
+EXTRACTED = {
+    "pdf": "application/pdf",
+    "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    "epub": "application/epub+zip",
+    "odt": "application/vnd.oasis.opendocument.text",
+    "ods": "application/vnd.oasis.opendocument.spreadsheet",
+    "doc": "application/msword",
+    "ppt": "application/vnd.ms-powerpoint",
+    "xls": "application/vnd.ms-excel",
+    "msg": "application/vnd.ms-outlook",
+    "rtf": "application/rtf",
+    "html": "text/html",
+}
+_MAGIC = (
+    (b"\x89PNG", "PNG image"),
+    (b"\xff\xd8\xff", "JPEG image"),
+    (b"GIF8", "GIF image"),
+    (b"RIFF", "audio, video or image file"),
+    (b"II*\0", "TIFF image"),
+    (b"MM\0*", "TIFF image"),
+    (b"BM", "bitmap image"),
+    (b"\x7fELF", "executable"),
+    (b"MZ", "executable"),
+    (b"\x1f\x8b", "gzip archive"),
+    (b"BZh", "bzip2 archive"),
+    (b"\xfd7zXZ", "xz archive"),
+    (b"\x28\xb5\x2f\xfd", "zstd archive"),
+    (b"7z\xbc\xaf", "7z archive"),
+    (b"Rar!", "RAR archive"),
+    (b"SQLite format 3", "SQLite database"),
+    (b"ID3", "audio file"),
+    (b"OggS", "audio or video file"),
+    (b"\x1aE\xdf\xa3", "video file"),
+    (b"wOF", "font"),
+    (b"\0asm", "WebAssembly"),
+    (b"\xca\xfe\xba\xbe", "executable"),
+)
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+
+
+def by_content(path: Path, data: bytes) -> str | None:
+    """A key of ``EXTRACTED``, or None if the content is text or unknown."""
+    head = data[:1024]
+    if b"%PDF-" in head:
+        return "pdf"
+    if head.startswith(b"PK\x03\x04"):
+        return _zip_kind(data)
+    if head.startswith(_OLE):
+        suffix = path.suffix.lower().lstrip(".")
+        return suffix if suffix in {"doc", "ppt", "xls", "msg"} else "doc"
+    if head.startswith(b"{\\rtf"):
+        return "rtf"
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "html"
+    return None
+
+
+def binary_kind(data: bytes) -> str:
+    """Words for what some bytes that are no text may be."""
+    if data.startswith(b"PK"):
+        return "ZIP archive"
+    if data[4:8] == b"ftyp":
+        return "video or image file"
+    return next((name for magic, name in _MAGIC if data.startswith(magic)), "binary file")
+
+
+def _zip_kind(data: bytes) -> str | None:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = set(archive.namelist())
+            if "mimetype" in names:
+                declared = archive.read("mimetype")[:100].decode("ascii", "replace").strip()
+                return next((kind for kind, media in EXTRACTED.items() if media == declared), None)
+    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError):
+        return None
+    folders = {"word/": "docx", "ppt/": "pptx", "xl/": "xlsx"}
+    return next((kind for folder, kind in folders.items() if any(name.startswith(folder) for name in names)), None)
+
+
+def unpacked_size(data: bytes) -> int:
+    """Bytes that a ZIP-based file says it unpacks to; 0 for others."""
+    if not data.startswith(b"PK\x03\x04"):
+        return 0
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return 0

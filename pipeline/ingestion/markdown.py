@@ -1,0 +1,156 @@
+"""What is needed of Markdown: its headings with their places, and the front matter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# Lines that can open a heading or a block in which '#' means something else; all others are skipped unseen.
+_MARK = re.compile(
+    r"^ {0,3}(?:(?P<hashes>#{1,6})(?:[ \t]+(?P<atx>[^\n]*))?"
+    r"|(?P<fence>`{3,}|~{3,})(?P<info>[^\n]*)"
+    r"|(?P<underline>=+|-+)[ \t]*"
+    r"|<(?P<raw>pre|script|style|textarea|!--)[^\n]*)\r?$",
+    re.MULTILINE | re.IGNORECASE,
+)
+# A line that cannot be the text of an underlined heading: list item, quote, table row, indented code, heading, rule.
+_NO_PARAGRAPH = re.compile(r"[ \t]*(?:[-*+>|#=]|\d+[.)][ \t]|`{3}|~{3}|<!--)|    |\t")
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(?P<block>.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
+_KEY = re.compile(r"(?P<key>[^\s:#\-][^:\n]*?)[ \t]*:(?:[ \t]+(?P<value>.*))?")
+_LINK = re.compile(r"!?\[([^\[\]]*)\](?:\([^()\s]*(?:\s[^()]*)?\)|\[[^\[\]]*\])")
+_EMPHASIS = re.compile(r"(\*\*|__|\*|`+|~~)(?=\S)(.+?)(?<=\S)\1")
+_ANCHOR = re.compile(r"[ \t]*\{[#.:][^{}]*\}[ \t]*$")
+_ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
+_MAX_UNDERLINED = 200
+"""Characters of the longest line that an underline makes a heading; a longer one is a paragraph above a rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """The text from one heading to the next."""
+
+    start: int
+    """Offset of the heading's line; 0 for text before the first heading."""
+    level: int
+    """1-6; 0 for text before the first heading."""
+    path: tuple[str, ...]
+    """Headings above the text, its own included."""
+
+
+def sections(text: str) -> list[Section]:
+    """The sections of a Markdown text in order; the first begins at 0.
+
+    A heading with nothing but deeper headings below it belongs to the first of these: "# A", "## B", text is one section
+    with the path ("A", "B").
+    """
+    found = [Section(0, 0, ())]
+    stack: list[tuple[int, str]] = []
+    body = 0  # where the text after the last heading begins
+    for start, end, level, title in _headings(text):
+        while stack and stack[-1][0] >= level:
+            stack.pop()
+        stack.append((level, title))
+        path = tuple(name for _, name in stack)
+        last = found[-1]
+        if last.level < level and not text[body:start].strip():
+            found[-1] = Section(last.start, last.level or level, path)
+        else:
+            found.append(Section(start, level, path))
+        body = end
+    return found
+
+
+def first_heading(text: str) -> str:
+    """The first heading of level 1, or an empty string."""
+    return next((title for _, _, level, title in _headings(text) if level == 1), "")
+
+
+def _headings(text: str) -> Iterator[tuple[int, int, int, str]]:
+    """Headings as (start, end, level, title)."""
+    position = front_matter_end(text)
+    while match := _MARK.search(text, position):
+        position = max(match.end(), position + 1)
+        if match["hashes"]:
+            title = plain(re.sub(r"(?:^|[ \t]+)#+[ \t]*$", "", (match["atx"] or "").strip()))
+            if title:
+                yield match.start(), match.end(), len(match["hashes"]), title
+        elif match["fence"]:
+            if match["fence"][0] == "~" or "`" not in match["info"]:
+                position = _after(text, match.end(), rf"^ {{0,3}}{re.escape(match['fence'])}{match['fence'][0]}*[ \t]*\r?$")
+        elif match["raw"]:
+            closing = "-->" if match["raw"] == "!--" else f"</{match['raw']}>"
+            position = _after(text, match.start(), re.escape(closing))
+        else:
+            line = text.rfind("\n", 0, max(0, match.start() - 1)) + 1
+            candidate = text[line : max(line, match.start() - 1)].rstrip()
+            above = text[text.rfind("\n", 0, max(0, line - 1)) + 1 : max(0, line - 1)]
+            single = not above.strip() or above.lstrip().startswith("#")
+            if single and 0 < len(candidate) <= _MAX_UNDERLINED and not _NO_PARAGRAPH.match(candidate):
+                title = plain(candidate.strip())
+                if title:
+                    yield line, match.end(), 1 if match["underline"][0] == "=" else 2, title
+
+
+def _after(text: str, position: int, pattern: str) -> int:
+    """Where the first match of ``pattern`` ends; a block that is never closed runs to the end."""
+    match = re.compile(pattern, re.MULTILINE | re.IGNORECASE).search(text, position)
+    return match.end() if match else len(text)
+
+
+def plain(heading: str) -> str:
+    """A heading's text without links, emphasis, anchors and escapes."""
+    heading = _ANCHOR.sub("", heading)
+    heading = _LINK.sub(r"\1", heading)
+    heading = _EMPHASIS.sub(r"\2", _EMPHASIS.sub(r"\2", heading))
+    return " ".join(_ESCAPE.sub(r"\1", heading).split())
+
+
+def front_matter_end(text: str) -> int:
+    """Where the text begins behind the front matter; 0 if there is none."""
+    match = _find_front_matter(text)
+    return match.end() if match else 0
+
+
+def front_matter(text: str) -> tuple[dict[str, str | list[str]], str]:
+    """The flat fields of the front matter, and the text behind it.
+
+    Only what is common is understood: ``key: value``, ``key: [a, b]``, and ``key:`` with lines ``- a``. Nested
+    objects and block texts are left out. Values stay strings.
+    """
+    match = _find_front_matter(text)
+    if match is None:
+        return {}, text
+    fields: dict[str, str | list[str]] = {}
+    key = ""
+    for line in match["block"].splitlines():
+        if item := re.fullmatch(r"[ \t]*-[ \t]+(.+)", line):
+            value = fields.get(key)
+            if isinstance(value, list):
+                value.append(_scalar(item[1]))
+            continue
+        if not (pair := _KEY.fullmatch(line.rstrip())):
+            continue
+        key, raw = pair["key"].strip("\"'"), (pair["value"] or "").strip()
+        if raw.startswith("[") and raw.endswith("]"):
+            fields[key] = [_scalar(part) for part in re.findall(r'"[^"]*"|\'[^\']*\'|[^,\s][^,]*', raw[1:-1])]
+        elif not raw or raw.startswith("#"):
+            fields[key] = []
+        elif raw[0] not in "|>{&*!":
+            fields[key] = _scalar(raw)
+    return {key: value for key, value in fields.items() if value}, text[match.end() :]
+
+
+def _find_front_matter(text: str) -> re.Match[str] | None:
+    match = _FRONT_MATTER.match(text) if text.startswith("---") else None
+    # A rule at the top of a text is no front matter: that has fields.
+    if match and any(_KEY.fullmatch(line.rstrip()) for line in match["block"].splitlines()):
+        return match
+    return None
+
+
+def _scalar(raw: str) -> str:
+    raw = raw.strip()
+    if len(raw) >= 2 and raw[0] == raw[-1] and raw[0] in "\"'":
+        return raw[1:-1]
+    return re.sub(r"[ \t]#.*$", "", raw).strip()

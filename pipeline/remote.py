@@ -1,0 +1,266 @@
+"""What all remote models share: an HTTP client whose time limit is one, errors in plain words, order by index."""
+
+from __future__ import annotations
+
+import math
+import ssl
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from pipeline.errors import SettingsError
+from pipeline.retrying import RemoteError, parse_retry_after
+
+_END = "pipeline_end"
+# Less than this and httpcore would take 0 for "no time at all, fail before trying".
+_SHORTEST_S = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Whom we talk to, and by which settings the operator can change it: for messages only."""
+
+    provider: str
+    url: str
+    key_setting: str
+    url_setting: str
+    model_setting: str
+    timeout_setting: str
+
+    @property
+    def place(self) -> str:
+        """Provider and host, without credentials that the address may carry."""
+        url = httpx.URL(self.url)
+        port = f":{url.port}" if url.port else ""
+        return f"{self.provider} at {url.scheme}://{url.host}{port}"
+
+
+def check_url(url: str, setting: str) -> str:
+    """The address without a trailing slash.
+
+    Raises:
+        SettingsError: it is no http or https address.
+    """
+    try:
+        parsed = httpx.URL(url.strip())
+    except httpx.InvalidURL as error:
+        raise SettingsError(f"{setting}: not an address: {error}") from error
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise SettingsError(f"{setting}: needs an address that starts with http:// or https://")
+    return str(parsed).rstrip("/")
+
+
+def check_key(key: str, setting: str) -> str:
+    """The key without white space around it.
+
+    Raises:
+        SettingsError: it holds what no header can carry. HTTP libraries would quote the whole key in their error.
+    """
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise SettingsError(f"{setting}: a key is one word of ASCII characters; check how it was copied")
+    return key
+
+
+# ---------------------------------------------------------------- time limit
+
+
+def open_client(headers: Mapping[str, str] | None = None) -> httpx.Client:
+    """An HTTP client whose timeout, where a request gives one number, bounds that whole request.
+
+    httpx alone bounds each single wait: a server that sends a byte now and then is never given up. Here what is left
+    of the limit goes to each next phase. Only a body whose last byte comes late can take longer, at most twice the
+    limit.
+    """
+    return httpx.Client(
+        headers=headers,
+        follow_redirects=False,  # a redirected POST would lose its body or carry its key elsewhere
+        event_hooks={"request": [_bound_request], "response": [_bound_body]},
+    )
+
+
+def _bound_request(request: httpx.Request) -> None:
+    limits = request.extensions.get("timeout", {})
+    if limits.get("read") is None:
+        return
+    end = time.monotonic() + limits["read"]
+
+    def on_phase(event: str, info: Mapping[str, Any]) -> None:  # noqa: ARG001 - httpcore's signature
+        # httpcore looks the limits up again at the start of every phase.
+        left = max(_SHORTEST_S, end - time.monotonic())
+        limits.update(connect=left, read=left, write=left, pool=left)
+
+    request.extensions = {**request.extensions, "trace": on_phase, _END: end}
+
+
+def _bound_body(response: httpx.Response) -> None:
+    end = response.request.extensions.get(_END)
+    if end is not None and isinstance(response.stream, httpx.SyncByteStream):
+        response.stream = _BoundedStream(response.stream, end, response.request)
+
+
+class _BoundedStream(httpx.SyncByteStream):
+    def __init__(self, stream: httpx.SyncByteStream, end: float, request: httpx.Request) -> None:
+        self._stream, self._end, self._request = stream, end, request
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._stream:
+            yield part
+            if time.monotonic() > self._end:
+                raise httpx.ReadTimeout("the answer's body came too slowly", request=self._request)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def post_json(
+    client: httpx.Client, url: str, body: object, *, endpoint: Endpoint, secret: str | None, timeout_s: float
+) -> Any:
+    """The JSON that the endpoint answers; the key goes along as a bearer token.
+
+    Raises:
+        RemoteError: there was no answer, a refusal, or no JSON.
+    """
+    headers = {"authorization": f"Bearer {secret}"} if secret else {}
+    try:
+        response = client.post(url, json=body, headers=headers, timeout=timeout_s)
+    except httpx.HTTPError as error:
+        failure = chained(network_error(endpoint, error, timeout_s=timeout_s), error, secret)
+    else:
+        try:
+            answer = response.json()
+            broken = False
+        except ValueError:  # broken JSON or broken UTF-8
+            answer, broken = response.text, True
+        if response.is_success and not broken:
+            return answer
+        if response.is_success:
+            failure = not_json(endpoint, response.status_code, response.headers.get("content-type"))
+        else:
+            failure = status_error(endpoint, response.status_code, body=answer, headers=response.headers, secret=secret)
+    # Outside the except block, so that an exception which quotes the key is not kept as context.
+    raise failure
+
+
+# -------------------------------------------------------------------- errors
+
+
+def status_error(
+    endpoint: Endpoint, status: int, *, body: object, headers: Mapping[str, str], secret: str | None
+) -> RemoteError:
+    """The error for an answer that is none: what the server said, and what to check.
+
+    ``headers`` are the answer's, with lower-case names. ``secret`` is cut out of what the server said: some quote
+    the key they refuse.
+    """
+    said = _detail(body, secret)
+    retryable = status in {408, 429} or status >= 500
+    return RemoteError(
+        f"{endpoint.place} answered {status}{f' ({said})' if said else ''}: {_advice(endpoint, status)}",
+        status=status,
+        retryable=retryable,
+        retry_after=parse_retry_after(headers.get("retry-after"), now=time.time()) if retryable else None,
+    )
+
+
+def _advice(endpoint: Endpoint, status: int) -> str:
+    if status == 429:
+        return "too many requests or the quota is used up; ask less often or raise the plan"
+    if status >= 500 or status == 408:
+        return "the fault is on the server's side; try later"
+    if 300 <= status < 400:
+        return f"it points to another address; check {endpoint.url_setting}"
+    return {
+        400: f"it does not accept the request; check {endpoint.model_setting}",
+        401: f"the key is missing or wrong; check {endpoint.key_setting}",
+        402: "the account has no credit left; check its billing",
+        403: f"the key may not use this model; check {endpoint.key_setting} and {endpoint.model_setting}",
+        404: f"no such model or address; check {endpoint.model_setting} and {endpoint.url_setting}",
+        413: "the request is too large; send fewer or shorter texts",
+        422: f"it does not accept the request; check {endpoint.model_setting}",
+    }.get(status, f"check {endpoint.url_setting} and {endpoint.model_setting}")
+
+
+def network_error(endpoint: Endpoint, error: httpx.HTTPError, *, timeout_s: float) -> RemoteError:
+    """The error for a request that got no whole answer."""
+    if isinstance(error, httpx.TimeoutException):
+        message = f"{endpoint.place} did not answer within {timeout_s:.3g} s (see {endpoint.timeout_setting})"
+        return RemoteError(message, retryable=True)
+    if _certificate_refused(error):
+        return RemoteError(
+            f"{endpoint.place}: its certificate is not trusted; check {endpoint.url_setting}, or make your "
+            "certificates known by SSL_CERT_FILE"
+        )
+    if isinstance(error, httpx.ConnectError):
+        return RemoteError(
+            f"no connection to {endpoint.place}; check the network and {endpoint.url_setting}", retryable=True
+        )
+    if isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)):
+        return RemoteError(f"{endpoint.place} broke the connection off; try later", retryable=True)
+    return RemoteError(f"{endpoint.place} cannot be asked ({type(error).__name__}); check {endpoint.url_setting}")
+
+
+def _certificate_refused(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def not_json(endpoint: Endpoint, status: int, content_type: str | None) -> RemoteError:
+    """The error for an answer that claims success and is not JSON: cut off, or another kind of server."""
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind.endswith("json"):
+        return RemoteError(f"{endpoint.place} sent broken JSON; try later", status=status, retryable=True)
+    what = kind or "something without a content type"
+    return RemoteError(f"{endpoint.place} answered {what}, not JSON; check {endpoint.url_setting}", status=status)
+
+
+def chained(error: RemoteError, cause: BaseException, secret: str | None) -> RemoteError:
+    """``error`` with the library's exception as its cause, unless that one's text holds the key."""
+    if not secret or (secret not in str(cause) and secret not in repr(cause)):
+        error.__cause__ = cause
+    return error
+
+
+def _detail(body: object, secret: str | None) -> str:
+    """What a server says in an error's body: the message field of the usual shapes, or the text, on one line."""
+    while isinstance(body, Mapping):
+        body = next((body[key] for key in ("message", "error", "detail") if body.get(key)), "")
+    text = " ".join(body.split()) if isinstance(body, str) else ("" if body is None else str(body))
+    if secret:
+        text = text.replace(secret, "***")
+    if text.startswith("<"):  # a proxy's or a portal's page says nothing in one line
+        return ""
+    return text if len(text) <= 300 else text[:300] + "..."
+
+
+# -------------------------------------------------------------------- answers
+
+
+def in_input_order(items: Iterable[tuple[object, Any]], count: int, endpoint: Endpoint) -> list[Any]:
+    """Values of (index, value) pairs, ordered by index.
+
+    Raises:
+        RemoteError: an index is missing, repeated, out of range or no integer.
+    """
+    found: dict[int, Any] = {}
+    for index, value in items:
+        if type(index) is not int or not 0 <= index < count:
+            raise RemoteError(f"{endpoint.place} answered for text {index!r}, and {count} were sent")
+        if index in found:
+            raise RemoteError(f"{endpoint.place} answered twice for text {index}")
+        found[index] = value
+    if len(found) != count:
+        missing = next(i for i in range(count) if i not in found)
+        raise RemoteError(f"{endpoint.place} did not answer for text {missing}; {len(found)} of {count} came back")
+    return [found[i] for i in range(count)]
+
+
+def number(value: object) -> float:
+    """The value as a float; NaN if it is no number."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan

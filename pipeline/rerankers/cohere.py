@@ -1,0 +1,166 @@
+"""Cohere's rerank models through the official SDK."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from json import JSONDecodeError
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from pydantic import SecretStr
+
+from pipeline.errors import RerankerError
+from pipeline.remote import (
+    Endpoint,
+    chained,
+    check_key,
+    check_url,
+    in_input_order,
+    network_error,
+    not_json,
+    number,
+    open_client,
+    status_error,
+)
+from pipeline.retrying import RemoteError, RetryPolicy
+from pipeline.text import well_formed
+from pipeline.types import RerankScore, ScoreScale
+
+if TYPE_CHECKING:
+    from cohere import ClientV2
+
+_KEY_SETTING = "RAG_COHERE_API_KEY (or COHERE_API_KEY)"
+_URL_SETTING = "RAG_COHERE_BASE_URL"
+_PUBLIC_URL = "https://api.cohere.com"
+
+
+class CohereReranker:
+    """``/v2/rerank``: relevance scores in [0, 1], taken as they are.
+
+    Blank texts are not sent, because the API refuses a list of them, and get 0. Equal texts are sent once. Longer
+    lists than ``max_documents`` (the API advises against more than 1,000) are sent in parts.
+
+    ``timeout_s`` bounds one request, ``deadline_s`` a whole :meth:`score` with all its parts, tries and waits.
+
+    Raises:
+        SettingsError: the key or the address cannot be one.
+    """
+
+    name = "cohere"
+    scale: ScoreScale = "probability"
+    default_alpha = 1.0
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        model: str = "rerank-v3.5",
+        base_url: str | None = None,
+        timeout_s: float = 10.0,
+        deadline_s: float = 30.0,
+        max_documents: int = 1000,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self.model = model
+        self._key = SecretStr(check_key(api_key, _KEY_SETTING))
+        # The SDK adds the version to the address by itself.
+        self._url = check_url(base_url or _PUBLIC_URL, _URL_SETTING).removesuffix("/v2").removesuffix("/v1")
+        self._retry = replace(retry or RetryPolicy(), timeout_s=timeout_s, deadline_s=deadline_s)
+        self._max_documents = max_documents
+        self._endpoint = Endpoint(
+            provider="Cohere",
+            url=self._url,
+            key_setting=_KEY_SETTING,
+            url_setting=_URL_SETTING,
+            model_setting="RAG_RERANKER_MODEL",
+            timeout_setting="RAG_RERANK_TIMEOUT",
+        )
+        self._http = open_client()
+        self._lock = threading.Lock()
+        self._client: ClientV2 | None = None
+
+    def __repr__(self) -> str:
+        return f"CohereReranker(model={self.model!r}, base_url={self._endpoint.place!r})"
+
+    def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+        """See :meth:`pipeline.interfaces.Reranker.score`; ``raw`` and ``probability`` are the relevance score."""
+        clean = [well_formed(text) for text in texts]
+        documents = list(dict.fromkeys(text for text in clean if text.strip()))
+        until = self._retry.begin()
+        scores: dict[str, float] = {}
+        for start in range(0, len(documents), self._max_documents):
+            part = documents[start : start + self._max_documents]
+            scores.update(zip(part, self._relevance(well_formed(query), part, until), strict=True))
+        return [RerankScore(value, value) for value in (scores.get(text, 0.0) for text in clean)]
+
+    def close(self) -> None:
+        """Closes the connections; closing twice is fine."""
+        self._http.close()
+
+    def _relevance(self, query: str, documents: list[str], until: float) -> list[float]:
+        try:
+            response = self._retry.run(lambda timeout_s: self._ask(query, documents, timeout_s), until=until)
+            return self._read(response, len(documents))
+        except RemoteError as error:
+            failure = RerankerError(str(error), provider=self.name, status=error.status, retryable=error.retryable)
+            failure.__cause__ = error.__cause__
+        raise failure
+
+    def _ask(self, query: str, documents: list[str], timeout_s: float) -> Any:
+        # The SDK's import takes over half a second, so it waits for the first call.
+        from cohere.core.api_error import ApiError
+        from cohere.core.parse_error import ParsingError
+
+        secret = self._key.get_secret_value()
+        try:
+            return self._sdk().rerank(
+                model=self.model,
+                query=query,
+                documents=documents,
+                request_options={"timeout": timeout_s, "max_retries": 0},
+            )
+        except ApiError as error:
+            headers, status = error.headers or {}, error.status_code or 0
+            if 200 <= status < 300:
+                failure = not_json(self._endpoint, status, headers.get("content-type"))
+            else:
+                failure = status_error(self._endpoint, status, body=error.body, headers=headers, secret=secret)
+            failure = chained(failure, error, secret)
+        except httpx.HTTPError as error:
+            failure = chained(network_error(self._endpoint, error, timeout_s=timeout_s), error, secret)
+        except (JSONDecodeError, UnicodeDecodeError) as error:
+            failure = chained(not_json(self._endpoint, 200, "application/json"), error, secret)
+        except (ParsingError, TypeError) as error:  # TypeError: the SDK unpacks the answer's parts unseen
+            failure = RemoteError(f"{self._endpoint.place} sent JSON of an unknown form; check {_URL_SETTING}")
+            failure = chained(failure, error, secret)
+        # Outside the except blocks, so that an exception which quotes the key is not kept as context either.
+        raise failure
+
+    def _sdk(self) -> ClientV2:
+        with self._lock:
+            if self._client is None:
+                from cohere import ClientV2
+
+                self._client = ClientV2(
+                    api_key=self._key.get_secret_value,  # asked for at each request, kept nowhere else
+                    base_url=self._url,
+                    timeout=self._retry.timeout_s,
+                    max_retries=0,
+                    httpx_client=self._http,
+                    log_warning_experimental_features=False,
+                )
+            return self._client
+
+    def _read(self, response: Any, count: int) -> list[float]:
+        # The SDK builds its answer objects without checking them: anything may be missing.
+        results = getattr(response, "results", None)
+        if not isinstance(results, list):
+            raise RemoteError(f"{self._endpoint.place} answered without results; check {_URL_SETTING}")
+        pairs = [(getattr(item, "index", None), getattr(item, "relevance_score", None)) for item in results]
+        scores = [number(value) for value in in_input_order(pairs, count, self._endpoint)]
+        for score in scores:
+            if not 0.0 <= score <= 1.0:  # NaN, too, is not
+                raise RemoteError(f"{self._endpoint.place} gave a relevance score of {score}, which is not in [0, 1]")
+        return scores

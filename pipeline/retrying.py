@@ -1,0 +1,132 @@
+"""How calls to remote models are tried again. tenacity does it here and nowhere else; SDKs' own retries are off."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC
+from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential, wait_random
+
+T = TypeVar("T")
+
+
+class RemoteError(Exception):
+    """A call to a remote model failed; the embedder or reranker that made it turns this into its own error.
+
+    ``status`` is the HTTP status if there was an answer, ``retryable`` says whether the same call may succeed later,
+    ``retry_after`` how many seconds the server asks to wait before that.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, retryable: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When to try again, how long to wait before, and when to stop.
+
+    Waits grow as first, 2 first, 4 first, ... seconds plus up to ``first_wait_s`` of jitter, so that many clients do
+    not come back at one moment. What a server asks for by Retry-After replaces the growing part. ``deadline_s``
+    counts from :meth:`begin` and covers every try and every wait; a try never gets more than what is left of it.
+    """
+
+    timeout_s: float = 10.0
+    deadline_s: float = 30.0
+    tries: int = 5
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 8.0
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def begin(self) -> float:
+        """The moment, on ``clock``, at which work that starts now must have ended."""
+        return self.clock() + self.deadline_s
+
+    def run(self, attempt: Callable[[float], T], *, until: float) -> T:
+        """Result of ``attempt(timeout in seconds)``, tried again where it raises a retryable RemoteError.
+
+        Raises:
+            RemoteError: the last failure. A retryable one says how often it was tried and why not again.
+        """
+        started = self.clock()
+
+        def bounded() -> T:
+            left = until - self.clock()
+            if left <= 0:
+                raise RemoteError("there was no time left to ask", retryable=True)
+            return attempt(min(self.timeout_s, left))
+
+        def stop(state: RetryCallState) -> bool:
+            return state.attempt_number >= self.tries or self.clock() + state.upcoming_sleep >= until
+
+        retrying = Retrying(
+            sleep=self.sleep,
+            stop=stop,
+            wait=self._wait,
+            retry=retry_if_exception(lambda error: isinstance(error, RemoteError) and error.retryable),
+            reraise=True,
+        )
+        try:
+            return retrying(bounded)
+        except RemoteError as error:
+            if not error.retryable:
+                raise
+            last = error
+        # Outside the except block: the chain then holds each cause once.
+        made = retrying.statistics["attempt_number"]
+        raise RemoteError(
+            f"{last} ({self._why_not_again(last, made, until)}; {_times(made)} in {self.clock() - started:.1f} s)",
+            status=last.status,
+            retryable=True,
+            retry_after=last.retry_after,
+        ) from last.__cause__
+
+    def _wait(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        jitter = wait_random(0, self.first_wait_s)(state)
+        if isinstance(error, RemoteError) and error.retry_after is not None:
+            return error.retry_after + jitter
+        return wait_exponential(multiplier=self.first_wait_s, max=self.longest_wait_s)(state) + jitter
+
+    def _why_not_again(self, last: RemoteError, made: int, until: float) -> str:
+        left = max(0.0, until - self.clock())
+        if last.retry_after is not None and last.retry_after >= left:
+            return (
+                f"it asks to wait {last.retry_after:g} s, and {left:.1f} s are left of the deadline of "
+                f"{self.deadline_s:g} s"
+            )
+        if made >= self.tries:
+            return "gave up"
+        return f"the deadline of {self.deadline_s:g} s leaves no time for another try"
+
+
+def _times(count: int) -> str:
+    return "tried once" if count == 1 else f"tried {count} times"
+
+
+def parse_retry_after(value: str | None, *, now: float) -> float | None:
+    """Seconds that a Retry-After header (RFC 9110, 10.2.3: seconds or an HTTP date) asks to wait.
+
+    ``now`` is seconds since the epoch. None if there is no header or it cannot be read; a past date is 0.
+    """
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            moment = email.utils.parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,0 +1,258 @@
+"""The embedded store: Qdrant Edge in this process, files in one directory, no server.
+
+The directory holds ``fingerprint.json`` (written when everything else is in place, and before the first chunk),
+``shard/`` (the engine's files), ``pending.json`` (how much is outside the index), and ``lock`` with ``holder.json``
+(see :mod:`pipeline.stores.locking`).
+
+Several stores on one directory in one process share one engine, from any number of threads; a second process gets a
+StoreLockedError. While the index is built (:meth:`EdgeStore.optimize`) searches of other threads wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import qdrant_edge as edge
+
+from pipeline.errors import StoreError
+from pipeline.stores import bm25, common, edge_requests, filters, payload, shards
+from pipeline.stores.locking import write_atomically
+from pipeline.types import Candidate, Chunk, DocumentVersion, Fingerprint, HybridFusion, SearchMode, StoreCount
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+# Vectors (KiB) from which on a segment gets an HNSW index. Below, brute force is exact and as fast: 1.4 ms for
+# 20,000 chunks of 384 dimensions, which are 30,000 KiB.
+INDEXING_KIB = 20_000
+# Vectors (KiB) from which on HNSW is searched rather than scanned; the engine's default.
+_FULL_SCAN_KIB = 10_000
+_WRITE_BATCH = 1_000
+_READ_BATCH = 2_000
+
+_INDEX_TYPES = {
+    "keyword": edge.PayloadSchemaType.Keyword,
+    "float": edge.PayloadSchemaType.Float,
+    "bool": edge.PayloadSchemaType.Bool,
+    "datetime": edge.PayloadSchemaType.Datetime,
+}
+
+
+class EdgeStore:
+    """A collection in a directory. Making the object touches nothing; the first real use opens and locks it.
+
+    ``optimize_after``: chunks that may wait outside the index before a write builds it. Past twice that number they
+    may also be half as many as are in it, so that a large ingest does not build the same index again and again.
+    """
+
+    def __init__(self, path: Path, *, optimize_after: int = 20_000) -> None:
+        self.path = Path(path).absolute()
+        self.name = f"the embedded store in {path}"
+        self.bm25 = bm25.DESCRIPTION
+        self._optimize_after = optimize_after
+        self._guard = threading.Lock()
+        self._shard: shards.OpenShard | None = None
+        self._closed = False
+        self._known: Fingerprint | None = None
+
+    # -------------------------------------------------------------- collection
+
+    def fingerprint(self) -> Fingerprint | None:
+        """What the collection was made with; None if there is none. Takes no lock."""
+        if self._known is None:
+            file = self.path / "fingerprint.json"
+            try:
+                self._known = Fingerprint.from_dict(json.loads(file.read_text(encoding="utf-8")))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise StoreError(
+                    f"cannot read {file} ({error}): check its permissions; if it is damaged, delete {self.path} and "
+                    "ingest again"
+                ) from error
+        return self._known
+
+    def ensure_ready(self, fingerprint: Fingerprint) -> None:
+        """Makes the directory, the engine's files and the payload indexes, and then the fingerprint."""
+        if self.fingerprint() is not None:
+            return
+        config = edge.EdgeConfig(
+            vectors={common.DENSE: edge.EdgeVectorParams(fingerprint.dimension, edge.Distance.Cosine)},
+            sparse_vectors={common.SPARSE: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
+            hnsw_config=edge.HnswIndexConfig(common.HNSW_M, common.HNSW_EF_CONSTRUCT, _FULL_SCAN_KIB),
+            optimizers=edge.EdgeOptimizersConfig(indexing_threshold=INDEXING_KIB),
+        )
+        with self._engine("prepare", config) as (shard, engine):
+            for field in payload.INDEXED_FIELDS:
+                self._index(shard, engine, field, "keyword")
+            engine.flush()
+            try:
+                write_atomically(self.path / "fingerprint.json", json.dumps(fingerprint.to_dict(), indent=2))
+            except OSError as error:
+                raise StoreError(f"cannot write in {self.path} ({error.strerror})") from error
+
+    def close(self) -> None:
+        """Frees the directory, unless another store of this process uses it. Closing twice is fine."""
+        with self._guard:
+            shard, self._shard, self._closed = self._shard, None, True
+        if shard is not None:
+            shards.release(shard)
+
+    # ------------------------------------------------------------------ writing
+
+    def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+        """Writes chunks; on return they survive a ``kill -9``."""
+        fingerprint = self.fingerprint()
+        if fingerprint is None:
+            raise StoreError(f"{self.name} does not exist yet: ensure_ready() comes first")
+        common.check_vectors(chunks, vectors, fingerprint.dimension)
+        for start in range(0, len(chunks), _WRITE_BATCH):
+            batch = slice(start, start + _WRITE_BATCH)
+            points = [
+                edge_requests.point(chunk, vector) for chunk, vector in zip(chunks[batch], vectors[batch], strict=True)
+            ]
+            with self._engine("write to") as (shard, engine):
+                shard.check_space(4 * vectors[batch].nbytes)
+                engine.update(edge.UpdateOperation.upsert_points(points))
+                shard.wrote(engine, written=len(points))
+                unindexed = shard.unindexed
+                indexed = engine.info().points_count - unindexed
+            if unindexed * _kib(fingerprint) >= INDEXING_KIB and unindexed >= max(self._optimize_after, indexed // 2):
+                self.optimize(log.info)
+
+    def delete_documents(self, document_ids: Sequence[str]) -> int:
+        """Removes all chunks of these documents; returns how many chunks there were."""
+        wanted = common.ledger_batches(document_ids)
+        return self._delete(point_id for batch in wanted for point_id, _ in self._points(batch, ["document_id"]))
+
+    def delete_versions_except(self, keep: Mapping[str, str]) -> int:
+        """Removes the chunks of other versions of these documents than the given ones; returns how many."""
+        fields = ["document_id", "content_hash"]
+        stored = (point for batch in common.ledger_batches(list(keep)) for point in self._points(batch, fields))
+        return self._delete(common.stale_ids(stored, keep))
+
+    def _delete(self, point_ids: Iterable[str]) -> int:
+        doomed = list(point_ids)
+        for batch in common.batches(doomed, common.LEDGER_BATCH):
+            with self._engine("delete from") as (shard, engine):
+                engine.update(edge.UpdateOperation.delete_points(list(batch)))
+                shard.wrote(engine, deleted=len(batch))
+        return len(doomed)
+
+    def optimize(self, progress: Callable[[str], None] | None = None) -> None:
+        """Builds the HNSW index where enough chunks are outside it, and clears away what was deleted."""
+        fingerprint = self.fingerprint()
+        if fingerprint is None:
+            return
+        with self._engine("optimize") as (shard, engine):
+            points, kib = engine.info().points_count, _kib(fingerprint)
+            if points * kib < INDEXING_KIB:
+                engine.optimize()  # no index is due: this merges small segments, in milliseconds
+                shard.deleted = 0
+            elif shard.unindexed * kib >= INDEXING_KIB or shard.deleted > points // 5:
+                if progress is not None:
+                    progress(f"building the index over {points:,} chunks")
+                shard.optimize()
+
+    # ------------------------------------------------------------------ reading
+
+    def versions(self, document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
+        """Versions of these documents, or of all."""
+        for batch in common.ledger_batches(document_ids):
+            yield from payload.count_versions(stored for _, stored in self._points(batch, payload.LEDGER_FIELDS))
+
+    def count(self) -> StoreCount:
+        """Documents and chunks in the collection."""
+        if self.fingerprint() is None:
+            return StoreCount(0, 0)
+        with self._engine("count") as (_, engine):
+            chunks = engine.count(edge.CountRequest(exact=True))
+            facet = edge.FacetRequest("document_id", limit=max(1, chunks), exact=True)
+            # Values whose last chunk was deleted are still listed, with a count of 0.
+            documents = sum(hit.count > 0 for hit in engine.facet(facet).hits)
+            return StoreCount(documents, chunks)
+
+    def search(
+        self,
+        text: str,
+        vector: NDArray[np.float32] | None,
+        *,
+        limit: int,
+        mode: SearchMode = "hybrid",
+        fusion: HybridFusion = "dbsf",
+        where: Mapping[str, Any] | None = None,
+        exact: bool = False,
+    ) -> list[Candidate]:
+        """The best ``limit`` chunks; see :meth:`pipeline.interfaces.Store.search`."""
+        clauses = filters.parse(where)
+        dense = common.query_vector(vector, mode)
+        if self.fingerprint() is None:
+            return []
+        request = edge_requests.query(
+            text, dense, limit=limit, mode=mode, fusion=fusion, condition=edge_requests.condition(clauses), exact=exact
+        )
+        if request is None:
+            return []
+        with self._engine("search") as (shard, engine):
+            for clause in clauses:
+                self._index(shard, engine, clause.path, clause.index)
+            found = engine.query(request)
+        return common.to_candidates((point.id, point.score, point.payload or {}) for point in found)
+
+    # ------------------------------------------------------------------ engine
+
+    @contextmanager
+    def _engine(
+        self, doing: str, config: edge.EdgeConfig | None = None
+    ) -> Iterator[tuple[shards.OpenShard, edge.EdgeShard]]:
+        with self._guard:
+            if self._closed:
+                raise StoreError(f"{self.name} was closed")
+            if self._shard is None:
+                self._shard = shards.acquire(self.path, config)
+            shard = self._shard
+        with shard.use(doing) as engine:
+            yield shard, engine
+
+    def _index(self, shard: shards.OpenShard, engine: edge.EdgeShard, path: str, index: filters.IndexType) -> None:
+        """Makes sure that a field has an index. There is one a field: one of another type is left as it is."""
+        if path in shard.indexed_paths:
+            return
+        # The engine names a path with quotes only where it must have them.
+        if path.replace('"', "") not in {known.replace('"', "") for known in engine.info().payload_schema}:
+            engine.update(edge.UpdateOperation.create_field_index(path, _INDEX_TYPES[index]))
+        shard.indexed_paths.add(path)
+
+    def _points(self, document_ids: Sequence[str] | None, fields: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Ids and payload fields of the chunks of these documents, or of all."""
+        if self.fingerprint() is None:
+            return
+        condition = None
+        if document_ids is not None:
+            names = [payload.clean(document_id) for document_id in document_ids]
+            condition = edge.Filter(must=[edge.FieldCondition("document_id", match=edge.MatchAny(names))])
+        offset = None
+        while True:
+            request = edge.ScrollRequest(
+                offset=offset, limit=_READ_BATCH, filter=condition, with_payload=fields, with_vector=False
+            )
+            with self._engine("read") as (_, engine):
+                records, offset = engine.scroll(request)
+            for record in records:
+                yield str(record.id), record.payload or {}
+            if offset is None:
+                return
+
+
+def _kib(fingerprint: Fingerprint) -> float:
+    """Size of one chunk's dense vector."""
+    return 4 * fingerprint.dimension / 1024

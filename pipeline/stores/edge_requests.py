@@ -1,0 +1,74 @@
+"""Requests to the embedded engine, from chunks, clauses and queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import qdrant_edge as edge
+
+from pipeline.stores import bm25, common, filters, payload
+from pipeline.types import Chunk, HybridFusion, SearchMode
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def query(
+    text: str,
+    dense: list[float],
+    *,
+    limit: int,
+    mode: SearchMode,
+    fusion: HybridFusion,
+    condition: edge.Filter | None,
+    exact: bool,
+) -> edge.QueryRequest | None:
+    """The search; None if nothing can be found, because a sparse query has no words."""
+    lists: list[Any] = []
+    if mode != "sparse":
+        lists.append(edge.Query.Nearest(dense, using=common.DENSE))
+    if mode != "dense":
+        sparse = bm25.query_vector(text)
+        if sparse.indices:
+            lists.append(edge.Query.Nearest(sparse, using=common.SPARSE))
+    if not lists:
+        return None
+    deep = common.depth(limit) if mode == "hybrid" else limit
+    params = edge.SearchParams(hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None), exact=exact)
+    if mode != "hybrid":
+        return edge.QueryRequest(limit=limit, query=lists[0], filter=condition, params=params, with_payload=True)
+    fused: Any = edge.Fusion.Rrf(k=common.RRF_K) if fusion == "rrf" else edge.Fusion.Dbsf()
+    prefetches = [edge.Prefetch(deep, nearest, params=params, filter=condition) for nearest in lists]
+    return edge.QueryRequest(limit=limit, query=fused, prefetches=prefetches, filter=condition, with_payload=True)
+
+
+def point(chunk: Chunk, vector: NDArray[np.float32]) -> edge.Point:
+    """A chunk with its vectors, as it is stored."""
+    vectors = {common.DENSE: vector.tolist(), common.SPARSE: bm25.document_vector(chunk.full_text)}
+    return edge.Point(chunk.id, vectors, payload.to_payload(chunk))
+
+
+def condition(clauses: Sequence[filters.Clause]) -> edge.Filter | None:
+    """The clauses as the engine's filter; None for none."""
+    return edge.Filter(must=[_any_of(clause) for clause in clauses]) if clauses else None
+
+
+def _any_of(clause: filters.Clause) -> Any:
+    conditions: list[Any] = [_condition(clause.path, test) for test in clause.tests]
+    return conditions[0] if len(conditions) == 1 else edge.Filter(should=conditions)
+
+
+def _condition(path: str, test: filters.Test) -> edge.FieldCondition:
+    match test:
+        case filters.Words(values):
+            return edge.FieldCondition(path, match=edge.MatchAny(list(values)))
+        case filters.Exactly(value):
+            # A Python bool is an int to the binding, which takes True for 1; a numpy one is not.
+            exact: Any = np.bool_(value) if isinstance(value, bool) else value
+            return edge.FieldCondition(path, match=edge.MatchValue(exact))
+        case filters.NumberRange(gt=gt, gte=gte, lt=lt, lte=lte):
+            return edge.FieldCondition(path, range=edge.RangeFloat(gt=gt, gte=gte, lt=lt, lte=lte))
+        case filters.DateRange(gt=gt, gte=gte, lt=lt, lte=lte):
+            return edge.FieldCondition(path, range=edge.RangeDateTime(gt=gt, gte=gte, lt=lt, lte=lte))

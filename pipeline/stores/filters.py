@@ -1,0 +1,170 @@
+"""The ``where`` of a search, checked, in a form that every engine's filter can be made from.
+
+A ``where`` is a list of clauses that must all hold; a clause is a list of tests on one payload field of which any
+must hold. Numbers are always compared as ranges over a float index: an integer index does not see 1.5, so that
+``{"gt": 1}`` would miss it, and equality as integers tells 2 and 2.0 apart.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any, Literal
+
+from pipeline.errors import SettingsError
+from pipeline.stores.payload import clean
+
+IndexType = Literal["keyword", "float", "bool", "datetime"]
+
+OWN_FIELDS = frozenset({"source", "document_id"})
+OPERATORS = ("gt", "gte", "lt", "lte")
+
+# Floats hold every integer up to here; larger ones are compared exactly, without an index.
+_EXACT_FLOAT = 2**53
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The field is one of these texts; no text, no match."""
+
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Exactly:
+    """The field is this truth value or large integer."""
+
+    value: bool | int
+
+
+@dataclass(frozen=True, slots=True)
+class NumberRange:
+    """The field is a number within these bounds."""
+
+    gt: float | None = None
+    gte: float | None = None
+    lt: float | None = None
+    lte: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DateRange:
+    """The field is an ISO date or time within these bounds (RFC 3339, UTC unless they say otherwise)."""
+
+    gt: str | None = None
+    gte: str | None = None
+    lt: str | None = None
+    lte: str | None = None
+
+
+Test = Words | Exactly | NumberRange | DateRange
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """Any of ``tests`` holds for a value of the field at ``path`` (in Qdrant's JSON path syntax)."""
+
+    path: str
+    tests: tuple[Test, ...]
+
+    @property
+    def index(self) -> IndexType:
+        """The payload index that serves the first test; others are answered too, if slower."""
+        match self.tests[0]:
+            case Words():
+                return "keyword"
+            case Exactly(value=value):
+                return "bool" if isinstance(value, bool) else "float"
+            case NumberRange():
+                return "float"
+            case DateRange():
+                return "datetime"
+
+
+def parse(where: Mapping[str, Any] | None) -> list[Clause]:
+    """Clauses of a ``where`` (see :meth:`pipeline.interfaces.Store.search`); none for none.
+
+    Raises:
+        SettingsError: a key or condition cannot be understood; names the key and what is allowed.
+    """
+    return [Clause(_path(key), _tests(key, wanted)) for key, wanted in (where or {}).items()]
+
+
+def _path(key: Any) -> str:
+    if not isinstance(key, str) or not all(key.split(".")) or '"' in key:
+        raise SettingsError(f"where: {key!r} is not a metadata key; write lang, or a.b for b within a")
+    if key in OWN_FIELDS:
+        return key
+    parts = [part if _PLAIN_KEY.fullmatch(part) else f'"{part}"' for part in clean(key).split(".")]
+    return ".".join(["metadata", *parts])
+
+
+def _tests(key: str, wanted: Any) -> tuple[Test, ...]:
+    if isinstance(wanted, Mapping):
+        return (_range(key, wanted),)
+    if not isinstance(wanted, list | tuple | set | frozenset):
+        return (_equals(key, wanted),)
+    tests = [_equals(key, value) for value in wanted]
+    words = tuple(value for test in tests if isinstance(test, Words) for value in test.values)
+    others = [test for test in tests if not isinstance(test, Words)]
+    return (Words(words), *others) if words or not others else tuple(others)
+
+
+def _equals(key: str, value: Any) -> Test:
+    if isinstance(value, str):
+        return Words((clean(value),))
+    if isinstance(value, bool):
+        return Exactly(value)
+    if isinstance(value, int) and abs(value) > _EXACT_FLOAT:
+        if not -(2**63) <= value < 2**63:
+            raise SettingsError(f"where: {key} is compared with {value}, which is beyond 64 bits")
+        return Exactly(value)
+    if isinstance(value, int | float) and math.isfinite(value):
+        # The same rounding as in the payload, or a float of 17 digits would not find itself.
+        number = float(f"{value:.15g}") if isinstance(value, float) else float(value)
+        return NumberRange(gte=number, lte=number)
+    raise SettingsError(
+        f"where: {key} cannot be compared with {value!r}; allowed are text, numbers, true and false, a list of these, "
+        f"and ranges such as {{'gte': 3, 'lt': 5}} or {{'gte': '2024-01-31'}}"
+    )
+
+
+def _range(key: str, bounds: Mapping[Any, Any]) -> Test:
+    unknown = [operator for operator in bounds if operator not in OPERATORS]
+    if unknown or not bounds:
+        what = f"unknown operator {unknown[0]!r}" if unknown else "a range without bounds"
+        raise SettingsError(f"where: {key} has {what}; allowed are {', '.join(OPERATORS)}")
+    numbers = {operator: _number(bound) for operator, bound in bounds.items()}
+    if None not in numbers.values():
+        return NumberRange(**numbers)
+    dates = {operator: _date(bound) for operator, bound in bounds.items()}
+    if None not in dates.values():
+        return DateRange(**dates)
+    raise SettingsError(
+        f"where: the bounds of {key} must all be numbers, or all ISO dates such as 2024-01-31 or "
+        f"2024-01-31T18:00:00Z, not {dict(bounds)!r}"
+    )
+
+
+def _number(bound: Any) -> float | None:
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
+        return None
+    return float(bound)
+
+
+def _date(bound: Any) -> str | None:
+    if isinstance(bound, str):
+        try:
+            bound = datetime.fromisoformat(bound)
+        except ValueError:
+            return None
+    if isinstance(bound, date) and not isinstance(bound, datetime):
+        bound = datetime(bound.year, bound.month, bound.day)
+    if not isinstance(bound, datetime):
+        return None
+    # Qdrant reads stored times without a zone as UTC; so must bounds.
+    return (bound if bound.tzinfo else bound.replace(tzinfo=UTC)).isoformat()

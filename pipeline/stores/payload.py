@@ -1,0 +1,129 @@
+"""A chunk as a Qdrant payload, and back, without loss.
+
+Layout: ``document_id``, ``content_hash``, ``index``, ``count``, ``text``, ``title``, ``source``, ``metadata``. What
+was ingested is read back from the first four and ``source``: the collection is its own ledger.
+
+Some values cannot be held by the engine as they are: lone surrogates (no UTF-8 has them; file names bring them),
+integers beyond 64 bits, floats of more digits than its JSON reader keeps, NaN and infinity. Such a field is stored in
+the nearest form that can be (``\\udce9`` written out, the next float, null), which is also what filters see, and the
+field as it was goes into ``exact``, a JSON text. Recall returns the exact one. NUL and all other Unicode is stored
+as it is. Metadata that is no JSON at all (dates, paths, sets) becomes ``str(value)``, as in the content hash.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pipeline.types import Chunk, DocumentVersion
+
+LEDGER_FIELDS = ["document_id", "content_hash", "count", "source", "exact"]
+"""What :func:`count_versions` reads of a payload. ``exact`` is rare."""
+
+INDEXED_FIELDS = ["document_id", "content_hash", "source"]
+"""Fields with a keyword index from the start."""
+
+_FIELDS = ["document_id", "content_hash", "index", "count", "text", "title", "source", "metadata"]
+_INT64 = range(-(2**63), 2**63)
+
+
+def clean(text: str) -> str:
+    """The text as UTF-8 can hold it: lone surrogates are written out as ``\\udXXX``."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def to_payload(chunk: Chunk) -> dict[str, Any]:
+    """The chunk as the engine stores it."""
+    exact: dict[str, Any] = {}
+    payload: dict[str, Any] = {}
+    for field in _FIELDS:
+        value = getattr(chunk, field)
+        stored = _storable(value)
+        if not _same(value, stored):
+            exact[field] = value
+        payload[field] = stored
+    if exact:
+        # ASCII escapes are the one form of JSON that can hold a lone surrogate.
+        payload["exact"] = json.dumps(_with_text_keys(exact), ensure_ascii=True)
+    return payload
+
+
+def to_chunk(payload: Mapping[str, Any]) -> Chunk:
+    """The chunk that :func:`to_payload` was given."""
+    return Chunk(**{field: _field(payload, field) for field in _FIELDS})
+
+
+def count_versions(payloads: Iterable[Mapping[str, Any]]) -> Iterator[DocumentVersion]:
+    """Document versions from the payloads of their chunks; memory grows with the versions, not the chunks."""
+    found: dict[tuple[str, str], tuple[Mapping[str, Any], int]] = {}
+    for payload in payloads:
+        key = (payload["document_id"], payload["content_hash"])
+        first, present = found.get(key, (payload, 0))
+        found[key] = (first, present + 1)
+    for first, present in found.values():
+        yield DocumentVersion(
+            document_id=_field(first, "document_id"),
+            content_hash=_field(first, "content_hash"),
+            source=_field(first, "source"),
+            present=present,
+            count=first["count"],
+        )
+
+
+def _field(payload: Mapping[str, Any], field: str) -> Any:
+    if "exact" in payload:
+        exact = json.loads(payload["exact"])
+        if field in exact:
+            return exact[field]
+    return payload[field]
+
+
+def _storable(value: Any) -> Any:
+    """The nearest value that every engine stores without changing it further."""
+    if isinstance(value, str):
+        return clean(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value) if value in _INT64 else float(value) if abs(value) < 1e300 else None
+    if isinstance(value, float):
+        return _short(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {clean(str(key)): _storable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_storable(item) for item in value]
+    return clean(str(value))
+
+
+def _short(value: float) -> float:
+    """The float to 15 digits: a JSON reader may be off in the last place of longer ones, and is never of these."""
+    short = float(f"{value:.15g}")
+    return short if math.isfinite(short) else value
+
+
+def _same(value: Any, stored: Any) -> bool:
+    """Whether what is read back equals what was given. Other than ``==``: 1 is not 1.0 and True is not 1."""
+    if isinstance(stored, dict):
+        return isinstance(value, Mapping) and all(
+            isinstance(key, str) and key in stored and _same(item, stored[key]) for key, item in value.items()
+        )
+    if isinstance(stored, list):
+        # A tuple or set comes back as a list or text, as from any JSON: that is not kept.
+        return isinstance(value, list | tuple) and all(map(_same, value, stored))
+    if isinstance(value, float):
+        # Beyond these bounds even 15 digits are not read back for certain.
+        return value == stored and (value == 0 or 1e-7 < abs(value) < 1e15)
+    if isinstance(value, str | int):
+        return type(value) is type(stored) and value == stored
+    return True
+
+
+def _with_text_keys(value: Any) -> Any:
+    """As JSON knows it: text keys, lists, and text for what JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): _with_text_keys(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_text_keys(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)

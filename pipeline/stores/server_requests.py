@@ -1,0 +1,90 @@
+"""Requests to a Qdrant server, from chunks, clauses and queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from qdrant_client import models
+
+from pipeline.stores import bm25, common, filters, payload
+from pipeline.types import Chunk, HybridFusion, SearchMode
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def query(
+    text: str,
+    dense: list[float],
+    *,
+    limit: int,
+    mode: SearchMode,
+    fusion: HybridFusion,
+    condition: models.Filter | None,
+    exact: bool,
+    local: bool,
+) -> dict[str, Any] | None:
+    """Arguments of the client's ``query_points``; None if nothing can be found: a sparse query without words."""
+    lists: list[tuple[str, Any]] = []
+    if mode != "sparse":
+        lists.append((common.DENSE, dense))
+    if mode != "dense":
+        sparse = bm25.query_vector(text)
+        if sparse.indices:
+            lists.append((common.SPARSE, models.SparseVector(indices=sparse.indices, values=sparse.values)))
+    if not lists:
+        return None
+    deep = common.depth(limit) if mode == "hybrid" else limit
+    # The client's local mode is exact anyway, and warns of parameters.
+    params = (
+        None
+        if local
+        else models.SearchParams(hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None), exact=exact)
+    )
+    request: dict[str, Any] = {"limit": limit, "query_filter": condition, "with_payload": True}
+    if mode != "hybrid":
+        using, nearest = lists[0]
+        return {**request, "query": nearest, "using": using, "search_params": params}
+    fused: Any = models.FusionQuery(fusion=models.Fusion.DBSF)
+    if fusion == "rrf":
+        fused = models.RrfQuery(rrf=models.Rrf(k=common.RRF_K))
+    prefetches = [
+        models.Prefetch(query=nearest, using=using, limit=deep, filter=condition, params=params)
+        for using, nearest in lists
+    ]
+    return {**request, "query": fused, "prefetch": prefetches}
+
+
+def point(chunk: Chunk, vector: NDArray[np.float32]) -> models.PointStruct:
+    """A chunk with its vectors, as it is stored."""
+    sparse = bm25.document_vector(chunk.full_text)
+    vectors = {
+        common.DENSE: vector.tolist(),
+        common.SPARSE: models.SparseVector(indices=sparse.indices, values=sparse.values),
+    }
+    return models.PointStruct(id=chunk.id, vector=vectors, payload=payload.to_payload(chunk))
+
+
+def condition(clauses: Sequence[filters.Clause]) -> models.Filter | None:
+    """The clauses as the server's filter; None for none."""
+    return models.Filter(must=[_any_of(clause) for clause in clauses]) if clauses else None
+
+
+def _any_of(clause: filters.Clause) -> Any:
+    conditions: list[Any] = [_condition(clause.path, test) for test in clause.tests]
+    return conditions[0] if len(conditions) == 1 else models.Filter(should=conditions)
+
+
+def _condition(path: str, test: filters.Test) -> models.FieldCondition:
+    match test:
+        case filters.Words(values):
+            return models.FieldCondition(key=path, match=models.MatchAny(any=list(values)))
+        case filters.Exactly(value):
+            return models.FieldCondition(key=path, match=models.MatchValue(value=value))
+        case filters.NumberRange(gt=gt, gte=gte, lt=lt, lte=lte):
+            return models.FieldCondition(key=path, range=models.Range(gt=gt, gte=gte, lt=lt, lte=lte))
+        case filters.DateRange():
+            bounds = {operator: getattr(test, operator) for operator in filters.OPERATORS}
+            return models.FieldCondition(key=path, range=models.DatetimeRange(**bounds))

@@ -1,0 +1,253 @@
+"""The open Qdrant Edge engines of this process: one a directory, shared by all who use it.
+
+What the engine (0.9) does, and what follows from it here:
+
+- It holds Python's global lock in every call. So calls are serial anyway, and a plain mutex around them costs
+  nothing; what takes minutes (:meth:`OpenShard.optimize`) runs in a process of its own, or the program would freeze.
+- An update is in the write-ahead log when it returns and survives a ``kill -9``. The log is read again from the last
+  flush when the shard is opened (1.7 s for 30,000 chunks), so there is a flush every thousand chunks (10-40 ms).
+- A full disk kills the process (SIGBUS while writing to a mapped file), so free space is looked at before writing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import qdrant_edge as edge
+
+from pipeline.errors import StoreError
+from pipeline.stores.locking import DirectoryLock, write_atomically
+
+FLUSH_AFTER = 1_000
+"""Chunks written between two flushes."""
+MIN_FREE_BYTES = 100 * 2**20
+"""Free disk space that no write goes below: the engine takes it in pieces of 32 MiB."""
+
+_OPTIMIZE = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from qdrant_edge import EdgeShard
+shard = EdgeShard.load(sys.argv[1])
+shard.optimize()
+shard.close()
+"""
+
+
+class OpenShard:
+    """An open engine with the lock on its directory. Made by :func:`acquire`, given back with :func:`release`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.users = 0
+        self.indexed_paths: set[str] = set()
+        """Payload fields that are known to have an index."""
+        self.unindexed = 0
+        """Chunks written since the last optimization, so at most so many are outside the HNSW index."""
+        self.deleted = 0
+        """Chunks deleted since the last optimization: the index still has them."""
+        self._pid = os.getpid()
+        self._files = directory / "shard"
+        self._pending = directory / "pending.json"
+        self._lock = DirectoryLock(directory)
+        self._mutex = threading.RLock()
+        self._engine: edge.EdgeShard | None = None
+        self._open = False
+        self._unflushed = 0
+
+    def open(self, config: edge.EdgeConfig | None) -> None:
+        """Locks the directory and opens the engine; with ``config`` makes it if it is not there yet."""
+        if config is not None:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StoreError(f"cannot make {self.directory} ({error.strerror}): set RAG_DATA_DIR") from error
+        self._lock.acquire()
+        try:
+            with self._explained("open"):
+                if config is not None and not self._files.exists():
+                    self._create(config)
+                self._engine = edge.EdgeShard.load(str(self._files))
+            self._read_pending(self._engine)
+            # Only now: the engine may still be in the hands of one who builds the index for a process that died.
+            self._lock.name_holder()
+            self._open = True
+        finally:
+            if not self._open:
+                self._lock.release()
+
+    def _create(self, config: edge.EdgeConfig) -> None:
+        # Under another name first: a crash must not leave half a shard behind.
+        self.check_space(0)
+        unfinished = self.directory / "shard.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        edge.EdgeShard.create(str(unfinished), config).close()
+        unfinished.rename(self._files)
+
+    @contextmanager
+    def use(self, doing: str) -> Iterator[edge.EdgeShard]:
+        """The engine, for this thread alone. What it raises becomes a StoreError that tells what was being done."""
+        if self._pid != os.getpid():
+            raise self._lock.locked()  # a forked child: the files belong to the parent
+        with self._mutex, self._explained(doing):
+            if not self._open:
+                raise StoreError(f"the embedded store in {self.directory} was closed")
+            if self._engine is None:  # opening it again failed after an optimization
+                self._engine = edge.EdgeShard.load(str(self._files))
+            yield self._engine
+
+    def wrote(self, engine: edge.EdgeShard, *, written: int = 0, deleted: int = 0) -> None:
+        """Counts chunks written and deleted, and flushes now and then."""
+        self._unflushed += written + deleted
+        self.deleted += deleted
+        self.unindexed += written
+        if self._unflushed >= FLUSH_AFTER:
+            engine.flush()
+            self._unflushed = 0
+            self._write_pending()
+
+    def _read_pending(self, engine: edge.EdgeShard) -> None:
+        """The engine does not tell what is outside its index, so it is counted, over many processes if need be."""
+        try:
+            pending = json.loads(self._pending.read_text(encoding="utf-8"))
+            self.unindexed, self.deleted = int(pending["written"]), int(pending["deleted"])
+        except (OSError, ValueError, KeyError, TypeError):
+            self.unindexed = engine.info().points_count
+
+    def _write_pending(self) -> None:
+        with suppress(OSError):  # a wrong count costs speed only
+            write_atomically(self._pending, json.dumps({"written": self.unindexed, "deleted": self.deleted}))
+
+    def check_space(self, needed: int) -> None:
+        """Refuses to write ``needed`` bytes onto a disk that is nearly full.
+
+        Raises:
+            StoreError: says how much is free and how much is needed.
+        """
+        free = shutil.disk_usage(self.directory).free
+        if free < needed + MIN_FREE_BYTES:
+            raise StoreError(
+                f"the disk of {self.directory} is nearly full: {free >> 20} MiB free, "
+                f"{(needed + MIN_FREE_BYTES) >> 20} MiB needed; make room or set RAG_DATA_DIR. What was written before "
+                "is safe"
+            )
+
+    def optimize(self) -> None:
+        """Builds what index is due. Searches wait; the rest of the program goes on."""
+        with self.use("optimize") as engine:
+            self.check_space(
+                sum(file.stat().st_size for file in (self._files / "segments").rglob("*") if file.is_file())
+            )
+            engine.close()
+            self._engine = None
+            try:
+                self._optimize_elsewhere()
+                self.unindexed, self.deleted, self._unflushed = 0, 0, 0
+                self._write_pending()
+            finally:
+                self._engine = edge.EdgeShard.load(str(self._files))
+                self._lock.name_holder()
+
+    def _optimize_elsewhere(self) -> None:
+        python = sys.executable
+        if not python or getattr(sys, "frozen", False):  # inside another program there is no Python to start
+            shard = edge.EdgeShard.load(str(self._files))
+            shard.optimize()
+            shard.close()
+            return
+        packages = str(Path(edge.__file__).parents[1])
+        command = [python, "-I", "-c", _OPTIMIZE, str(self._files), packages]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as child:
+            try:
+                # Should this process be killed, the engine's own lock stays with the child until it is done.
+                self._lock.name_holder(child.pid, [python, "(building the index of", f"{self.directory})"])
+                _, stderr = child.communicate()
+            except BaseException:
+                child.kill()  # safe: the engine replaces segments only when new ones are complete
+                raise
+        if child.returncode != 0:
+            last = stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            raise StoreError(
+                f"building the index of {self.directory} failed ({last or f'exit code {child.returncode}'}); the "
+                "chunks are safe and searches work, but slower"
+            )
+
+    def close(self) -> None:
+        """Closes the engine and frees the directory for other processes."""
+        with self._mutex:
+            engine, self._engine, self._open = self._engine, None, False
+            try:
+                if engine is not None:
+                    self._write_pending()
+                    with self._explained("close"):
+                        engine.close()
+            finally:
+                self._lock.release()
+
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except (StoreError, KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # a panic of the engine is no Exception
+            if "WouldBlock" in str(error):
+                raise self._lock.locked() from error
+            detail = (str(error) or type(error).__name__).removeprefix("Service runtime error: ")
+            raise StoreError(
+                f"could not {doing} the embedded store in {self.directory}: {detail}. If this stays so after a new "
+                "start, its files are damaged: bring them back from a backup, or delete the directory and ingest again"
+            ) from error
+
+
+_shards: dict[Path, OpenShard] = {}
+_registry = threading.Lock()
+
+
+def acquire(directory: Path, config: edge.EdgeConfig | None = None) -> OpenShard:
+    """The open shard of a directory: the one that this process has already, or a newly opened one.
+
+    With ``config`` the shard is made where there is none.
+
+    Raises:
+        StoreLockedError: another process has it.
+        StoreError: it cannot be opened.
+    """
+    directory = directory.resolve()
+    with _registry:
+        shard = _shards.get(directory)
+        if shard is None:
+            shard = OpenShard(directory)
+            shard.open(config)
+            _shards[directory] = shard
+        shard.users += 1
+        return shard
+
+
+def release(shard: OpenShard) -> None:
+    """Gives a shard back; the last user closes it."""
+    with _registry:
+        shard.users -= 1
+        if shard.users == 0:
+            del _shards[shard.directory]
+            shard.close()
+
+
+def _forget_in_child() -> None:
+    """After a fork the shards are the parent's: a child that opens one is told that the parent holds it."""
+    global _registry
+    _registry = threading.Lock()
+    _shards.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,14 @@
+"""Text that other programs can take."""
+
+from __future__ import annotations
+
+
+def well_formed(text: str) -> str:
+    """The text with each lone surrogate replaced by U+FFFD; halves of one character that stand together are joined.
+
+    Python strings may hold surrogates (file names, broken JSON bring them); UTF-8, and so every tokenizer and every
+    HTTP body, cannot.
+    """
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,0 +1,489 @@
+"""What every Store does, on the embedded engine, on the client's local mode and, if there is one, on a real server.
+
+``RAG_TEST_QDRANT_URL`` (and ``RAG_TEST_QDRANT_API_KEY``) name a server; the collections made there are removed again.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+
+from pipeline.errors import SettingsError, StoreError
+from pipeline.interfaces import Store
+from pipeline.stores.edge import EdgeStore
+from pipeline.stores.server import ServerStore, connect
+from pipeline.types import Candidate, Chunk, DocumentVersion, Fingerprint, HybridFusion, SearchMode, StoreCount
+from tests.fakes import FakeEmbedder
+
+EMBEDDER = FakeEmbedder(dimension=64)
+MODES: tuple[SearchMode, ...] = get_args(SearchMode)
+SERVER_URL = os.environ.get("RAG_TEST_QDRANT_URL")
+
+TEXTS = [
+    "The steam engine drove the looms of Manchester.",
+    "Photosynthesis turns sunlight, water and carbon dioxide into sugar.",
+    "A hash table finds a key in constant time on average.",
+    "The treaty was signed in 1648 and ended thirty years of war.",
+    "Python reads JSON with the json module of its standard library.",
+    "The heart of a blue whale weighs as much as a small car.",
+    "重庆市是中国的直辖市，位于长江上游。",
+    "光合作用把阳光、水和二氧化碳变成糖。",
+    "散列表平均在常数时间内找到一个键。",
+    "该条约于1648年签订，结束了三十年战争。",
+    "蓝鲸的心脏和一辆小汽车一样重。",
+    "蒸汽機推動了曼徹斯特的織布機。",
+]
+
+
+def memory_store(_: Path) -> Iterator[Store]:
+    yield ServerStore(QdrantClient(":memory:"), "documents")
+
+
+def edge_store(path: Path) -> Iterator[Store]:
+    yield EdgeStore(path / "collections" / "documents")
+
+
+def real_server_store(_: Path) -> Iterator[Store]:
+    assert SERVER_URL is not None
+    client = connect(SERVER_URL, api_key=os.environ.get("RAG_TEST_QDRANT_API_KEY"))
+    name = f"test-{uuid.uuid4()}"
+    yield ServerStore(client, name)
+    client = connect(SERVER_URL, api_key=os.environ.get("RAG_TEST_QDRANT_API_KEY"))
+    client.delete_collection(name)
+    client.close()
+
+
+MAKERS: dict[str, Callable[[Path], Iterator[Store]]] = {"edge": edge_store, "memory": memory_store}
+if SERVER_URL:
+    MAKERS["server"] = real_server_store
+
+
+@pytest.fixture(params=list(MAKERS))
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A store without a collection."""
+    made = MAKERS[request.param](tmp_path)
+    store = next(made)
+    yield store
+    store.close()
+    next(made, None)
+
+
+@pytest.fixture
+def store(empty: Store) -> Store:
+    """A store whose collection holds nothing yet."""
+    empty.ensure_ready(fingerprint(empty))
+    return empty
+
+
+def fingerprint(store: Store) -> Fingerprint:
+    return Fingerprint(EMBEDDER.name, EMBEDDER.dimension, chunk_tokens=256, chunk_overlap=32, bm25=store.bm25)
+
+
+def chunk(
+    text: str, document_id: str = "doc", index: int = 0, count: int = 1, version: str = "v1", **metadata: Any
+) -> Chunk:
+    return Chunk(document_id, version, index, count, text, "", f"/files/{document_id}", metadata)
+
+
+def corpus() -> list[Chunk]:
+    """One document for each text, with metadata of every kind that can be filtered."""
+    return [
+        Chunk(
+            document_id=f"doc-{i}",
+            content_hash="v1",
+            index=0,
+            count=1,
+            text=text,
+            title=f"Title {i}" if i % 2 else "",
+            source=f"/files/{i % 3}.txt",
+            metadata={
+                "lang": "en" if i < 6 else "zh",
+                "number": i,
+                "price": i + 0.5 if i % 2 else i,
+                "draft": i % 4 == 0,
+                "tags": ["old", f"tag{i}"] if i < 4 else [f"tag{i}"],
+                "published": f"2024-01-{i + 1:02}",
+                "author": {"name": f"author {i % 2}", "born": {"year": 1900 + i}},
+                "语言": "中文" if i >= 6 else "英文",
+            },
+        )
+        for i, text in enumerate(TEXTS)
+    ]
+
+
+def write(store: Store, chunks: list[Chunk]) -> None:
+    clean = [item.full_text.encode("utf-8", "replace").decode() for item in chunks]
+    store.upsert(chunks, EMBEDDER.embed_documents(clean))
+
+
+def search(store: Store, text: str, limit: int = 10, **options: Any) -> list[Candidate]:
+    return store.search(text, EMBEDDER.embed_query(text), limit=limit, **options)
+
+
+def found_ids(candidates: list[Candidate]) -> list[str]:
+    return [candidate.chunk.document_id for candidate in candidates]
+
+
+# ------------------------------------------------------------------ without a collection
+
+
+def test_no_collection_is_no_error(empty: Store) -> None:
+    """Reading before anything was ingested gives nothing; it does not fail."""
+    assert None is empty.fingerprint()
+    assert [] == search(empty, "anything")
+    assert [] == list(empty.versions())
+    assert [] == list(empty.versions(["doc"]))
+    assert StoreCount(0, 0) == empty.count()
+    assert 0 == empty.delete_documents(["doc"])
+    assert 0 == empty.delete_versions_except({"doc": "v1"})
+    empty.optimize()
+
+
+def test_write_before_ready_is_refused(empty: Store) -> None:
+    """A chunk without a fingerprint beside it could be searched with another model's vectors."""
+    with pytest.raises(StoreError, match="ensure_ready"):
+        write(empty, [chunk("text")])
+
+
+def test_fingerprint_is_kept(empty: Store) -> None:
+    """The fingerprint comes back equal, and a second ensure_ready leaves it alone."""
+    first = fingerprint(empty)
+    empty.ensure_ready(first)
+    empty.ensure_ready(Fingerprint("other", 64, 1, 0, "other"))
+    assert first == empty.fingerprint()
+
+
+def test_close_twice(store: Store) -> None:
+    """Closing again is fine; using it afterwards says that it was closed."""
+    store.close()
+    store.close()
+    with pytest.raises(StoreError, match="was closed"):
+        search(store, "anything")
+
+
+# ------------------------------------------------------------------ writing and reading back
+
+
+def test_round_trip(store: Store) -> None:
+    """Every field of a chunk comes back equal, by every way of searching."""
+    chunks = corpus()
+    write(store, chunks)
+    expected = {item.id: item for item in chunks}
+    for mode in MODES:
+        for candidate in search(store, "Python 重庆 1648", limit=50, mode=mode):
+            assert expected[candidate.chunk.id] == candidate.chunk
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NUL \0 inside",
+        "lone surrogate \udce9 here",
+        "emoji 👩‍🔬 and 𠮷野家",
+        "‮right to left‬",
+        "e\u0301 é ﬁ",
+        "\u2028\ufeff",
+        "",
+    ],
+    ids=["nul", "surrogate", "astral", "bidi", "combining", "separators", "empty"],
+)
+def test_odd_unicode_round_trip(store: Store, text: str) -> None:
+    """Any Python string survives in text, title, source, keys and values of metadata."""
+    odd = Chunk("doc", "v1", 0, 1, text, f"title {text}", f"source {text}", {f"key {text}": [text, {"in": text}]})
+    write(store, [odd])
+    assert [odd] == [candidate.chunk for candidate in search(store, "title", mode="dense")]
+    assert [odd.source] == [version.source for version in store.versions()]
+
+
+def test_odd_json_round_trip(store: Store) -> None:
+    """Numbers that the engine itself would round or refuse come back exactly."""
+    metadata: dict[str, Any] = {
+        "long": 123456789.123456789,
+        "tiny": 5e-324,
+        "huge": 1.7976931348623157e308,
+        "big": 2**70,
+        "negative": -(2**63) - 1,
+        "infinite": float("inf"),
+        "one": 1.0,
+        "none": None,
+        "empty": [{}, [], ""],
+        "": {"a.b": True},
+    }
+    odd = chunk("text", **metadata)
+    write(store, [odd])
+    (back,) = [candidate.chunk for candidate in search(store, "text")]
+    assert odd == back
+    assert {key: type(value) for key, value in metadata.items()} == {
+        key: type(value) for key, value in back.metadata.items()
+    }
+
+
+def test_upsert_is_idempotent(store: Store) -> None:
+    """Writing the same chunks again changes nothing."""
+    write(store, corpus())
+    before = search(store, "thirty years of war", limit=50)
+    write(store, corpus())
+    after = search(store, "thirty years of war", limit=50)
+    assert StoreCount(len(TEXTS), len(TEXTS)) == store.count()
+    assert [c.chunk for c in before] == [c.chunk for c in after]
+    assert [c.score for c in before] == pytest.approx([c.score for c in after])
+
+
+def test_large_batch(store: Store) -> None:
+    """More chunks than go into one request or one page are written and listed once each."""
+    chunks = [chunk(f"text {i}", f"doc-{i // 2}", i % 2, 2) for i in range(2_600)]
+    write(store, chunks)
+    assert StoreCount(1_300, 2_600) == store.count()
+    assert {(f"doc-{i}", 2) for i in range(1_300)} == {(item.document_id, item.present) for item in store.versions()}
+    ids = [f"doc-{i}" for i in range(1_200)]
+    assert set(ids) == {item.document_id for item in store.versions([*ids, *ids])}
+    assert 2_400 == store.delete_documents(ids)
+    assert StoreCount(100, 200) == store.count()
+
+
+def test_wrong_vectors_are_refused(store: Store) -> None:
+    """Vectors of another shape, or with NaN, are refused: the engine would take the latter and never find them."""
+    with pytest.raises(StoreError, match=r"shape \(1, 3\)"):
+        store.upsert([chunk("text")], np.ones((1, 3), dtype=np.float32))
+    with pytest.raises(StoreError, match="NaN"):
+        store.upsert([chunk("text")], np.full((1, 64), np.nan, dtype=np.float32))
+    assert StoreCount(0, 0) == store.count()
+
+
+# ------------------------------------------------------------------ the ledger
+
+
+def test_versions_tell_complete_from_partial(store: Store) -> None:
+    """A version knows how many chunks it should have; a cut-off write shows as fewer."""
+    write(store, [chunk(f"text {i}", "whole", i, 3) for i in range(3)])
+    write(store, [chunk("text 0", "cut", 0, 2), chunk("text 0", "cut", 0, 1, version="v0")])
+    found = sorted(store.versions(), key=lambda version: (version.document_id, version.content_hash))
+    assert [
+        DocumentVersion("cut", "v0", "/files/cut", present=1, count=1),
+        DocumentVersion("cut", "v1", "/files/cut", present=1, count=2),
+        DocumentVersion("whole", "v1", "/files/whole", present=3, count=3),
+    ] == found
+    assert [True, False, True] == [version.complete for version in found]
+    assert ["whole"] == [version.document_id for version in store.versions(["whole", "unknown"])]
+    assert [] == list(store.versions([]))
+
+
+def test_delete_documents(store: Store) -> None:
+    """All versions of the named documents go, and nothing else."""
+    write(store, [chunk(f"text {i}", f"doc-{i}") for i in range(3)])
+    write(store, [chunk("newer", "doc-0", version="v2")])
+    assert 3 == store.delete_documents(["doc-0", "doc-2", "unknown"])
+    assert ["doc-1"] == [version.document_id for version in store.versions()]
+    assert ["doc-1"] == found_ids(search(store, "text"))
+    assert StoreCount(1, 1) == store.count()
+
+
+def test_delete_versions_except(store: Store) -> None:
+    """Only other versions of the named documents go."""
+    write(store, [chunk("old", "a", version="v1"), chunk("new", "a", version="v2"), chunk("other", "b", version="v1")])
+    assert 1 == store.delete_versions_except({"a": "v2", "unknown": "v9"})
+    assert {("a", "v2"), ("b", "v1")} == {(item.document_id, item.content_hash) for item in store.versions()}
+    assert 0 == store.delete_versions_except({"a": "v2"})
+
+
+# ------------------------------------------------------------------ searching
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("steam engine looms", "doc-0"),
+        ("reading JSON in Python", "doc-4"),
+        ("war that ended in 1648", "doc-3"),
+        ("重庆在长江的哪里", "doc-6"),
+        ("光合作用", "doc-7"),
+        ("曼徹斯特的織布機", "doc-11"),
+    ],
+)
+def test_finds_english_and_chinese(store: Store, mode: SearchMode, query: str, expected: str) -> None:
+    """Each mode finds the right text for English, simplified and traditional Chinese queries."""
+    write(store, corpus())
+    assert expected == found_ids(search(store, query, mode=mode))[0]
+
+
+def test_sparse_finds_numbers(store: Store) -> None:
+    """A number alone is a word: both texts with the year 1648 are found, full-width digits too."""
+    write(store, corpus())
+    for query in ("1648", "１６４８"):
+        assert {"doc-3", "doc-9"} == set(found_ids(search(store, query, mode="sparse")))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fusion", get_args(HybridFusion))
+def test_order_and_ranks(store: Store, mode: SearchMode, fusion: HybridFusion) -> None:
+    """Scores fall, ranks count from 1, and a smaller limit gives the head of the same list."""
+    write(store, corpus())
+    found = search(store, "the heart of the engine 心脏", limit=50, mode=mode, fusion=fusion)
+    assert len(found) >= 3
+    assert list(range(1, len(found) + 1)) == [candidate.rank for candidate in found]
+    assert sorted((candidate.score for candidate in found), reverse=True) == [candidate.score for candidate in found]
+    assert found[:3] == search(store, "the heart of the engine 心脏", limit=3, mode=mode, fusion=fusion)
+
+
+def test_hybrid_score_is_of_the_fusion(store: Store) -> None:
+    """A text that is first in both lists scores 2 / 60 with RRF (k = 60, ranks from 0), and more with DBSF."""
+    write(store, corpus())
+    query = TEXTS[4]
+    assert 2 / 60 == pytest.approx(search(store, query, fusion="rrf")[0].score, rel=1e-5)
+    assert search(store, query, fusion="dbsf")[0].score > 1.0
+
+
+def test_limit_larger_than_collection(store: Store) -> None:
+    """Asking for more than there is gives what there is."""
+    write(store, corpus())
+    assert len(TEXTS) == len(search(store, "water", limit=1000, mode="dense"))
+    assert len(TEXTS) == len(search(store, "water", limit=1000))
+
+
+def test_equal_scores_have_a_fixed_order(store: Store) -> None:
+    """Equal texts score alike and are ordered by their ids, whatever order they were written in."""
+    twins = [chunk("twin text", f"doc-{i}") for i in (5, 1, 4, 2, 3)]
+    write(store, twins)
+    for mode in ("dense", "sparse"):
+        assert sorted(item.id for item in twins) == [
+            candidate.chunk.id for candidate in search(store, "twin text", mode=mode)
+        ]
+
+
+@pytest.mark.parametrize("query", ["the of and", "!!!", "👩‍🔬"])
+def test_query_without_words(store: Store, query: str) -> None:
+    """A query of stop words or signs finds nothing by BM25, and is searched by its vector alone in hybrid mode."""
+    write(store, corpus())
+    assert [] == search(store, query, mode="sparse")
+    assert found_ids(search(store, query, mode="dense", limit=5)) == found_ids(search(store, query, limit=5))
+
+
+def test_missing_vector_is_a_settings_error(store: Store) -> None:
+    """Only a sparse search does without the query's vector."""
+    write(store, corpus())
+    assert "doc-4" == store.search("Python", None, limit=3, mode="sparse")[0].chunk.document_id
+    with pytest.raises(SettingsError, match="vector"):
+        store.search("Python", None, limit=3, mode="dense")
+
+
+# ------------------------------------------------------------------ filters
+
+FILTERS: list[tuple[str, dict[str, Any], list[int]]] = [
+    ("text", {"lang": "zh"}, [6, 7, 8, 9, 10, 11]),
+    ("integer", {"number": 3}, [3]),
+    ("float", {"price": 3.5}, [3]),
+    ("integer equals float", {"price": 4.0}, [4]),
+    ("true", {"draft": True}, [0, 4, 8]),
+    ("false and text", {"draft": False, "lang": "en"}, [1, 2, 3, 5]),
+    ("any of texts", {"lang": ["zh", "de"]}, [6, 7, 8, 9, 10, 11]),
+    ("any of numbers", {"number": [1, 2, 99]}, [1, 2]),
+    ("any of mixed", {"number": [1, "x", 2.0, False]}, [1, 2]),
+    ("any of none", {"lang": []}, []),
+    ("element of list", {"tags": "old"}, [0, 1, 2, 3]),
+    ("any of elements", {"tags": ["tag5", "tag7"]}, [5, 7]),
+    ("number range", {"number": {"gt": 2, "lte": 4}}, [3, 4]),
+    ("range sees floats", {"price": {"gt": 1, "lt": 4}}, [1, 2, 3]),
+    ("date range", {"published": {"gte": "2024-01-03", "lt": "2024-01-05"}}, [2, 3]),
+    ("time range", {"published": {"gt": "2024-01-11T00:00:00+01:00"}}, [10, 11]),
+    ("nested", {"author.name": "author 1"}, [1, 3, 5, 7, 9, 11]),
+    ("nested twice", {"author.born.year": {"gte": 1910}}, [10, 11]),
+    ("Chinese key and value", {"语言": "中文"}, [6, 7, 8, 9, 10, 11]),
+    ("source", {"source": "/files/1.txt"}, [1, 4, 7, 10]),
+    ("document id", {"document_id": ["doc-2", "doc-9"]}, [2, 9]),
+    ("all must hold", {"lang": "zh", "number": {"lt": 9}, "source": "/files/2.txt"}, [8]),
+    ("unknown key", {"nothing": "x"}, []),
+    ("number is not text", {"number": "3"}, []),
+    ("true is not one", {"number": True}, []),
+]
+
+
+@pytest.mark.parametrize(("where", "expected"), [case[1:] for case in FILTERS], ids=[case[0] for case in FILTERS])
+def test_filter(store: Store, where: dict[str, Any], expected: list[int]) -> None:
+    """Each kind of condition lets through just what it says, in each mode."""
+    write(store, corpus())
+    # Words of every text, so that the sparse search sees all of them too.
+    query = " ".join(TEXTS)
+    for mode in MODES:
+        found = search(store, query, limit=50, mode=mode, where=where)
+        assert {f"doc-{i}" for i in expected} == set(found_ids(found)), mode
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_filter_is_applied_in_recall(store: Store, mode: SearchMode) -> None:
+    """What passes the filter is found even if hundreds of better hits do not pass it."""
+    better = [chunk("blue whale heart", f"better-{i}", kind="common") for i in range(300)]
+    wanted = [chunk(f"one heart among many other words of no weight {i}", f"wanted-{i}", kind="rare") for i in range(3)]
+    write(store, better + wanted)
+    found = search(store, "blue whale heart", limit=2, mode=mode, where={"kind": "rare"})
+    assert 2 == len(found)
+    assert all(candidate.chunk.metadata["kind"] == "rare" for candidate in found)
+
+
+def test_one_key_filtered_in_two_ways(store: Store) -> None:
+    """A field may be compared as text and as a date, though it has one index."""
+    write(store, corpus())
+    assert ["doc-0"] == found_ids(search(store, "engine", where={"published": "2024-01-01"}))
+    assert ["doc-0"] == found_ids(search(store, "engine", where={"published": {"lt": "2024-01-02"}}))
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{"key": {}}, {"key": {"near": 1}}, {"key": None}, {"key": {"gt": "soon"}}, {"key": {"gt": 1, "lt": "2024-01-01"}}],
+    ids=["no bounds", "unknown operator", "none", "no date", "mixed bounds"],
+)
+def test_wrong_filter_names_the_key(empty: Store, where: dict[str, Any]) -> None:
+    """A condition that cannot be understood is an error, even before there is a collection."""
+    with pytest.raises(SettingsError, match="key"):
+        search(empty, "anything", where=where)
+
+
+# ------------------------------------------------------------------ threads, and each other
+
+
+def test_eight_threads(store: Store) -> None:
+    """Writers and readers may share a store: nothing fails, and all that was written is there."""
+    write(store, corpus())
+
+    def work(thread: int) -> int:
+        for i in range(5):
+            if thread % 2:
+                write(store, [chunk(f"thread {thread} text {i}", f"doc {thread} {i}", thread=thread)])
+            else:
+                assert "doc-0" == found_ids(search(store, "steam engine looms"))[0]
+                assert [] != list(store.versions(["doc-0"]))
+        return thread
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(range(8)) == list(pool.map(work, range(8)))
+    assert StoreCount(len(TEXTS) + 20, len(TEXTS) + 20) == store.count()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fusion", get_args(HybridFusion))
+def test_same_ranking_as_the_embedded_engine(
+    store: Store, mode: SearchMode, fusion: HybridFusion, tmp_path: Path
+) -> None:
+    """The same data gives the same order and the same scores on every store."""
+    other = EdgeStore(tmp_path / "other")
+    other.ensure_ready(fingerprint(other))
+    # Vectors without ties: which of two equal ones comes first in a list is the engine's choice, and RRF shows it.
+    rng = np.random.default_rng(7)
+    vectors = rng.standard_normal((len(TEXTS), 64)).astype(np.float32)
+    for one in (store, other):
+        one.upsert(corpus(), vectors)
+    for query in ("the heart of a blue whale", "三十年战争 1648", "sugar water 光合作用"):
+        vector = rng.standard_normal(64).astype(np.float32)
+        ours = store.search(query, vector, limit=50, mode=mode, fusion=fusion)
+        theirs = other.search(query, vector, limit=50, mode=mode, fusion=fusion)
+        assert found_ids(theirs) == found_ids(ours)
+        assert [c.score for c in theirs] == pytest.approx([c.score for c in ours], rel=1e-4, abs=1e-6)
+    other.close()

@@ -1,0 +1,398 @@
+"""The embedded store with its real engine, real processes and real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import StoreError, StoreLockedError
+from pipeline.stores import shards
+from pipeline.stores.edge import INDEXING_KIB, EdgeStore
+from pipeline.types import Chunk, Fingerprint, StoreCount
+from tests.fakes import FakeEmbedder
+
+ROOT = Path(__file__).parents[2]
+EMBEDDER = FakeEmbedder(dimension=32)
+
+OPEN = """
+import sys
+from pathlib import Path
+from pipeline.errors import StoreError
+from pipeline.stores.edge import EdgeStore
+store = EdgeStore(Path(sys.argv[1]))
+try:
+    print(store.count().chunks, flush=True)
+except StoreError as error:
+    print(type(error).__name__, error, flush=True)
+sys.stdin.read()
+"""
+
+WRITE_FOREVER = """
+import sys
+from itertools import count
+from pathlib import Path
+from pipeline.stores.edge import EdgeStore
+from pipeline.types import Chunk
+from tests.fakes import FakeEmbedder
+store, embedder = EdgeStore(Path(sys.argv[1])), FakeEmbedder(dimension=32)
+for batch in count():
+    chunks = [Chunk(f"{batch}-{i}", "v1", 0, 1, f"text {batch} {i}", "", "source") for i in range(70)]
+    store.upsert(chunks, embedder.embed_documents([chunk.text for chunk in chunks]))
+    print(batch, flush=True)
+"""
+
+
+def fingerprint(dimension: int = 32) -> Fingerprint:
+    return Fingerprint("fake", dimension, chunk_tokens=256, chunk_overlap=32, bm25="test")
+
+
+def chunk(name: str, text: str = "some text") -> Chunk:
+    return Chunk(name, "v1", 0, 1, text, "", name)
+
+
+def write(store: EdgeStore, *chunks: Chunk) -> None:
+    store.upsert(chunks, EMBEDDER.embed_documents([item.text for item in chunks]))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Directory of a collection that holds one chunk and is closed."""
+    path = tmp_path / "collections" / "documents"
+    store = EdgeStore(path)
+    store.ensure_ready(fingerprint())
+    write(store, chunk("first"))
+    store.close()
+    return path
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[str, Path], subprocess.Popen[str]]]:
+    """Starts a program in a process of its own, which does not outlive the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def run(program: str, path: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(path)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield run
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+Start = Callable[[str, Path], subprocess.Popen[str]]
+
+
+# ------------------------------------------------------------------ one process at a time
+
+
+def test_second_process_is_told_who_holds_the_store(path: Path, start: Start) -> None:
+    """A store that another process has open answers at once with its id and command line, and what to do."""
+    holder = start(OPEN, path)
+    assert "1" == first_line(holder)
+    store = EdgeStore(path)
+    with pytest.raises(StoreLockedError) as caught:
+        store.count()
+    message = str(caught.value)
+    assert f"process {holder.pid} (" in message
+    assert "from pipeline.stores.edge import EdgeStore" in message
+    assert "RAG_QDRANT_URL" in message
+
+
+def test_this_process_is_named_to_others(path: Path, start: Start) -> None:
+    """The other way round: a new process is told of this one, until this one closes the store."""
+    store = EdgeStore(path)
+    assert StoreCount(1, 1) == store.count()
+    refused = start(OPEN, path)
+    assert first_line(refused).startswith(
+        f"StoreLockedError the embedded store in {path} is in use by process {os.getpid()} ("
+    )
+    store.close()
+    assert "1" == first_line(start(OPEN, path))
+
+
+def test_killed_holder_neither_blocks_nor_is_named(path: Path, start: Start) -> None:
+    """After a ``kill -9`` the store opens at once, though the note about its holder is still there."""
+    holder = start(OPEN, path)
+    assert "1" == first_line(holder)
+    holder.kill()
+    holder.wait()
+    assert holder.pid == json.loads((path / "holder.json").read_text())["pid"]
+    store = EdgeStore(path)
+    assert StoreCount(1, 1) == store.count()
+    assert os.getpid() == json.loads((path / "holder.json").read_text())["pid"]
+    store.close()
+    assert not (path / "holder.json").exists()
+
+
+def test_stale_note_does_not_mislead(path: Path, start: Start) -> None:
+    """If the note names a process that is gone, the error does not."""
+    holder = start(OPEN, path)
+    assert "1" == first_line(holder)
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    note = json.loads((path / "holder.json").read_text())
+    (path / "holder.json").write_text(json.dumps(note | {"pid": int(gone.stdout)}))
+    with pytest.raises(StoreLockedError, match="in use by another process"):
+        EdgeStore(path).count()
+
+
+def test_making_a_store_takes_no_lock(path: Path, start: Start) -> None:
+    """An EdgeStore that was only made, or asked for its fingerprint, does not keep others out."""
+    store = EdgeStore(path)
+    assert fingerprint() == store.fingerprint()
+    assert "1" == first_line(start(OPEN, path))
+    store.close()
+
+
+def test_stores_of_one_process_share_the_engine(path: Path, start: Start) -> None:
+    """Two stores on one directory see each other's writes; it is free for others after the last one closes."""
+    one, two = EdgeStore(path), EdgeStore(path / ".." / "documents")
+    write(one, chunk("second"))
+    assert StoreCount(2, 2) == two.count()
+    one.close()
+    write(two, chunk("third"))
+    with pytest.raises(StoreError, match="closed"):
+        one.count()
+    assert "StoreLockedError" in first_line(start(OPEN, path))
+    two.close()
+    assert "3" == first_line(start(OPEN, path))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_child_is_refused(path: Path) -> None:
+    """After a fork the files are the parent's: the child gets an error, and the parent goes on."""
+    store = EdgeStore(path)
+    assert 1 == store.count().chunks
+    program = (
+        "import os, sys, warnings; from pathlib import Path; from pipeline.stores.edge import EdgeStore\n"
+        "from pipeline.errors import StoreLockedError\n"
+        "store = EdgeStore(Path(sys.argv[1])); store.count()\n"
+        "if (pid := os.fork()) == 0:\n"
+        "    for candidate in (store, EdgeStore(Path(sys.argv[1]))):\n"
+        "        try: candidate.count()\n"
+        "        except StoreLockedError: continue\n"
+        "        os._exit(1)\n"
+        "    os._exit(0)\n"
+        "status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+        "print(status, store.count().chunks)\n"
+    )
+    store.close()
+    run = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert "0 1" == run.stdout.strip(), run.stderr
+
+
+# ------------------------------------------------------------------ nothing is lost
+
+
+def test_kill_loses_no_acknowledged_chunk(path: Path, start: Start) -> None:
+    """Each batch whose upsert had returned is whole after a ``kill -9``, flushed or not."""
+    writer = start(WRITE_FOREVER, path)
+    for expected in range(20):  # 1,400 chunks: one flush, and 400 chunks after it
+        assert str(expected) == first_line(writer)
+    writer.send_signal(signal.SIGKILL)
+    rest, _ = writer.communicate()
+    acknowledged = [*range(20), *map(int, rest.split())]
+    store = EdgeStore(path)
+    stored = {version.document_id for version in store.versions()}
+    assert {f"{batch}-{i}" for batch in acknowledged for i in range(70)} <= stored
+    text = f"text {acknowledged[-1]} 69"
+    assert any(
+        f"{acknowledged[-1]}-69" == found.chunk.document_id
+        for found in store.search(text, EMBEDDER.embed_query(text), limit=50)
+    )
+    store.close()
+
+
+def test_crash_while_making_leaves_no_half_store(tmp_path: Path) -> None:
+    """Files of a shard that was never finished are thrown away, and a shard without fingerprint gets one."""
+    (tmp_path / "shard.new" / "segments").mkdir(parents=True)
+    (tmp_path / "shard.new" / "edge_config.json").write_text("{")
+    store = EdgeStore(tmp_path)
+    store.ensure_ready(fingerprint())
+    store.close()
+    (tmp_path / "fingerprint.json").unlink()
+    store = EdgeStore(tmp_path)
+    assert [] == store.search("text", EMBEDDER.embed_query("text"), limit=5)
+    store.ensure_ready(fingerprint())
+    write(store, chunk("first"))
+    assert StoreCount(1, 1) == store.count()
+    store.close()
+
+
+def test_reading_makes_no_files(tmp_path: Path) -> None:
+    """A query on a store that does not exist leaves the disk as it was."""
+    store = EdgeStore(tmp_path / "none")
+    assert [] == store.search("text", EMBEDDER.embed_query("text"), limit=5)
+    assert StoreCount(0, 0) == store.count()
+    store.optimize()
+    store.close()
+    assert [] == list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------ what can go wrong
+
+
+@pytest.mark.parametrize("file", ["shard/edge_config.json", "fingerprint.json", "shard/segments/*/segment.json"])
+def test_damaged_files_are_named(path: Path, file: str) -> None:
+    """A damaged file gives an error in words, with the directory and what to do; the lock is free again."""
+    (damaged,) = path.glob(file)
+    intact = damaged.read_bytes()
+    damaged.write_text("{")
+    store = EdgeStore(path)
+    with pytest.raises(StoreError, match="damaged") as caught:
+        store.count()
+    assert str(path) in str(caught.value)
+    damaged.write_bytes(intact)
+    assert StoreCount(1, 1) == store.count()
+    store.close()
+
+
+def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    """A path that leads through a file is an error that names it."""
+    (tmp_path / "file").write_text("")
+    store = EdgeStore(tmp_path / "file" / "documents")
+    assert None is store.fingerprint()
+    with pytest.raises(StoreError, match="RAG_DATA_DIR"):
+        store.ensure_ready(fingerprint())
+
+
+def test_full_disk_is_seen_before_writing(path: Path) -> None:
+    """The engine dies of a full disk; so more than there is room for is refused beforehand."""
+    shard = shards.acquire(path)
+    with pytest.raises(StoreError, match="nearly full"):
+        shard.check_space(2**60)
+    shards.release(shard)
+
+
+# ------------------------------------------------------------------ the index
+
+DIMENSION = 1280
+POINTS = 4_300  # of 5 KiB each: just enough for an index
+
+
+@pytest.fixture(scope="module")
+def vectors() -> NDArray[np.float32]:
+    """Vectors in 40 clusters of different width, as texts on topics have them; seeded."""
+    rng = np.random.default_rng(11)
+    centres = rng.standard_normal((40, DIMENSION))
+    member = rng.integers(40, size=POINTS)
+    spread = rng.uniform(0.5, 1.5, size=(POINTS, 1))
+    found = centres[member] + spread * rng.standard_normal((POINTS, DIMENSION))
+    unit: NDArray[np.float32] = (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
+@pytest.fixture(scope="module")
+def indexed(vectors: NDArray[np.float32], tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeStore]:
+    """A store whose index was built while another thread kept searching."""
+    store = EdgeStore(tmp_path_factory.mktemp("indexed"))
+    store.ensure_ready(fingerprint(DIMENSION))
+    chunks = [Chunk(f"doc-{i}", "v1", 0, 1, f"word{i % 50} text", "", "source", {"half": i % 2}) for i in range(POINTS)]
+    store.upsert(chunks, vectors)
+    done, failures = threading.Event(), list[str]()
+
+    def search() -> None:
+        while not done.is_set():
+            if 20 != len(store.search("text", vectors[0], limit=20)):
+                failures.append("a search during the build found too little")
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    told: list[str] = []
+    store.optimize(told.append)
+    done.set()
+    thread.join()
+    assert [] == failures
+    assert [f"building the index over {POINTS:,} chunks"] == told
+    yield store
+    store.close()
+
+
+def indexed_vectors(path: Path) -> int:
+    shard = shards.acquire(path)
+    with shard.use("look at") as engine:
+        count = engine.info().indexed_vectors_count
+    shards.release(shard)
+    return count
+
+
+@pytest.mark.parametrize("where", [None, {"half": 1}], ids=["all", "filtered"])
+def test_top_100_agrees_with_exact_search(
+    indexed: EdgeStore, vectors: NDArray[np.float32], where: dict[str, int] | None
+) -> None:
+    """With the HNSW index in place, at least 0.98 of the top 100 are those of an exact search."""
+    assert 2 * POINTS == indexed_vectors(indexed.path)  # each chunk's dense and sparse vector
+    rng = np.random.default_rng(12)
+    agreement = []
+    for row in rng.integers(POINTS, size=40):
+        query = vectors[row] + 0.02 * rng.standard_normal(DIMENSION).astype(np.float32)
+        fast = indexed.search("", query, limit=100, mode="dense", where=where)
+        exact = indexed.search("", query, limit=100, mode="dense", where=where, exact=True)
+        assert 100 == len(fast) == len(exact)
+        agreement.append(len({c.chunk.id for c in fast} & {c.chunk.id for c in exact}) / 100)
+    assert float(np.mean(agreement)) >= 0.98
+
+
+def test_index_is_built_once(indexed: EdgeStore) -> None:
+    """Optimizing again has nothing to do and says nothing."""
+    told: list[str] = []
+    indexed.optimize(told.append)
+    assert [] == told
+
+
+def test_small_collection_needs_no_index(path: Path) -> None:
+    """Few chunks are searched one by one: fast and exact."""
+    store = EdgeStore(path)
+    told: list[str] = []
+    store.optimize(told.append)
+    assert [] == told
+    assert 1 == store.count().chunks
+    store.close()
+
+
+def test_writing_builds_the_index_when_much_piled_up(vectors: NDArray[np.float32], tmp_path: Path) -> None:
+    """A write that leaves more than ``optimize_after`` chunks outside the index builds it."""
+    store = EdgeStore(tmp_path, optimize_after=POINTS - 100)
+    store.ensure_ready(fingerprint(DIMENSION))
+    chunks = [chunk(f"doc-{i}") for i in range(POINTS)]
+    store.upsert(chunks[:-200], vectors[:-200])
+    assert POINTS - 200 == indexed_vectors(store.path)  # the sparse ones, which are always indexed
+    store.upsert(chunks[-200:], vectors[-200:])
+    assert 2 * POINTS == indexed_vectors(store.path)
+    store.close()
+
+
+def test_what_is_unindexed_is_known_to_the_next_process(vectors: NDArray[np.float32], tmp_path: Path) -> None:
+    """Chunks written by runs of which none has enough for an index get one when there are enough together."""
+    half = POINTS // 2
+    assert half * 4 * DIMENSION / 1024 < INDEXING_KIB
+    told: list[str] = []
+    for rows in (slice(0, half), slice(half, POINTS)):
+        store = EdgeStore(tmp_path)
+        store.ensure_ready(fingerprint(DIMENSION))
+        store.upsert([chunk(f"doc-{i}") for i in range(POINTS)][rows], vectors[rows])
+        store.optimize(told.append)
+        store.close()
+    assert [f"building the index over {POINTS:,} chunks"] == told

@@ -1,0 +1,64 @@
+"""BM25 sparse vectors of English and Chinese text."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.stores.bm25 import document_vector, query_vector
+
+
+def words(text: str) -> set[int]:
+    return set(query_vector(text).indices)
+
+
+@pytest.mark.parametrize(
+    ("query", "document"),
+    [
+        ("engines", "The steam engine."),
+        ("数据库", "这个数据库很快。"),
+        ("光合作用", "光合作用把阳光变成糖"),
+        ("蒸汽機", "蒸汽機推動了織布機"),
+        ("Python", "用Python读取JSON"),
+        ("1648", "signed in 1648."),
+        ("1648年", "该条约于1648年签订"),
+        ("２０２４", "in 2024"),
+        ("3.11", "Python 3.11 is out"),
+        ("ＡＢＣ", "abc"),
+        ("x86", "an x86 processor"),
+        ("\udce9 engine", "engine \0"),
+    ],
+)
+def test_query_words_are_in_the_document(query: str, document: str) -> None:
+    """All words of the query are among those of the document, as the two are cut and written alike."""
+    assert set() < words(query) <= set(document_vector(document).indices)
+
+
+def test_chinese_is_split_into_words() -> None:
+    """A Chinese sentence, simplified or traditional, is several words; two sentences share the ones they share."""
+    assert len(words("重庆市是中国的直辖市")) > 3
+    assert len(words("重慶市是中國的直轄市")) > 3
+    assert words("长江") <= words("重庆在长江上游")
+
+
+@pytest.mark.parametrize("text", ["", " \n", "the of and", "!?。，", "😀"])
+def test_text_without_words(text: str) -> None:
+    """Stop words, signs and nothing at all give no entries."""
+    assert [] == query_vector(text).indices
+    assert [] == document_vector(text).indices
+
+
+def test_numbers_differ() -> None:
+    """Two numbers are two words, and neither is a word that is not a number."""
+    assert 2 == len(words("1998 1999"))
+    assert set() == words("1998") & words("version a b qn")
+
+
+def test_weights() -> None:
+    """A query's words weigh 1; a document's more often used words weigh more, and less in a longer text."""
+    assert {1.0} == set(query_vector("steam steam engine").values)
+    short = document_vector("steam steam engine")
+    by_word = dict(zip(short.indices, short.values, strict=True))
+    (steam,), (engine,) = words("steam"), words("engine")
+    assert by_word[steam] > by_word[engine]
+    long = document_vector("steam steam engine " + "loom " * 500)
+    assert dict(zip(long.indices, long.values, strict=True))[steam] < by_word[steam]

@@ -1,0 +1,112 @@
+"""The ``where`` of a search, as clauses."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from pipeline.errors import SettingsError
+from pipeline.stores.filters import Clause, DateRange, Exactly, NumberRange, Words, parse
+
+
+@pytest.mark.parametrize(
+    ("wanted", "tests"),
+    [
+        ("en", (Words(("en",)),)),
+        (3, (NumberRange(gte=3.0, lte=3.0),)),
+        (0.1, (NumberRange(gte=0.1, lte=0.1),)),
+        (True, (Exactly(True),)),
+        (2**60 + 1, (Exactly(2**60 + 1),)),
+        (["a", "b"], (Words(("a", "b")),)),
+        (["a", 1, False], (Words(("a",)), NumberRange(gte=1.0, lte=1.0), Exactly(False))),
+        ([], (Words(()),)),
+        ({"gt": 1, "lte": 2.5}, (NumberRange(gt=1.0, lte=2.5),)),
+        ({"gte": "2024-01-31"}, (DateRange(gte="2024-01-31T00:00:00+00:00"),)),
+        ({"lt": "2024-01-31T18:00:00Z"}, (DateRange(lt="2024-01-31T18:00:00+00:00"),)),
+        ({"gte": date(2024, 1, 31)}, (DateRange(gte="2024-01-31T00:00:00+00:00"),)),
+        ({"gte": datetime(2024, 1, 31, tzinfo=UTC)}, (DateRange(gte="2024-01-31T00:00:00+00:00"),)),
+        (
+            {"gte": datetime(2024, 1, 31, tzinfo=timezone(timedelta(hours=8)))},
+            (DateRange(gte="2024-01-31T00:00:00+08:00"),),
+        ),
+        ("\udce9", (Words(("\\udce9",)),)),
+    ],
+)
+def test_conditions(wanted: Any, tests: tuple[Any, ...]) -> None:
+    """Each allowed value becomes its test."""
+    assert [Clause("metadata.key", tests)] == parse({"key": wanted})
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        ("lang", "metadata.lang"),
+        ("a.b-c", "metadata.a.b-c"),
+        ("语言", 'metadata."语言"'),
+        ("two words.x", 'metadata."two words".x'),
+        ("tags[0]", 'metadata."tags[0]"'),
+        ("source", "source"),
+        ("document_id", "document_id"),
+        ("metadata", "metadata.metadata"),
+        ("title", "metadata.title"),
+    ],
+)
+def test_keys(key: str, path: str) -> None:
+    """Keys lie under ``metadata``, except the chunk's own, and are quoted where the path syntax needs it."""
+    assert [path] == [clause.path for clause in parse({key: "x"})]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        ("en", "keyword"),
+        (3, "float"),
+        (0.5, "float"),
+        (True, "bool"),
+        ({"gt": 1}, "float"),
+        ({"gt": "2024-01-01"}, "datetime"),
+    ],
+)
+def test_index_follows_the_value(wanted: Any, index: str) -> None:
+    """Numbers get a float index: an integer one does not see 1.5."""
+    assert [index] == [clause.index for clause in parse({"key": wanted})]
+
+
+@pytest.mark.parametrize("where", [None, {}])
+def test_no_filter(where: dict[str, Any] | None) -> None:
+    """Nothing asked for is no clause."""
+    assert [] == parse(where)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        None,
+        {},
+        {"near": 1},
+        {"gt": None},
+        {"gt": True},
+        {"gt": "soon"},
+        {"gt": float("nan")},
+        {"gt": 1, "lt": "2024-01-01"},
+        float("inf"),
+        2**64,
+        [["nested"]],
+        [None],
+        b"bytes",
+    ],
+    ids=str,
+)
+def test_wrong_conditions_name_the_key(wanted: Any) -> None:
+    """What cannot be compared is refused with the key's name."""
+    with pytest.raises(SettingsError, match="price"):
+        parse({"price": wanted})
+
+
+@pytest.mark.parametrize("key", ["", "a..b", ".a", 'a"b', 3])
+def test_wrong_keys(key: Any) -> None:
+    """A key that no path can be made of is refused."""
+    with pytest.raises(SettingsError, match="metadata key"):
+        parse({key: "x"})
