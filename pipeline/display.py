@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.rule import Rule
@@ -91,13 +92,13 @@ def _hit(hit: Hit, query: str) -> Group:
     if hit.rerank is not None:
         parts.append(f"rerank {hit.rerank.probability:.3f}")
     parts.append(f"first stage #{hit.first_stage.rank} {arrow}")
-    head = Text.assemble(
-        (f"{hit.rank}. ", "bold"), (hit.chunk.title or hit.source, "bold cyan"), ("  " + "  ".join(parts), "dim")
-    )
-    where = Text(f"   {hit.source}", style="dim")
-    body = snippet(hit.text, query)
-    body.pad_left(3)
-    return Group(head, where, body, Text(""))
+    head = Text.assemble((f"{hit.rank}. ", "bold"), (hit.chunk.title or hit.source, "bold cyan"))
+    below = [
+        Text("  ".join(parts), style="dim"),
+        Text(hit.source, style="dim", overflow="fold"),
+        snippet(hit.text, query),
+    ]
+    return Group(head, Padding(Group(*below), (0, 0, 1, 3)))
 
 
 def print_report(console: Console, report: IngestReport) -> None:

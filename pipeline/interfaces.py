@@ -104,6 +104,10 @@ class Store(Protocol):
         """Versions of these documents, or of all. A document has more than one only after a cut-off write."""
         ...
 
+    def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
+        """The stored chunks of these documents, or of all, in no particular order."""
+        ...
+
     def search(
         self,
         text: str,

@@ -68,7 +68,9 @@ class Chunk:
         The version is part of it so that writing a changed document never overwrites the chunks of the old
         one: until all new chunks are stored, the old version is still complete.
         """
-        return str(uuid.uuid5(_CHUNK_NAMESPACE, f"{self.document_id}\0{self.content_hash}\0{self.index}"))
+        name = f"{self.document_id}\0{self.content_hash}\0{self.index}"
+        # File names may hold lone surrogates, which UTF-8 has no bytes for.
+        return str(uuid.uuid5(_CHUNK_NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
 
     @property
     def full_text(self) -> str:

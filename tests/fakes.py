@@ -52,7 +52,7 @@ class FakeEmbedder:
     def _vector(self, text: str) -> NDArray[np.float32]:
         vector = np.full(self.dimension, 1e-3, dtype=np.float32)
         for word in words(text):
-            vector[zlib.crc32(word.encode()) % self.dimension] += 1.0
+            vector[zlib.crc32(word.encode("utf-8", "replace")) % self.dimension] += 1.0
         return vector / np.float32(np.linalg.norm(vector))
 
     def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -132,6 +132,11 @@ class FakeStore:
                 groups.setdefault((chunk.document_id, chunk.content_hash), []).append(chunk)
         for (document_id, content_hash), chunks in groups.items():
             yield DocumentVersion(document_id, content_hash, chunks[0].source, len(chunks), chunks[0].count)
+
+    def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
+        for chunk, _ in list(self.points.values()):
+            if document_ids is None or chunk.document_id in document_ids:
+                yield chunk
 
     def search(
         self,

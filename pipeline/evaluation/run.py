@@ -49,7 +49,13 @@ def evaluate_dataset(
     built = {name: build_reranker(settings.updated(reranker=name)) for name in names}
     embedder = build_embedder(settings)
     # Another model or chunking gets a collection of its own, so that switching back costs nothing.
-    made_with = (dataset.folder.resolve(), embedder.name, settings.chunk_tokens, settings.chunk_overlap, bm25.DESCRIPTION)
+    made_with = (
+        dataset.folder.resolve(),
+        embedder.name,
+        settings.chunk_tokens,
+        settings.chunk_overlap,
+        bm25.DESCRIPTION,
+    )
     key = hashlib.blake2b(repr(made_with).encode(), digest_size=6).hexdigest()
     store = EdgeStore(settings.data_dir / "eval" / f"{dataset.name}-{key}")
     runs = []

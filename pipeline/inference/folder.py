@@ -77,8 +77,8 @@ class ModelFolder:
         room = self.max_tokens - 2
         vectors = self.engine.run([start + ids[:room] + end for ids in self.ids(texts)])
         # In float32 and outside the graph, whatever precision the graph runs in.
-        lengths: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.maximum(lengths, np.float32(1e-12))
+        unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return unit
 
     def logits(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
         """One logit for each ``<s> query </s> </s> text </s>``; the query is tokenized once.

@@ -25,8 +25,8 @@ _BOUNDARY = re.compile(
 _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|\d{1,3}|Mr|Mrs|Ms|Dr|Prof|Fig|Eq|No|St|Jr|vs|al|e\.g|i\.e)\.$")
 # A newline after or before these separates lines that stand for themselves (code, lists, tables, short statements);
 # any other newline may be a wrapped line of prose.
-_LINE_ENDS = frozenset(".!?…。！？；;：:{}|>)]\"”』」")
-_LINE_STARTS = frozenset(" \t#|>*+-–•0123456789<@}])({[\"")
+_LINE_ENDS = frozenset('.!?…。！？；;：:{}|>)]"”』」')
+_LINE_STARTS = frozenset(' \t#|>*+-–•0123456789<@}])({["')
 # Ideographs, kana and their marks: writing without spaces, where a token is the closest to a word.
 _IDEOGRAPHIC = re.compile(r"[⺀-⻿、-ヿㄅ-ㄯ㐀-䶿一-鿿豈-﫿＀-￯\U00020000-\U0003ffff]")
 _NOT_AT_START = frozenset("，。！？；：、…）」』】》〉”’,.!?;:)]}%")
@@ -66,7 +66,11 @@ def _level(text: str, match: re.Match[str]) -> int:
         return CLAUSE if short else SENTENCE
     if match["paragraph"] is None:
         return CLAUSE
-    before = text[: match.start()][-2:].rstrip("\r") if match.start() < 2 else text[match.start() - 2 : match.start()].rstrip("\r")
+    before = (
+        text[: match.start()][-2:].rstrip("\r")
+        if match.start() < 2
+        else text[match.start() - 2 : match.start()].rstrip("\r")
+    )
     after = text[match.end() : match.end() + 1]
     return LINE if before[-1:] in _LINE_ENDS or after in _LINE_STARTS else SOFT_LINE
 

@@ -1,197 +1,305 @@
-"""Documents into chunks: along headings, paragraphs and sentences, measured in the embedder's own tokens."""
+"""Documents into chunks: pieces of at most so many tokens, cut where a reader would cut.
+
+Why not ``semantic-text-splitter``: it tokenizes each piece of text several times over. The same result here takes two
+passes of the tokenizer, one to count and one to make sure.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
+from pipeline.ingestion.boundaries import BROKEN, WORD, Atom, atoms, level_at, split_atom
+from pipeline.ingestion.markdown import Section, sections
 from pipeline.text import well_formed
 from pipeline.types import Chunk, Document
 
-SEPARATOR = " > "
-# The splitter looks at all that is left of its text again and again; in blocks its time grows in line with the text.
-_BLOCK = 50_000
-# A run without any place to break (base64, a giant line of Chinese without punctuation) is broken here.
-_LONGEST_RUN = 2_000
-_BREAKS = ("\n\n", "\n", "。", "！", "？", ". ", "；", "; ", "，", ", ", " ")
-_RUN = re.compile(rf"[^\s。！？；，、.!?;,]{{{_LONGEST_RUN}}}")
-_ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
-_SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+MIN_CHUNK_TOKENS = 16
+# Characters that count as one token at least, so that a chunk's length is bounded where a tokenizer makes one token of
+# a word of any length.
+_CHARACTERS_PER_TOKEN = 32
+# A section of less than this share of a chunk is put together with its neighbours.
+_SMALL_SECTION = 4
+_SEGMENT_CHARACTERS = 4_000
+_SEGMENTS_AT_ONCE = 64
+_CHUNKS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Heading:
-    """A Markdown heading: where its first and its last line begin and end in the text, its level, its words."""
+class _Title:
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A chunk in the making: a part of the document's text under one title."""
 
     start: int
     end: int
-    level: int
-    text: str
+    title: str
 
 
 class Chunker:
-    """Cuts documents into chunks of at most ``chunk_tokens`` tokens, title included. Safe to use from many threads.
+    """Cuts documents into chunks. Holds no state between calls and may be shared between threads.
 
-    Neighbouring chunks share up to ``overlap`` tokens where a whole sentence or word fits into them.
+    A chunk's title (document title and headings, joined by " > ") and text together are at most ``chunk_tokens`` tokens
+    of ``tokenizer``, without special tokens; the text may always take half of them, and a title longer than the other
+    half is cut. Neighbouring chunks of a section share up to ``overlap`` tokens, in whole clauses.
 
     Raises:
-        SettingsError: the two numbers make no sense together.
+        SettingsError: ``chunk_tokens`` is below 16, or ``overlap`` is negative or not less than half of it.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, chunk_tokens: int = 256, overlap: int = 32) -> None:
-        if chunk_tokens < 16:
-            raise SettingsError(f"a chunk needs at least 16 tokens, not {chunk_tokens}")
-        if not 0 <= overlap * 2 < chunk_tokens:
-            raise SettingsError(f"an overlap of {overlap} tokens is not less than half a chunk of {chunk_tokens}")
+        if chunk_tokens < MIN_CHUNK_TOKENS:
+            raise SettingsError(f"a chunk needs at least {MIN_CHUNK_TOKENS} tokens, not {chunk_tokens}: raise chunk_tokens")
+        if not 0 <= 2 * overlap < chunk_tokens:
+            raise SettingsError(
+                f"an overlap of {overlap} tokens does not fit chunks of {chunk_tokens}: it must be 0 or more, and less "
+                f"than half of the chunk"
+            )
+        if tokenizer.truncation is not None or tokenizer.padding is not None:
+            # A copy, because the embedder goes on using this one.
+            tokenizer = Tokenizer.from_str(tokenizer.to_str())
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._chunk_tokens = chunk_tokens
-        self._overlap = overlap
+        self.chunk_tokens = chunk_tokens
+        self.overlap = overlap
 
     def chunk(self, document: Document) -> list[Chunk]:
-        """The document's chunks in order; none if it has no text."""
+        """The document's chunks in order; together they cover its text. An empty list for a document without text."""
         text = well_formed(document.text)
-        headings = list(find_headings(text)) if document.markdown else []
-        room, pieces = self._split(document, text, headings)
-        pieces = [
-            (start, piece, path)
-            for i, (start, piece, path) in enumerate(pieces)
-            if not _only_headings(start, piece, headings, pieces[i + 1][2] if i + 1 < len(pieces) else ())
-        ]
+        if not text.strip():
+            return []
+        spans = [span for group in self._fit(text, self._spans(document, text)) for span in group]
         content_hash = document.content_hash()
         return [
             Chunk(
                 document_id=document.id,
                 content_hash=content_hash,
                 index=index,
-                count=len(pieces),
-                text=piece,
-                title=self._fit(path, room),
+                count=len(spans),
+                text=text[span.start : span.end],
+                title=span.title,
                 source=document.source,
                 metadata=document.metadata,
             )
-            for index, (_, piece, path) in enumerate(pieces)
+            for index, span in enumerate(spans)
         ]
 
-    def _split(
-        self, document: Document, text: str, headings: list[Heading]
-    ) -> tuple[int, list[tuple[int, str, tuple[str, ...]]]]:
-        """Tokens kept for titles, and the pieces as (offset, text, path of titles)."""
-        title = well_formed(document.title).strip()
-        paths = list(_paths(title, headings))
-        longest = max((self._tokens(SEPARATOR.join(path)) for _, path in paths), default=0)
-        room = min(longest, self._chunk_tokens // 2)
-        capacity = self._chunk_tokens - room
-        kind = MarkdownSplitter if document.markdown else TextSplitter
-        splitter = kind.from_callback(self._tokens, capacity, overlap=min(self._overlap, (capacity - 1) // 2))
-        pieces = []
-        at = 0
-        for start, block in _blocks(text):
-            for offset, piece in splitter.chunk_indices(block):
-                if not piece.strip():
-                    continue
-                begin = start + offset
-                # Headings right at the beginning of a chunk are already above it.
-                seen = _after_headings(begin, headings)
-                while at + 1 < len(paths) and paths[at + 1][0] <= seen:
-                    at += 1
-                pieces.append((begin, piece, paths[at][1]))
-        return room, pieces
+    # ------------------------------------------------------------ cutting
 
-    def _tokens(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+    def _spans(self, document: Document, text: str) -> Iterator[_Span]:
+        """Chunks as the counts of the first pass suggest."""
+        name = " ".join(well_formed(document.title).split())
+        titles: dict[tuple[str, ...], _Title] = {}
 
-    def _fit(self, path: tuple[str, ...], room: int) -> str:
-        """The path joined, without its middle or beginning where it is too long: the nearest heading tells most."""
-        parts = list(path)
-        while len(parts) > 1 and self._tokens(SEPARATOR.join(parts)) > room:
-            del parts[1 if len(parts) > 2 else 0]
-        joined = SEPARATOR.join(parts)
-        while joined and self._tokens(joined) > room:
-            joined = joined[: len(joined) * 3 // 4].rstrip()
-        return joined
+        def title(path: tuple[str, ...]) -> _Title:
+            if path not in titles:
+                own = path[1:] if path and path[0].casefold() == name.casefold() else path
+                titles[path] = self._title([name, *own] if name else list(own))
+            return titles[path]
+
+        parts = sections(text) if document.markdown else [Section(0, 0, ())]
+        pieces = _cut_at(atoms(text, longest=_CHARACTERS_PER_TOKEN * self.chunk_tokens // 2), parts)
+        weights = self._weights(text, pieces)
+        firsts = [bisect_left(pieces, part.start, key=_start) for part in parts] + [len(pieces)]
+        sizes = [sum(weights[low:high]) for low, high in zip(firsts, firsts[1:], strict=False)]
+
+        index = 0
+        while index < len(parts):
+            following, path = self._together(parts, sizes, index, title(parts[index].path))
+            low, high = firsts[index], firsts[following]
+            end = pieces[high].start if high < len(pieces) else len(text)
+            heading = title(path)
+            yield from self._pack(text, pieces[low:high], weights[low:high], end, heading)
+            index = following
+
+    def _together(
+        self, parts: Sequence[Section], sizes: Sequence[int], index: int, title: _Title
+    ) -> tuple[int, tuple[str, ...]]:
+        """Small sections that stand side by side, or one below the other, make one chunk.
+
+        Returns the first section after them, and the headings that all of them stand under.
+        """
+        first, size, path = parts[index], sizes[index], parts[index].path
+        following = index + 1
+        while (
+            following < len(parts)
+            and size < self.chunk_tokens // _SMALL_SECTION
+            and parts[following].level >= first.level
+            and size + sizes[following] <= self.chunk_tokens - title.tokens
+        ):
+            size += sizes[following]
+            path = _common(path, parts[following].path)
+            following += 1
+        return following, path
+
+    def _pack(
+        self, text: str, pieces: list[Atom], weights: list[int], end: int, title: _Title
+    ) -> Iterator[_Span]:
+        """Fills chunks with the pieces of a section; each ends at the strongest boundary of its second half."""
+        capacity = self.chunk_tokens - title.tokens
+        pieces, weights = self._split_long(text, pieces, weights, end, capacity)
+        total = [0, *accumulate(weights)]
+        places = [piece.start for piece in pieces] + [end]
+        count = len(pieces)
+        start, done = 0, 0
+        while done < count:
+            left = total[count] - total[start]
+            if left <= capacity:
+                stop = count
+            else:
+                # What is left for the last chunk shall not be a mere crumb.
+                limit = total[start] + min(capacity, left - capacity // 4)
+                stop = max(done + 1, bisect_right(total, limit) - 1)
+                fair = max(done + 1, bisect_left(total, total[start] + capacity // 2))
+                stop = max(range(min(fair, stop), stop + 1), key=lambda i: (pieces[i].level if i < count else 0, i))
+            yield _Span(places[start], places[stop], title.text)
+            done = stop
+            start = self._overlapping(pieces, total, done, capacity) if done < count else done
+
+    def _overlapping(self, pieces: list[Atom], total: list[int], done: int, capacity: int) -> int:
+        """Where the chunk after piece ``done`` begins: at the strongest boundary within the overlap, the earlier the better."""
+        room = min(self.overlap, capacity - (total[done + 1] - total[done]))
+        earliest = bisect_left(total, total[done] - room)
+        starts = [i for i in range(max(1, earliest), done) if pieces[i].level >= WORD]
+        return max(starts, key=lambda i: (pieces[i].level, -i), default=done)
+
+    def _split_long(
+        self, text: str, pieces: list[Atom], weights: list[int], end: int, capacity: int
+    ) -> tuple[list[Atom], list[int]]:
+        """Cuts the pieces that alone are too long for a chunk."""
+        if max(weights) <= capacity:
+            return pieces, weights
+        result: list[tuple[Atom, int]] = []
+        ends = [piece.start for piece in pieces[1:]] + [end]
+        for piece, weight, stop in zip(pieces, weights, ends, strict=True):
+            if weight <= capacity:
+                result.append((piece, weight))
+                continue
+            offsets = self._tokenizer.encode(text[piece.start : stop], add_special_tokens=False).offsets
+            starts = [piece.start + offset for offset, _ in offsets]
+            result.extend(split_atom(text, piece, starts, stop, capacity))
+        return [piece for piece, _ in result], [weight for _, weight in result]
+
+    # ------------------------------------------------------------ counting
+
+    def _weights(self, text: str, pieces: Sequence[Atom]) -> list[int]:
+        """Tokens of each piece, counted where they stand: a tokenizer may count a piece alone differently."""
+        ends = [piece.start for piece in pieces[1:]] + [len(text)]
+        segments = [pieces[0].start]
+        for piece, end in zip(pieces, ends, strict=True):
+            if end - segments[-1] > _SEGMENT_CHARACTERS and piece.start > segments[-1]:
+                segments.append(piece.start)
+        bounds = list(zip(segments, [*segments[1:], len(text)], strict=True))
+        weights: list[int] = []
+        for i in range(0, len(bounds), _SEGMENTS_AT_ONCE):
+            some = bounds[i : i + _SEGMENTS_AT_ONCE]
+            encodings = self._tokenizer.encode_batch([text[a:b] for a, b in some], add_special_tokens=False)
+            for (begin, stop), encoding in zip(some, encodings, strict=True):
+                starts = [begin + offset for offset, _ in encoding.offsets]
+                counted = 0
+                while len(weights) < len(pieces) and ends[len(weights)] <= stop:
+                    piece, end = pieces[len(weights)], ends[len(weights)]
+                    upto = bisect_left(starts, end) if end < stop else len(starts)
+                    weights.append(max(upto - counted, -(-(end - piece.start) // _CHARACTERS_PER_TOKEN)))
+                    counted = upto
+        return weights
+
+    def _title(self, names: list[str]) -> _Title:
+        """Names joined by " > "; as many as fit half a chunk, the last and the first before those between."""
+        most = self.chunk_tokens // 2
+        while True:
+            title = " > ".join(names)
+            encoding = self._tokenizer.encode(title + "\n", add_special_tokens=False)
+            # One more: the text's first token may count one more there than in the middle of the text.
+            tokens = len(encoding) + 1
+            if not title:
+                return _Title("", 1)
+            if tokens <= most and len(title) <= most * _CHARACTERS_PER_TOKEN:
+                return _Title(title, tokens)
+            if len(names) > 1:
+                del names[1 if len(names) > 2 else 0]
+            else:
+                names = [_shortened(title, encoding.offsets, most - 2)]
+
+    def _fit(self, text: str, spans: Iterator[_Span]) -> Iterator[list[_Span]]:
+        """The same spans, trimmed, and halved until none is over the limit.
+
+        The sum of the pieces' counts is mostly, but not always, the count of the whole.
+        """
+        todo = list(spans)
+        for i in range(0, len(todo), _CHUNKS_AT_ONCE):
+            some = [trimmed for span in todo[i : i + _CHUNKS_AT_ONCE] if (trimmed := _trimmed(text, span))]
+            yield [fitting for span, fits in zip(some, self._fits(text, some), strict=True) for fitting in (
+                [span] if fits else self._halved(text, span)
+            )]
+
+    def _fits(self, text: str, spans: Sequence[_Span]) -> list[bool]:
+        full = [f"{span.title}\n{text[span.start : span.end]}" if span.title else text[span.start : span.end] for span in spans]
+        encodings = self._tokenizer.encode_batch_fast(full, add_special_tokens=False)
+        return [len(encoding) <= self.chunk_tokens for encoding in encodings]
+
+    def _halved(self, text: str, span: _Span) -> list[_Span]:
+        middle = _middle(text, span.start, span.end)
+        halves = (_Span(span.start, middle, span.title), _Span(middle, span.end, span.title))
+        some = [trimmed for half in halves if (trimmed := _trimmed(text, half))]
+        if span.end - span.start < 2:
+            return [span]
+        return [fitting for half, fits in zip(some, self._fits(text, some), strict=True) for fitting in (
+            [half] if fits else self._halved(text, half)
+        )]
 
 
-def find_headings(text: str) -> Iterator[Heading]:
-    """ATX (``## x``) and setext (underlined) headings of Markdown, in order, not those inside fenced code."""
-    at = 0
-    fence = ""
-    before: tuple[int, str] | None = None  # start and words of a line that an underline would make a heading
-    for line in text.splitlines(keepends=True):
-        bare = line.rstrip("\r\n")
-        marks = _FENCE.match(bare)
-        if fence:
-            if marks and marks[1].startswith(fence) and not bare.strip(" `~"):
-                fence = ""
-            before = None
-        elif marks:
-            fence = marks[1]
-            before = None
-        elif match := _ATX.match(bare):
-            if match[2]:
-                yield Heading(at, at + len(line), len(match[1]), match[2])
-            before = None
-        elif before and (match := _SETEXT.match(bare)):
-            yield Heading(before[0], at + len(line), 1 if match[1][0] == "=" else 2, before[1])
-            before = None
-        else:
-            # Only a single line of words: a longer paragraph above "---" is rarely meant as a heading.
-            first = before is None and (at == 0 or text[:at].endswith(("\n\n", "\r\n\r\n")))
-            before = (at, bare.strip()) if bare.strip() and first and not bare.lstrip().startswith(("|", ">")) else None
-        at += len(line)
+def _start(atom: Atom) -> int:
+    return atom.start
 
 
-def _paths(title: str, headings: list[Heading]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """(offset, titles above what follows), first for the text's beginning, then for each heading."""
-    root = (title,) if title else ()
-    yield -1, root
-    stack: list[Heading] = []
-    for heading in headings:
-        while stack and stack[-1].level >= heading.level:
-            stack.pop()
-        stack.append(heading)
-        words = tuple(above.text for above in stack)
-        # The first heading of a document usually repeats its title.
-        yield heading.start, words if words[0] == title else root + words
+def _cut_at(pieces: list[Atom], parts: Sequence[Section]) -> list[Atom]:
+    """The pieces with a boundary at each section's start, where clauses did not give one."""
+    known = {piece.start for piece in pieces}
+    missing = [Atom(part.start, WORD) for part in parts if part.start not in known]
+    return sorted([*pieces, *missing]) if missing else pieces
 
 
-def _after_headings(begin: int, headings: list[Heading]) -> int:
-    """Offset of the last heading of those that follow each other directly from ``begin`` on, or ``begin``."""
-    end = begin
-    for heading in headings:
-        if heading.start == end or (end != begin and heading.start - end <= 2 and heading.start > begin):
-            begin, end = heading.start, heading.end
-        elif heading.start > end + 2:
-            break
-    return begin
+def _common(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    n = 0
+    while n < min(len(first), len(second)) and first[n] == second[n]:
+        n += 1
+    return first[:n]
 
 
-def _only_headings(start: int, piece: str, headings: list[Heading], next_path: tuple[str, ...]) -> bool:
-    """Whether a piece is nothing but headings that stand in the title of the next one."""
-    inside = [heading for heading in headings if start <= heading.start < start + len(piece)]
-    if not inside or any(heading.text not in next_path for heading in inside):
-        return False
-    return sum(heading.end - heading.start for heading in inside) >= len(piece.strip())
+def _trimmed(text: str, span: _Span) -> _Span | None:
+    """Without white space around it, but with the first line's indent; None where nothing is left."""
+    piece = text[span.start : span.end]
+    body = piece.lstrip()
+    if not body:
+        return None
+    start = span.start + len(piece) - len(body)
+    indent = text.rfind("\n", span.start, start) + 1 or span.start
+    if not text[indent:start].strip(" \t"):
+        start = indent
+    return _Span(start, span.start + len(piece.rstrip()), span.title)
 
 
-def _blocks(text: str) -> Iterator[tuple[int, str]]:
-    """The text in parts of bounded length with their offsets, cut at the best break near each part's end."""
-    start = 0
-    while start < len(text):
-        end = min(start + _BLOCK, len(text))
-        if end < len(text):
-            places = (
-                text.rfind(mark, start + _BLOCK // 2, end) + len(mark) for mark in _BREAKS if mark in text[start:end]
-            )
-            end = next((place for place in places if place > start + _BLOCK // 2), end)
-        for run in _RUN.finditer(text, start, end):
-            yield start, text[start : run.end()]
-            start = run.end()
-        if start < end:
-            yield start, text[start:end]
-        start = end
+def _middle(text: str, start: int, end: int) -> int:
+    """The place near the middle that is best to cut at."""
+    middle, reach = (start + end) // 2, (end - start) // 4
+    near = [place for d in range(reach + 1) for place in (middle - d, middle + d) if start < place < end]
+    return max(near, key=lambda place: level_at(text, place), default=middle)
+
+
+def _shortened(title: str, offsets: Sequence[tuple[int, int]], most: int) -> str:
+    """The title's beginning, of at most ``most`` tokens, cut between words if that costs no more than half of it."""
+    limit = min(offsets[most][0] if len(offsets) > most else len(title) - 1, most * _CHARACTERS_PER_TOKEN)
+    places = range(limit, max(limit // 2, 1), -1)
+    best = next((p for p in places if level_at(title, p) >= WORD), None)
+    return title[: best or next((p for p in places if level_at(title, p) >= BROKEN), limit)].rstrip()

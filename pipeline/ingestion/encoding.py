@@ -39,8 +39,8 @@ def decode(data: bytes) -> str | None:
         return None if looks_binary(data[:_SAMPLE]) else text
     if b"\0" in data[:_SAMPLE]:
         return _utf16(data)
-    name = _guess(data[:_SAMPLE])
-    return None if name is None else data.decode(name, "replace")
+    guess = _guess(data[:_SAMPLE])
+    return None if guess is None else data.decode(guess, "replace")
 
 
 def looks_binary(sample: bytes) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.errors import DocumentError, SettingsError
 from pipeline.ingestion import kinds
-from pipeline.ingestion.chunking import find_headings
+from pipeline.ingestion.splitting import find_headings
 from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl

@@ -77,7 +77,9 @@ def _headings(text: str) -> Iterator[tuple[int, int, int, str]]:
                 yield match.start(), match.end(), len(match["hashes"]), title
         elif match["fence"]:
             if match["fence"][0] == "~" or "`" not in match["info"]:
-                position = _after(text, match.end(), rf"^ {{0,3}}{re.escape(match['fence'])}{match['fence'][0]}*[ \t]*\r?$")
+                position = _after(
+                    text, match.end(), rf"^ {{0,3}}{re.escape(match['fence'])}{match['fence'][0]}*[ \t]*\r?$"
+                )
         elif match["raw"]:
             closing = "-->" if match["raw"] == "!--" else f"</{match['raw']}>"
             position = _after(text, match.start(), re.escape(closing))

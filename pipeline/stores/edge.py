@@ -170,6 +170,12 @@ class EdgeStore:
         for batch in common.ledger_batches(document_ids):
             yield from payload.count_versions(stored for _, stored in self._points(batch, payload.LEDGER_FIELDS))
 
+    def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
+        """The stored chunks of these documents, or of all."""
+        for batch in common.ledger_batches(document_ids):
+            for _, stored in self._points(batch, payload.CHUNK_FIELDS):
+                yield payload.to_chunk(stored)
+
     def count(self) -> StoreCount:
         """Documents and chunks in the collection."""
         if self.fingerprint() is None:

@@ -26,6 +26,9 @@ INDEXED_FIELDS = ["document_id", "content_hash", "source"]
 """Fields with a keyword index from the start."""
 
 _FIELDS = ["document_id", "content_hash", "index", "count", "text", "title", "source", "metadata"]
+CHUNK_FIELDS = [*_FIELDS, "exact"]
+"""What :func:`to_chunk` reads of a payload."""
+
 _INT64 = range(-(2**63), 2**63)
 
 

@@ -172,6 +172,14 @@ def test_close_twice(store: Store) -> None:
 # ------------------------------------------------------------------ writing and reading back
 
 
+def test_all_chunks_can_be_read_back(store: Store) -> None:
+    """Of the whole collection or of some documents, as they were written."""
+    written = corpus()
+    store.upsert(written, EMBEDDER.embed_documents([chunk.full_text for chunk in written]))
+    assert {chunk.id: chunk for chunk in written} == {chunk.id: chunk for chunk in store.chunks()}
+    assert {"doc-3", "doc-7"} == {chunk.document_id for chunk in store.chunks(["doc-3", "doc-7", "nowhere"])}
+
+
 def test_round_trip(store: Store) -> None:
     """Every field of a chunk comes back equal, by every way of searching."""
     chunks = corpus()

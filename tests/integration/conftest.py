@@ -62,8 +62,6 @@ def points(tmp_path: Path) -> Callable[[], dict[str, tuple[str, str]]]:
 
         store = EdgeStore(tmp_path / "data" / "collections" / "documents")
         try:
-            found = store.search("", None, limit=10_000, mode="sparse")
-            assert [] == found
             return {chunk.id: (chunk.document_id, chunk.text) for chunk in store.chunks()}
         finally:
             store.close()
