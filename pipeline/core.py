@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from pipeline import scoring
 from pipeline.errors import FingerprintError, RerankerError, SettingsError
 from pipeline.ingestion.changes import by_document
-from pipeline.ingestion.splitting import Chunker
 from pipeline.ingestion.run import IngestRun, Progress
+from pipeline.ingestion.splitting import Chunker
 from pipeline.interfaces import Embedder, Reranker, Store
 from pipeline.types import (
     Candidate,
@@ -270,8 +270,13 @@ class Pipeline:
     # ------------------------------------------------------------- lifetime
 
     def close(self) -> None:
-        """Releases the store's files and connections. Closing twice is fine."""
+        """Releases files and connections of all parts. Closing twice is fine."""
         self.store.close()
+        for part in (self.embedder, self.reranker):
+            # Only parts that talk to an endpoint hold anything.
+            close = getattr(part, "close", None)
+            if close is not None:
+                close()
 
     def __enter__(self) -> Self:
         return self

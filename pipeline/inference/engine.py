@@ -54,9 +54,20 @@ class Engine:
         self._width = int(compiled.output(0).partial_shape[1].get_length())
 
     def run(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Output rows of shape (len(sequences), width), in input order."""
+        """Output rows of shape (len(sequences), width), in input order.
+
+        Equal sequences are computed once. The order of the sequences does not change a row.
+        """
+        # Sorted, because in bfloat16 a row depends a little on which batch it is in.
+        distinct = sorted(set(map(tuple, sequences)), key=lambda sequence: (-len(sequence), sequence))
+        places = {sequence: place for place, sequence in enumerate(distinct)}
+        rows = self._run(distinct)
+        return rows[[places[tuple(sequence)] for sequence in sequences]]
+
+    def _run(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Output rows of sequences sorted from the longest to the shortest."""
         output = np.empty((len(sequences), self._width), dtype=np.float32)
-        running: deque[tuple[Any, list[int], Any]] = deque()
+        running: deque[tuple[Any, slice, Any]] = deque()
 
         def collect() -> None:
             request, rows, _ = running.popleft()
@@ -72,7 +83,7 @@ class Engine:
                 while request is None:
                     collect()
                     request = self._free_request(blocking=not running)
-                inputs = self._inputs([sequences[row] for row in rows])
+                inputs = self._inputs(sequences[rows])
                 running.append((request, rows, inputs))  # inputs are shared with the request: keep them alive
                 request.start_async(inputs, share_inputs=True)
         finally:
@@ -88,8 +99,7 @@ class Engine:
             return None
 
     def _inputs(self, sequences: Sequence[Sequence[int]]) -> dict[int, NDArray[np.int64]]:
-        longest = max(map(len, sequences))
-        length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+        length = padded(max(map(len, sequences)))
         ids = np.full((len(sequences), length), self._pad_id, dtype=np.int64)
         mask = np.zeros((len(sequences), length), dtype=np.int64)
         for row, sequence in enumerate(sequences):
@@ -98,18 +108,21 @@ class Engine:
         return {0: ids, 1: mask}
 
 
-def batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> Iterator[list[int]]:
-    """Indices of sequences in batches, longest first, each of at most ``budget`` padded tokens (or one sequence).
+def batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> Iterator[slice]:
+    """Batches of sequences sorted from the longest to the shortest, each of at most ``budget`` padded tokens, or one.
 
     Longest first: the last batches are the short ones, so that no core waits long for another at the end.
     """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     start = 0
-    while start < len(order):
-        length = -(-lengths[order[start]] // LENGTH_STEP) * LENGTH_STEP
-        size = max(1, budget // max(1, length))
-        yield order[start : start + size]
-        start += size
+    while start < len(lengths):
+        end = min(len(lengths), start + max(1, budget // max(1, padded(lengths[start]))))
+        yield slice(start, end)
+        start = end
+
+
+def padded(length: int) -> int:
+    """The length that a sequence is padded to if it is the longest of its batch."""
+    return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
 def _compile(model: Path, cache_dir: Path | None) -> openvino.CompiledModel:

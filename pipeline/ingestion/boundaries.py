@@ -1,13 +1,14 @@
 """Where a text may be cut, and how good each place is.
 
 A text becomes a row of atoms: pieces that are kept whole unless one alone is too long. Each atom knows how strong the
-boundary before it is. Boundaries lie behind white space, so that an atom begins with its first word (or a line's indent).
+boundary before it is. Boundaries lie behind white space: an atom begins with its first word, or with a line's indent.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -17,7 +18,7 @@ FORBIDDEN, BROKEN, PUNCTUATION, WORD, CLAUSE, SOFT_LINE, SENTENCE, LINE, PARAGRA
 
 _BOUNDARY = re.compile(
     r"\n(?P<paragraph>(?:[^\S\n]*+\n)*+)"
-    r"|(?P<latin>[.!?]++[\"'”’»)\]]*+[^\S\n]++(?![a-z]))"
+    r"|(?P<latin>(?<![.!?])[.!?]++[\"'”’»)\]]*+[^\S\n]++(?![a-z]))"
     r"|(?P<chinese>[。！？；…｡]++[\"'”’」』）】》]*+[^\S\n]*+)"
     r"|[,;:.!?][^\S\n]++|[，、：][^\S\n]*+"
 )
@@ -66,11 +67,7 @@ def _level(text: str, match: re.Match[str]) -> int:
         return CLAUSE if short else SENTENCE
     if match["paragraph"] is None:
         return CLAUSE
-    before = (
-        text[: match.start()][-2:].rstrip("\r")
-        if match.start() < 2
-        else text[match.start() - 2 : match.start()].rstrip("\r")
-    )
+    before = text[max(0, match.start() - 2) : match.start()].rstrip("\r")
     after = text[match.end() : match.end() + 1]
     return LINE if before[-1:] in _LINE_ENDS or after in _LINE_STARTS else SOFT_LINE
 
@@ -82,10 +79,9 @@ def _pre_cut(text: str, atom: Atom, end: int, longest: int) -> Iterator[Atom]:
     while end - start > longest:
         limit = start + longest
         cut = 1 + max(text.rfind(space, start + 1, limit) for space in " \t\u3000")
-        if cut <= start + 1:
-            cut = next((p for p in range(limit, start + longest // 2, -1) if level_at(text, p) >= WORD), 0)
-        if cut <= start:
-            cut = next((p for p in range(limit, start + longest // 2, -1) if level_at(text, p) >= BROKEN), limit)
+        if cut == 0:
+            near = range(limit, limit - longest // 8, -1)
+            cut = max(near, key=lambda place: level_at(text, place))
         yield Atom(cut, level_at(text, cut))
         start = cut
 
@@ -115,27 +111,25 @@ def split_atom(text: str, atom: Atom, token_starts: Sequence[int], end: int, mos
     enough to fill a chunk. Only a single word of more than ``most`` tokens is broken.
     """
     step = max(1, most // 16)
-    places = [(start, level_at(text, start)) for start in token_starts if atom.start < start < end]
+    places = [atom.start, *sorted({start for start in token_starts if atom.start < start < end})]
+    levels = [level_at(text, place) for place in places[1:]]
+    before = [0, *(bisect_left(token_starts, place) for place in places[1:]), len(token_starts)]
 
     def cut(low: int, high: int, level: int) -> Iterator[tuple[int, int]]:
-        """Token numbers ``low`` to ``high`` (exclusive), as pieces."""
-        if high - low <= step or level < BROKEN:
+        """Pieces from place ``low`` to place ``high``, as places."""
+        if level < BROKEN:
             yield low, high
             return
-        marks = [low, *(i + 1 for i in range(low, high - 1) if places[i][1] >= level), high]
         begin = low
-        for mark, following in pairwise(marks):
-            if mark > begin and (following - begin > step):
+        for mark, following in pairwise([low, *(i for i in range(low + 1, high) if levels[i - 1] >= level), high]):
+            if mark > begin and before[following] - before[begin] > step:
                 yield begin, mark
                 begin = mark
-            if following - mark > most:
+            if before[following] - before[mark] > most:
                 yield from cut(mark, following, level - 1)
                 begin = following
         if begin < high:
             yield begin, high
 
-    for low, high in cut(0, len(places) + 1, WORD):
-        if low == 0:
-            yield atom, high
-        else:
-            yield Atom(*places[low - 1]), high - low
+    for low, high in cut(0, len(places), WORD):
+        yield Atom(places[low], levels[low - 1] if low else atom.level), before[high] - before[low]

@@ -9,24 +9,20 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
 from pipeline.ingestion.boundaries import BROKEN, WORD, Atom, atoms, level_at, split_atom
+from pipeline.ingestion.counting import CHARACTERS_PER_TOKEN, weigh
 from pipeline.ingestion.markdown import Section, sections
 from pipeline.text import well_formed
 from pipeline.types import Chunk, Document
 
 MIN_CHUNK_TOKENS = 16
-# Characters that count as one token at least, so that a chunk's length is bounded where a tokenizer makes one token of
-# a word of any length.
-_CHARACTERS_PER_TOKEN = 32
 # A section of less than this share of a chunk is put together with its neighbours.
 _SMALL_SECTION = 4
-_SEGMENT_CHARACTERS = 4_000
-_SEGMENTS_AT_ONCE = 64
 _CHUNKS_AT_ONCE = 256
 
 
@@ -58,7 +54,7 @@ class Chunker:
 
     def __init__(self, tokenizer: Tokenizer, *, chunk_tokens: int = 256, overlap: int = 32) -> None:
         if chunk_tokens < MIN_CHUNK_TOKENS:
-            raise SettingsError(f"a chunk needs at least {MIN_CHUNK_TOKENS} tokens, not {chunk_tokens}: raise chunk_tokens")
+            raise SettingsError(f"a chunk needs at least {MIN_CHUNK_TOKENS} tokens, not {chunk_tokens}")
         if not 0 <= 2 * overlap < chunk_tokens:
             raise SettingsError(
                 f"an overlap of {overlap} tokens does not fit chunks of {chunk_tokens}: it must be 0 or more, and less "
@@ -78,7 +74,7 @@ class Chunker:
         text = well_formed(document.text)
         if not text.strip():
             return []
-        spans = [span for group in self._fit(text, self._spans(document, text)) for span in group]
+        spans = list(self._fit(text, list(self._spans(document, text))))
         content_hash = document.content_hash()
         return [
             Chunk(
@@ -108,10 +104,10 @@ class Chunker:
             return titles[path]
 
         parts = sections(text) if document.markdown else [Section(0, 0, ())]
-        pieces = _cut_at(atoms(text, longest=_CHARACTERS_PER_TOKEN * self.chunk_tokens // 2), parts)
-        weights = self._weights(text, pieces)
+        pieces = _cut_at(atoms(text, longest=CHARACTERS_PER_TOKEN * self.chunk_tokens // 2), parts)
+        weights = weigh(self._tokenizer, text, pieces)
         firsts = [bisect_left(pieces, part.start, key=_start) for part in parts] + [len(pieces)]
-        sizes = [sum(weights[low:high]) for low, high in zip(firsts, firsts[1:], strict=False)]
+        sizes = [sum(weights[low:high]) for low, high in pairwise(firsts)]
 
         index = 0
         while index < len(parts):
@@ -142,9 +138,7 @@ class Chunker:
             following += 1
         return following, path
 
-    def _pack(
-        self, text: str, pieces: list[Atom], weights: list[int], end: int, title: _Title
-    ) -> Iterator[_Span]:
+    def _pack(self, text: str, pieces: list[Atom], weights: list[int], end: int, title: _Title) -> Iterator[_Span]:
         """Fills chunks with the pieces of a section; each ends at the strongest boundary of its second half."""
         capacity = self.chunk_tokens - title.tokens
         pieces, weights = self._split_long(text, pieces, weights, end, capacity)
@@ -167,7 +161,10 @@ class Chunker:
             start = self._overlapping(pieces, total, done, capacity) if done < count else done
 
     def _overlapping(self, pieces: list[Atom], total: list[int], done: int, capacity: int) -> int:
-        """Where the chunk after piece ``done`` begins: at the strongest boundary within the overlap, the earlier the better."""
+        """The piece that the next chunk begins with, ``done`` itself or one before it.
+
+        Of those within the overlap it is the one behind the strongest boundary, and of equals the earliest.
+        """
         room = min(self.overlap, capacity - (total[done + 1] - total[done]))
         earliest = bisect_left(total, total[done] - room)
         starts = [i for i in range(max(1, earliest), done) if pieces[i].level >= WORD]
@@ -192,28 +189,6 @@ class Chunker:
 
     # ------------------------------------------------------------ counting
 
-    def _weights(self, text: str, pieces: Sequence[Atom]) -> list[int]:
-        """Tokens of each piece, counted where they stand: a tokenizer may count a piece alone differently."""
-        ends = [piece.start for piece in pieces[1:]] + [len(text)]
-        segments = [pieces[0].start]
-        for piece, end in zip(pieces, ends, strict=True):
-            if end - segments[-1] > _SEGMENT_CHARACTERS and piece.start > segments[-1]:
-                segments.append(piece.start)
-        bounds = list(zip(segments, [*segments[1:], len(text)], strict=True))
-        weights: list[int] = []
-        for i in range(0, len(bounds), _SEGMENTS_AT_ONCE):
-            some = bounds[i : i + _SEGMENTS_AT_ONCE]
-            encodings = self._tokenizer.encode_batch([text[a:b] for a, b in some], add_special_tokens=False)
-            for (begin, stop), encoding in zip(some, encodings, strict=True):
-                starts = [begin + offset for offset, _ in encoding.offsets]
-                counted = 0
-                while len(weights) < len(pieces) and ends[len(weights)] <= stop:
-                    piece, end = pieces[len(weights)], ends[len(weights)]
-                    upto = bisect_left(starts, end) if end < stop else len(starts)
-                    weights.append(max(upto - counted, -(-(end - piece.start) // _CHARACTERS_PER_TOKEN)))
-                    counted = upto
-        return weights
-
     def _title(self, names: list[str]) -> _Title:
         """Names joined by " > "; as many as fit half a chunk, the last and the first before those between."""
         most = self.chunk_tokens // 2
@@ -224,39 +199,29 @@ class Chunker:
             tokens = len(encoding) + 1
             if not title:
                 return _Title("", 1)
-            if tokens <= most and len(title) <= most * _CHARACTERS_PER_TOKEN:
+            if tokens <= most and len(title) <= most * CHARACTERS_PER_TOKEN:
                 return _Title(title, tokens)
             if len(names) > 1:
                 del names[1 if len(names) > 2 else 0]
             else:
                 names = [_shortened(title, encoding.offsets, most - 2)]
 
-    def _fit(self, text: str, spans: Iterator[_Span]) -> Iterator[list[_Span]]:
-        """The same spans, trimmed, and halved until none is over the limit.
+    def _fit(self, text: str, spans: Sequence[_Span]) -> Iterator[_Span]:
+        """The same spans without white space around them; one that is over the limit after all is halved.
 
         The sum of the pieces' counts is mostly, but not always, the count of the whole.
         """
-        todo = list(spans)
-        for i in range(0, len(todo), _CHUNKS_AT_ONCE):
-            some = [trimmed for span in todo[i : i + _CHUNKS_AT_ONCE] if (trimmed := _trimmed(text, span))]
-            yield [fitting for span, fits in zip(some, self._fits(text, some), strict=True) for fitting in (
-                [span] if fits else self._halved(text, span)
-            )]
-
-    def _fits(self, text: str, spans: Sequence[_Span]) -> list[bool]:
-        full = [f"{span.title}\n{text[span.start : span.end]}" if span.title else text[span.start : span.end] for span in spans]
-        encodings = self._tokenizer.encode_batch_fast(full, add_special_tokens=False)
-        return [len(encoding) <= self.chunk_tokens for encoding in encodings]
-
-    def _halved(self, text: str, span: _Span) -> list[_Span]:
-        middle = _middle(text, span.start, span.end)
-        halves = (_Span(span.start, middle, span.title), _Span(middle, span.end, span.title))
-        some = [trimmed for half in halves if (trimmed := _trimmed(text, half))]
-        if span.end - span.start < 2:
-            return [span]
-        return [fitting for half, fits in zip(some, self._fits(text, some), strict=True) for fitting in (
-            [half] if fits else self._halved(text, half)
-        )]
+        for i in range(0, len(spans), _CHUNKS_AT_ONCE):
+            some = [span for span in (_trimmed(text, span) for span in spans[i : i + _CHUNKS_AT_ONCE]) if span]
+            full = [f"{span.title}\n{text[span.start : span.end]}".removeprefix("\n") for span in some]
+            encodings = self._tokenizer.encode_batch_fast(full, add_special_tokens=False)
+            for span, encoding in zip(some, encodings, strict=True):
+                if len(encoding) <= self.chunk_tokens or span.end - span.start < 2:
+                    yield span
+                else:
+                    middle = _middle(text, span.start, span.end)
+                    halves = [_Span(span.start, middle, span.title), _Span(middle, span.end, span.title)]
+                    yield from self._fit(text, halves)
 
 
 def _start(atom: Atom) -> int:
@@ -299,7 +264,7 @@ def _middle(text: str, start: int, end: int) -> int:
 
 def _shortened(title: str, offsets: Sequence[tuple[int, int]], most: int) -> str:
     """The title's beginning, of at most ``most`` tokens, cut between words if that costs no more than half of it."""
-    limit = min(offsets[most][0] if len(offsets) > most else len(title) - 1, most * _CHARACTERS_PER_TOKEN)
+    limit = min(offsets[most][0] if len(offsets) > most else len(title) - 1, most * CHARACTERS_PER_TOKEN)
     places = range(limit, max(limit // 2, 1), -1)
     best = next((p for p in places if level_at(title, p) >= WORD), None)
     return title[: best or next((p for p in places if level_at(title, p) >= BROKEN), limit)].rstrip()

@@ -12,10 +12,10 @@ from typing import Any
 
 from pipeline.errors import DocumentError, SettingsError
 from pipeline.ingestion import kinds
-from pipeline.ingestion.splitting import find_headings
 from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
+from pipeline.ingestion.splitting import find_headings
 from pipeline.types import Document, Failure
 
 MAX_BYTES = 100_000_000

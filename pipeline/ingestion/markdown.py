@@ -1,10 +1,12 @@
-"""What is needed of Markdown: its headings with their places, and the front matter."""
+"""The headings of a Markdown text, with their places."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from pipeline.ingestion.frontmatter import split_front_matter
 
 # Lines that can open a heading or a block in which '#' means something else; all others are skipped unseen.
 _MARK = re.compile(
@@ -16,8 +18,6 @@ _MARK = re.compile(
 )
 # A line that cannot be the text of an underlined heading: list item, quote, table row, indented code, heading, rule.
 _NO_PARAGRAPH = re.compile(r"[ \t]*(?:[-*+>|#=]|\d+[.)][ \t]|`{3}|~{3}|<!--)|    |\t")
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(?P<block>.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_KEY = re.compile(r"(?P<key>[^\s:#\-][^:\n]*?)[ \t]*:(?:[ \t]+(?P<value>.*))?")
 _LINK = re.compile(r"!?\[([^\[\]]*)\](?:\([^()\s]*(?:\s[^()]*)?\)|\[[^\[\]]*\])")
 _EMPHASIS = re.compile(r"(\*\*|__|\*|`+|~~)(?=\S)(.+?)(?<=\S)\1")
 _ANCHOR = re.compile(r"[ \t]*\{[#.:][^{}]*\}[ \t]*$")
@@ -41,12 +41,12 @@ class Section:
 def sections(text: str) -> list[Section]:
     """The sections of a Markdown text in order; the first begins at 0.
 
-    A heading with nothing but deeper headings below it belongs to the first of these: "# A", "## B", text is one section
-    with the path ("A", "B").
+    A heading with nothing but a deeper heading below it belongs to that one's section: "# A", "## B", text is one
+    section with the path ("A", "B").
     """
     found = [Section(0, 0, ())]
     stack: list[tuple[int, str]] = []
-    body = 0  # where the text after the last heading begins
+    body = _front_matter_end(text)  # where the text after the last heading begins
     for start, end, level, title in _headings(text):
         while stack and stack[-1][0] >= level:
             stack.pop()
@@ -68,7 +68,7 @@ def first_heading(text: str) -> str:
 
 def _headings(text: str) -> Iterator[tuple[int, int, int, str]]:
     """Headings as (start, end, level, title)."""
-    position = front_matter_end(text)
+    position = _front_matter_end(text)
     while match := _MARK.search(text, position):
         position = max(match.end(), position + 1)
         if match["hashes"]:
@@ -94,6 +94,10 @@ def _headings(text: str) -> Iterator[tuple[int, int, int, str]]:
                     yield line, match.end(), 1 if match["underline"][0] == "=" else 2, title
 
 
+def _front_matter_end(text: str) -> int:
+    return len(text) - len(split_front_matter(text)[1])
+
+
 def _after(text: str, position: int, pattern: str) -> int:
     """Where the first match of ``pattern`` ends; a block that is never closed runs to the end."""
     match = re.compile(pattern, re.MULTILINE | re.IGNORECASE).search(text, position)
@@ -106,53 +110,3 @@ def plain(heading: str) -> str:
     heading = _LINK.sub(r"\1", heading)
     heading = _EMPHASIS.sub(r"\2", _EMPHASIS.sub(r"\2", heading))
     return " ".join(_ESCAPE.sub(r"\1", heading).split())
-
-
-def front_matter_end(text: str) -> int:
-    """Where the text begins behind the front matter; 0 if there is none."""
-    match = _find_front_matter(text)
-    return match.end() if match else 0
-
-
-def front_matter(text: str) -> tuple[dict[str, str | list[str]], str]:
-    """The flat fields of the front matter, and the text behind it.
-
-    Only what is common is understood: ``key: value``, ``key: [a, b]``, and ``key:`` with lines ``- a``. Nested
-    objects and block texts are left out. Values stay strings.
-    """
-    match = _find_front_matter(text)
-    if match is None:
-        return {}, text
-    fields: dict[str, str | list[str]] = {}
-    key = ""
-    for line in match["block"].splitlines():
-        if item := re.fullmatch(r"[ \t]*-[ \t]+(.+)", line):
-            value = fields.get(key)
-            if isinstance(value, list):
-                value.append(_scalar(item[1]))
-            continue
-        if not (pair := _KEY.fullmatch(line.rstrip())):
-            continue
-        key, raw = pair["key"].strip("\"'"), (pair["value"] or "").strip()
-        if raw.startswith("[") and raw.endswith("]"):
-            fields[key] = [_scalar(part) for part in re.findall(r'"[^"]*"|\'[^\']*\'|[^,\s][^,]*', raw[1:-1])]
-        elif not raw or raw.startswith("#"):
-            fields[key] = []
-        elif raw[0] not in "|>{&*!":
-            fields[key] = _scalar(raw)
-    return {key: value for key, value in fields.items() if value}, text[match.end() :]
-
-
-def _find_front_matter(text: str) -> re.Match[str] | None:
-    match = _FRONT_MATTER.match(text) if text.startswith("---") else None
-    # A rule at the top of a text is no front matter: that has fields.
-    if match and any(_KEY.fullmatch(line.rstrip()) for line in match["block"].splitlines()):
-        return match
-    return None
-
-
-def _scalar(raw: str) -> str:
-    raw = raw.strip()
-    if len(raw) >= 2 and raw[0] == raw[-1] and raw[0] in "\"'":
-        return raw[1:-1]
-    return re.sub(r"[ \t]#.*$", "", raw).strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,16 @@ def export(module: Any, tokenizer: Tokenizer, config: dict[str, Any], folder: Pa
         model = openvino.convert_model(module.eval(), example_input=example, input=shapes)
     compress_weights(model)
     folder.mkdir(parents=True, exist_ok=True)
-    openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
-    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    revision = hashlib.sha256((folder / "model.bin").read_bytes()).hexdigest()
-    text = json.dumps({**config, "revision": revision}, indent=2, ensure_ascii=False)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    # A process may have the old files mapped into its memory: they are replaced, never written over.
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        new = Path(name)
+        openvino.save_model(model, str(new / "model.xml"), compress_to_fp16=False)
+        tokenizer.save(str(new / "tokenizer.json"), pretty=False)
+        revision = hashlib.sha256((new / "model.bin").read_bytes()).hexdigest()
+        text = json.dumps({**config, "revision": revision}, indent=2, ensure_ascii=False)
+        (new / "config.json").write_text(text + "\n", encoding="utf-8")
+        for file in sorted(new.iterdir()):
+            file.replace(folder / file.name)
 
 
 def compress_weights(model: Any) -> None:
