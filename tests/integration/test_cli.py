@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import Rag
+from tests.loopback import Loopback, Reply, cohere_rerank
+from tests.tiny_models import save_cross_encoder
 
 Points = Callable[[], dict[str, tuple[str, str]]]
 
@@ -244,3 +246,37 @@ def test_eval_prints_the_runs_of_the_interface(rag: Rag, tmp_path: Path) -> None
         outcome["runs"][0]
     )
     assert 1.0 == outcome["runs"][0]["recall@5"]
+
+
+def test_switching_the_reranker_needs_no_other_change(rag: Rag, docs: Path, tmp_path: Path) -> None:
+    """The same collection and query, the reranker named by one variable: each gives the JSON of the interface."""
+    rag.json("ingest", str(docs))
+    folder = save_cross_encoder(tmp_path / "model")
+    with Loopback(cohere_rerank) as server:
+        variables = {
+            "embedded": {},
+            "none": {},
+            "cross-encoder": {"RAG_RERANKER_MODEL": str(folder)},
+            "bge": {"RAG_RERANKER_MODEL": str(folder)},
+            "cohere": {"RAG_COHERE_API_KEY": "secret-key", "RAG_COHERE_BASE_URL": server.url},
+        }
+        results = {
+            name: rag.json("query", "gRPC port", RAG_RERANKER=name, **needed) for name, needed in variables.items()
+        }
+    for name, result in results.items():
+        assert ["query", "reranker", "degraded", "warnings", "hits", "candidates", "timings_ms"] == list(result)
+        assert (name, False, 5) == (result["reranker"], result["degraded"], result["candidates"])
+        assert [1, 2, 3, 4, 5] == [hit["rank"] for hit in result["hits"]]
+        assert all((hit["rerank"] is None) == (name == "none") for hit in result["hits"])
+    assert "network.txt" == Path(results["cohere"]["hits"][0]["source"]).name
+    assert results["cohere"]["hits"][0]["score"] == results["cohere"]["hits"][0]["rerank"]["raw"]
+
+
+def test_a_rejected_key_is_one_line_without_the_key(rag: Rag, docs: Path) -> None:
+    """Exit code 1, what to check, and no trace of the key."""
+    rag.json("ingest", str(docs))
+    with Loopback([Reply(401, {"message": "invalid api token"})]) as server:
+        done = rag("query", "x", RAG_RERANKER="cohere", RAG_COHERE_API_KEY="sk-hidden", RAG_COHERE_BASE_URL=server.url)
+    assert (1, "", 1) == (done.returncode, done.stdout, len(done.stderr.strip().splitlines()))
+    assert "RAG_COHERE_API_KEY" in done.stderr
+    assert "sk-hidden" not in done.stderr

@@ -1,0 +1,205 @@
+"""Real files of each format, made here with the standard library, read by the real extractor."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.ingestion.loaders import load
+from pipeline.types import Document, Failure
+
+ENGLISH = "The snapshot is copied every night"
+CHINESE = "每天晚上复制一次快照"
+_TYPES = '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">{}</Types>'
+_RELS = '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">{}</Relationships>'
+_OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+_MAIN = "application/vnd.openxmlformats-officedocument."
+_XML = '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+
+
+def office(main: str, kind: str, parts: dict[str, tuple[str, str]], relations: dict[str, str] | None = None) -> bytes:
+    """An Office Open XML file: ``parts`` maps a path to its content type and XML; ``main`` is the first to be read."""
+    overrides = "".join(f'<Override PartName="/{path}" ContentType="{_MAIN}{t}"/>' for path, (t, _) in parts.items())
+    files = {
+        "[Content_Types].xml": _TYPES.format(_XML + overrides),
+        "_rels/.rels": _RELS.format(f'<Relationship Id="r1" Type="{_OFFICE}/officeDocument" Target="{main}"/>'),
+        **{path: xml for path, (_, xml) in parts.items()},
+    }
+    if relations:
+        folder, name = main.split("/")
+        links = (
+            f'<Relationship Id="{id_}" Type="{_OFFICE}/{kind}" Target="{target}"/>' for id_, target in relations.items()
+        )
+        files[f"{folder}/_rels/{name}.rels"] = _RELS.format("".join(links))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+    return buffer.getvalue()
+
+
+def docx() -> bytes:
+    w = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    paragraphs = "".join(f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>" for text in (ENGLISH, CHINESE))
+    body = f"<w:document {w}><w:body>{paragraphs}</w:body></w:document>"
+    return office("word/document.xml", "x", {"word/document.xml": ("wordprocessingml.document.main+xml", body)})
+
+
+def pptx() -> bytes:
+    p = 'xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main"'
+    a = 'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"'
+    r = f'xmlns:r="{_OFFICE}"'
+    shape = (
+        "<p:sp><p:nvSpPr><p:cNvPr id='2' name='x'/><p:cNvSpPr/><p:nvPr/></p:nvSpPr><p:spPr/><p:txBody><a:bodyPr/>"
+        f"<a:p><a:r><a:t>{ENGLISH}</a:t></a:r></a:p><a:p><a:r><a:t>{CHINESE}</a:t></a:r></a:p></p:txBody></p:sp>"
+    )
+    slide = f"<p:sld {p} {a}><p:cSld><p:spTree><p:nvGrpSpPr/><p:grpSpPr/>{shape}</p:spTree></p:cSld></p:sld>"
+    deck = f'<p:presentation {p} {r}><p:sldIdLst><p:sldId id="256" r:id="r2"/></p:sldIdLst></p:presentation>'
+    parts = {
+        "ppt/presentation.xml": ("presentationml.presentation.main+xml", deck),
+        "ppt/slides/slide1.xml": ("presentationml.slide+xml", slide),
+    }
+    return office("ppt/presentation.xml", "slide", parts, {"r2": "slides/slide1.xml"})
+
+
+def xlsx() -> bytes:
+    s = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    cells = "".join(f'<c r="A{i}" t="inlineStr"><is><t>{t}</t></is></c>' for i, t in enumerate((ENGLISH, CHINESE), 1))
+    rows = "".join(
+        f'<row r="{i}">{cell}</row>' for i, cell in enumerate(cells.replace("</c>", "</c>\n").split("\n"), 1)
+    )
+    sheet = f"<worksheet {s}><sheetData>{rows}</sheetData></worksheet>"
+    book = f'<workbook {s} xmlns:r="{_OFFICE}"><sheets><sheet name="One" sheetId="1" r:id="r2"/></sheets></workbook>'
+    parts = {
+        "xl/workbook.xml": ("spreadsheetml.sheet.main+xml", book),
+        "xl/worksheets/sheet1.xml": ("spreadsheetml.worksheet+xml", sheet),
+    }
+    return office("xl/workbook.xml", "worksheet", parts, {"r2": "worksheets/sheet1.xml"})
+
+
+def epub() -> bytes:
+    container = (
+        '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container" version="1.0"><rootfiles>'
+        '<rootfile full-path="book.opf" media-type="application/oebps-package+xml"/></rootfiles></container>'
+    )
+    book = (
+        '<package xmlns="http://www.idpf.org/2007/opf" version="3.0"><metadata '
+        'xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>The Book</dc:title></metadata><manifest>'
+        '<item id="c" href="c.xhtml" media-type="application/xhtml+xml"/></manifest><spine><itemref idref="c"/></spine>'
+        "</package>"
+    )
+    page = f'<html xmlns="http://www.w3.org/1999/xhtml"><body><p>{ENGLISH}</p><p>{CHINESE}</p></body></html>'
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        packed.writestr("mimetype", "application/epub+zip")
+        packed.writestr("META-INF/container.xml", container)
+        packed.writestr("book.opf", book)
+        packed.writestr("c.xhtml", page)
+    return buffer.getvalue()
+
+
+def pdf(text: str = ENGLISH, extra: bytes = b"") -> bytes:
+    """One page in Helvetica, which has no Chinese."""
+    stream = f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET".encode()
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 400 200]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
+        b"<</Length %d>>stream\n%s\nendstream" % (len(stream), stream),
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+    ]
+    out, places = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        places.append(len(out))
+        out += b"%d 0 obj%s endobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    out_xref = b"xref\n0 6\n0000000000 65535 f \n" + table
+    return out + out_xref + b"trailer<</Size 6/Root 1 0 R%s>>\nstartxref\n%d\n%%%%EOF" % (extra, len(out))
+
+
+def html(encoding: str = "utf-8") -> bytes:
+    page = (
+        f'<!DOCTYPE html><html><head><meta charset="{encoding}"><title>The Page</title><script>var hidden = 1;</script>'
+        f"</head><body><h1>Backups</h1><p>{ENGLISH}</p><p>{CHINESE}</p></body></html>"
+    )
+    return page.encode(encoding)
+
+
+def one(path: Path) -> Document:
+    (found,) = load(path)
+    assert isinstance(found, Document), found
+    return found
+
+
+def why(path: Path) -> str:
+    (found,) = load(path)
+    assert isinstance(found, Failure)
+    return found.error
+
+
+@pytest.mark.parametrize("make", [docx, pptx, xlsx, epub, html], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("named", ["right", "wrong"])
+def test_text_comes_out_in_both_languages(tmp_path: Path, make: Callable[[], bytes], named: str) -> None:
+    """Each format is read by its content, whatever its name says."""
+    path = tmp_path / f"file.{make.__name__ if named == 'right' else 'txt'}"
+    path.write_bytes(make())
+    document = one(path)
+    assert ENGLISH in document.text
+    assert CHINESE in document.text
+    assert make.__name__ == document.metadata["type"]
+
+
+def test_a_pdf_is_read(tmp_path: Path) -> None:
+    """Its text, whatever it is called."""
+    (tmp_path / "a.pdf").write_bytes(pdf())
+    (tmp_path / "b.txt").write_bytes(pdf())
+    assert [True, True] == [ENGLISH in one(tmp_path / name).text for name in ("a.pdf", "b.txt")]
+
+
+def test_a_text_named_pdf_is_read_as_text(tmp_path: Path) -> None:
+    """The name lies; the content decides."""
+    (tmp_path / "a.pdf").write_text(ENGLISH)
+    assert ENGLISH == one(tmp_path / "a.pdf").text
+
+
+def test_a_page_in_gb18030_with_its_headings_and_without_its_scripts(tmp_path: Path) -> None:
+    """The declared encoding is the real one, headings survive as Markdown, scripts do not."""
+    (tmp_path / "a.html").write_bytes(html("gb18030"))
+    document = one(tmp_path / "a.html")
+    assert CHINESE in document.text
+    assert "# Backups" in document.text
+    assert "hidden" not in document.text
+    assert document.markdown
+
+
+@pytest.mark.parametrize("make", [docx, xlsx, epub], ids=lambda make: make.__name__)
+def test_a_broken_archive_is_one_line(tmp_path: Path, make: Callable[[], bytes]) -> None:
+    """Cut off in the middle: named, and no exception."""
+    path = tmp_path / f"broken.{make.__name__}"
+    path.write_bytes(make()[:200])
+    assert 1 == len(why(path).splitlines())
+
+
+def test_a_broken_and_an_empty_pdf_are_one_line_each(tmp_path: Path) -> None:
+    """A scan without text says what it needs."""
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4\nnothing more")
+    (tmp_path / "scan.pdf").write_bytes(pdf(text=""))
+    assert why(tmp_path / "broken.pdf").startswith("broken PDF")
+    assert "OCR" in why(tmp_path / "scan.pdf")
+
+
+def test_a_folder_of_text_does_not_load_the_extractor(tmp_path: Path) -> None:
+    """It costs a quarter of a second and 100 MB."""
+    (tmp_path / "a.md").write_text("# A\n\ntext")
+    script = (
+        "import sys; from pathlib import Path; from pipeline.ingestion.loaders import load; "
+        f"print(len(list(load(Path({str(tmp_path / 'a.md')!r})))), 'kreuzberg' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "1 False" == done.stdout.strip()

@@ -1,0 +1,170 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import SettingsError
+from pipeline.ingestion.encoding import decode
+from pipeline.ingestion.frontmatter import split_front_matter
+from pipeline.ingestion.loaders import find_files, load
+from pipeline.types import Document, Failure
+
+SIMPLIFIED = "向量数据库保存文本的嵌入表示，重排模型再给候选段落打分。备份每天晚上进行一次，并复制到另一台机器。"
+TRADITIONAL = "向量資料庫保存文字的嵌入表示，重排模型再給候選段落打分。備份每天晚上進行一次，並複製到另一台機器。"
+JAPANESE = "ベクトルデータベースはテキストの埋め込みを保存します。バックアップは毎晩行われます。"
+WESTERN = "Le café est fermé à Noël; der Bär frißt Käse. Voilà – c'est “ça”, naïve façade, déjà vu."
+
+
+def one(path: Path) -> Document:
+    (document,) = load(path)
+    assert isinstance(document, Document), document
+    return document
+
+
+def failure(path: Path, **options: int) -> str:
+    (found,) = load(path, **options)
+    assert isinstance(found, Failure)
+    assert Path(os.path.realpath(path)).as_posix() == found.source
+    return found.error
+
+
+@pytest.mark.parametrize("length", [1, 20], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (SIMPLIFIED, "utf-8"),
+        (SIMPLIFIED, "utf-8-sig"),
+        (SIMPLIFIED, "utf-16"),
+        (SIMPLIFIED + "\nA line of English, too.\n", "utf-16-le"),
+        (SIMPLIFIED + "\nA line of English, too.\n", "utf-16-be"),
+        (SIMPLIFIED, "gb18030"),
+        (TRADITIONAL, "big5"),
+        (TRADITIONAL, "gb18030"),
+        (JAPANESE, "shift_jis"),
+        (WESTERN, "cp1252"),
+        ("déjà vu", "latin-1"),
+        ("Plain English.", "ascii"),
+    ],
+)
+def test_the_encoding_is_found_from_the_bytes(text: str, encoding: str, length: int) -> None:
+    """Short and long texts, Chinese in each of its encodings, with and without byte order mark."""
+    text = text * length
+    assert text == decode(text.encode(encoding))
+
+
+@pytest.mark.parametrize("text", ["备份数据", "如何切换重排器？", "读取JSON文件的方法", "Python教程"])
+def test_a_few_chinese_words_are_enough(text: str) -> None:
+    """GB18030 is found for titles and notes, too."""
+    assert text == decode(text.encode("gb18030"))
+
+
+def test_bytes_that_are_no_text_are_known() -> None:
+    """Neither decoded to rubbish nor an error."""
+    assert [None, None] == [decode(bytes(range(256)) * 20), decode(bytes(1000))]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "title"),
+    [
+        ("a.md", "# The title\n\ntext", "The title"),
+        ("a.md", "---\ntitle: From above\n---\n# The heading\n\ntext", "From above"),
+        ("a.md", "```\n# no heading\n```\ntext", "a.md"),
+        ("a.txt", "# no Markdown", "a.txt"),
+        ("main.py", "print(1)", "main.py"),
+        ("中文.md", "# 标题\n\n正文", "标题"),
+    ],
+)
+def test_titles(tmp_path: Path, name: str, content: str, title: str) -> None:
+    """Front matter, the first heading, or else the file's name."""
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert title == one(tmp_path / name).title
+
+
+def test_front_matter_becomes_metadata(tmp_path: Path) -> None:
+    """Flat values and lists, with numbers and booleans as such, and none of it in the text."""
+    path = tmp_path / "a.md"
+    path.write_text("---\ntags: [a, b]\nyear: 2024\ndraft: false\nid: 007\nauthors:\n  - Li\n  - Wu\n---\nText.\n")
+    document = one(path)
+    assert "Text.\n" == document.text
+    wanted = {"tags": ["a", "b"], "year": 2024, "draft": False, "id": "007", "authors": ["Li", "Wu"]}
+    assert wanted | {"file_name": "a.md", "type": "markdown"} == document.metadata
+
+
+def test_a_rule_at_the_top_is_no_front_matter() -> None:
+    """Without a closing line nothing is taken away."""
+    assert ({}, "---\ntext: more\n") == split_front_matter("---\ntext: more\n")
+
+
+def test_rows_of_a_table_name_their_columns(tmp_path: Path) -> None:
+    """A number in a chunk says what it is the number of."""
+    (tmp_path / "t.csv").write_text("city,people\nBerlin,3900000\n北京,21890000\n", encoding="utf-8")
+    assert "city: Berlin; people: 3900000\ncity: 北京; people: 21890000" == one(tmp_path / "t.csv").text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.txt", b"", "empty file"),
+        ("blank.md", b" \n\t\n", "empty file"),
+        ("picture.txt", b"\x89PNG\r\n\x1a\n" + bytes(50), "PNG image, no text"),
+        ("program", b"\x7fELF" + bytes(range(256)), "executable, no text"),
+        ("some.zip", b"PK\x05\x06" + bytes(18), "ZIP archive, no text"),
+        ("unknown.bin", bytes(range(256)) * 4, "binary file, no text"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    """By its content, whatever its name says, in one line."""
+    (tmp_path / name).write_bytes(content)
+    assert said == failure(tmp_path / name)
+
+
+def test_a_file_over_the_limit_is_named(tmp_path: Path) -> None:
+    """With its size and the limit."""
+    (tmp_path / "big.txt").write_bytes(b"x" * 3_000_000)
+    assert "3 MB, more than the limit of 1 MB" == failure(tmp_path / "big.txt", max_bytes=1_000_000)
+
+
+def test_nul_bytes_are_taken_out(tmp_path: Path) -> None:
+    """A stray NUL in a log is dirt, not a binary."""
+    (tmp_path / "log.txt").write_bytes(b"one line of a log\n" * 20 + b"\0\nand more\n")
+    assert "\0" not in one(tmp_path / "log.txt").text
+
+
+def test_lines_of_jsonl(tmp_path: Path) -> None:
+    """Good lines are documents, each bad line a failure with its number; further fields are metadata."""
+    path = tmp_path / "d.jsonl"
+    lines: list[object] = [
+        {"id": "a", "text": "one", "title": "T", "metadata": {"k": 1}, "lang": "en"},
+        {"_id": 7, "text": "two"},
+        {"id": "c"},
+        {"text": "no id"},
+        ["no object"],
+        {"id": "d", "text": " "},
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n{broken\n\n")
+    found = list(load(path))
+    documents = [item for item in found if isinstance(item, Document)]
+    assert [("a", "one", "T", {"lang": "en", "k": 1}), ("7", "two", "", {})] == [
+        (d.id, d.text, d.title, d.metadata) for d in documents
+    ]
+    assert {str(path.resolve())} == {d.source for d in documents}
+    errors = [item.error for item in found if isinstance(item, Failure)]
+    assert ["line 3", "line 4", "line 5", "line 6", "line 7"] == [error.split(":")[0] for error in errors]
+
+
+def test_folders_are_walked_in_order_without_hidden_files(tmp_path: Path) -> None:
+    """Hidden files, caches and packages of others are left out, a loop of links ends, and each file is met once."""
+    for name in ("b.txt", "a/z.txt", "a/.hidden", ".git/config", "node_modules/x.js", "__pycache__/y.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "c.txt").symlink_to(tmp_path / "b.txt")
+    assert ["a/z.txt", "b.txt"] == [str(path.relative_to(tmp_path)) for path in find_files([tmp_path])]
+    assert [tmp_path / "a" / ".hidden"] == list(find_files([tmp_path / "a" / ".hidden"]))
+
+
+def test_a_missing_path_is_refused(tmp_path: Path) -> None:
+    """By name."""
+    with pytest.raises(SettingsError, match="nowhere"):
+        list(find_files([tmp_path / "nowhere"]))
