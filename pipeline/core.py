@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from pipeline import scoring
 from pipeline.errors import FingerprintError, RerankerError, SettingsError
 from pipeline.ingestion.changes import by_document
+from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.run import IngestRun, Progress
-from pipeline.ingestion.splitting import Chunker
 from pipeline.interfaces import Embedder, Reranker, Store
 from pipeline.types import (
     Candidate,

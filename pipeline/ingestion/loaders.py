@@ -15,7 +15,7 @@ from pipeline.ingestion import kinds
 from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
-from pipeline.ingestion.splitting import find_headings
+from pipeline.ingestion.markdown import first_heading
 from pipeline.types import Document, Failure
 
 MAX_BYTES = 100_000_000
@@ -103,7 +103,7 @@ def _document(path: Path, source: str, data: bytes) -> Document:
     if not text.strip():
         raise DocumentError(f"no text in it{' (scanned pages need OCR first)' if kind == 'pdf' else ''}")
     if not title and markdown:
-        title = next((heading.text for heading in find_headings(text) if heading.level == 1), "")
+        title = first_heading(text)
     return Document(
         id=source,
         text=text,

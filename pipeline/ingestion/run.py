@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
 from pipeline.ingestion.changes import by_document, compare, plan_prune
+from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.loaders import find_files, load
-from pipeline.ingestion.splitting import Chunker
 from pipeline.ingestion.stages import read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
 from pipeline.types import Chunk, Document, Failure, Fingerprint, IngestReport
