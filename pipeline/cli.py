@@ -37,7 +37,7 @@ def main() -> None:
     from pipeline.errors import RagError, SettingsError
 
     try:
-        app(standalone_mode=True)
+        app(prog_name="rag")
     except SettingsError as error:
         _fail(error, 2)
     except RagError as error:
@@ -71,7 +71,7 @@ def _options(
 
 @app.command()
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders, any mix; .jsonl holds a document a line.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders; .jsonl holds a document a line.")],
     prune: Annotated[bool, typer.Option(help="Also remove documents whose source under PATHS is gone.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be done.")] = False,
     max_delete: Annotated[

@@ -18,29 +18,42 @@ _SAMPLE = 100_000
 _GOOD = 0.7
 _HAN = re.compile("[\u4e00-\u9fff]")
 _KANA = re.compile("[\u3040-\u30ff]")
-_CJK_PUNCTUATION = re.compile("[\u3000-\u303f\uff00-\uffef\u2014\u2018-\u201d\u2026]")
+_CJK_PUNCTUATION = re.compile("[\u3000-\u303f\uff00-\uffef\u00b7\u2014\u2018-\u201d\u2026]")
 _WESTERN = re.compile("[\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff\u0152-\u0178\u2013-\u2026\u20ac\u00a0-\u00bf]")
+_NO_TEXT = re.compile("[\0-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f-\x9f\ue000-\uf8ff\ufffd-\uffff]")
 
 
 def decode(data: bytes) -> str | None:
     """The text of some bytes, without byte order mark; None if they are no text.
 
-    Byte order marks and valid UTF-8 are certain. Of the others GB18030, Big5, Shift-JIS and Windows-1252 are told
-    apart by which of them makes common characters of the bytes; what fits none of these is left to charset-normalizer.
+    Byte order marks and valid UTF-8 are certain. Of the others GB18030, Big5, Shift-JIS, UTF-16 and Windows-1252 are
+    told apart by which of them makes common characters of the bytes; what fits none is left to charset-normalizer.
     """
     for mark, name in _BOMS:
         if data.startswith(mark):
             return data.decode(name, "replace")
     try:
         text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        pass
+    except UnicodeDecodeError as error:
+        damaged = _damaged_utf8(data)
+        if damaged is not None:
+            return damaged
+        # A long beginning in plain ASCII says nothing.
+        begin = 0 if error.start < _SAMPLE // 2 else data.rfind(b"\n", 0, error.start) + 1
+        guess = _guess(data[:_SAMPLE] if b"\0" in data[:_SAMPLE] else data[begin : begin + _SAMPLE])
     else:
-        return None if looks_binary(data[:_SAMPLE]) else text
-    if b"\0" in data[:_SAMPLE]:
-        return _utf16(data)
-    guess = _guess(data[:_SAMPLE])
+        if not looks_binary(data[:_SAMPLE]):
+            return text
+        guess = _utf16(data[:_SAMPLE])
     return None if guess is None else data.decode(guess, "replace")
+
+
+def _damaged_utf8(data: bytes) -> str | None:
+    """UTF-8 with a few broken bytes: no other encoding makes so many valid sequences by chance."""
+    text = data.decode("utf-8", "replace")
+    broken = text.count("\ufffd")
+    whole = len(data) - len(text.encode("ascii", "ignore")) - broken
+    return text if whole > 30 * broken and not looks_binary(data[:_SAMPLE]) else None
 
 
 def looks_binary(sample: bytes) -> bool:
@@ -49,11 +62,10 @@ def looks_binary(sample: bytes) -> bool:
     return control > len(sample) // 50
 
 
-def _utf16(data: bytes) -> str | None:
-    """UTF-16 without a mark: one of the two orders makes ordinary characters of it, or it is binary."""
-    sample = data[: _SAMPLE // 2 * 2]
-    best, name = max((_plain(sample, name), name) for name in ("utf-16-be", "utf-16-le"))
-    return data.decode(name, "replace") if best > 0.9 else None
+def _utf16(sample: bytes) -> str | None:
+    """The byte order of UTF-16 with letters of ASCII in it, each of which brings a NUL; None for anything else."""
+    best, name = max((_plain(sample[: len(sample) // 2 * 2], name), name) for name in ("utf-16-be", "utf-16-le"))
+    return name if best > 0.9 else None
 
 
 def _plain(sample: bytes, name: str) -> float:
@@ -67,10 +79,14 @@ def _ordinary_beyond_ascii(c: str) -> bool:
 
 
 def _guess(sample: bytes) -> str | None:
+    if b"\0" in sample:
+        return _utf16(sample)
     scores = [(_share(sample, name, judge), name) for name, judge in _JUDGES]
     best, likely = max(scores, key=lambda pair: pair[0])
     if best >= _GOOD:
         return likely
+    if looks_binary(sample):
+        return None
     from charset_normalizer import from_bytes
 
     match = from_bytes(sample).best()
@@ -78,26 +94,36 @@ def _guess(sample: bytes) -> str | None:
 
 
 def _share(sample: bytes, name: str, judge: Callable[[str], float]) -> float:
-    """Mean judgement of the characters beyond ASCII, 0 if the bytes are invalid in this encoding."""
+    """Judgement of the characters beyond ASCII, from 0 to 1; 0 if the bytes are invalid in this encoding."""
     try:
         # The sample may end inside a character.
         text = codecs.getincrementaldecoder(name)().decode(sample)
     except UnicodeDecodeError:
         return 0.0
-    beyond = [c for c in text if c > "~"]
-    return sum(map(judge, beyond)) / max(1, len(beyond))
+    if len(_NO_TEXT.findall(text)) > len(text) // 100:
+        return 0.0
+    return judge(text)
+
+
+def _mean(judge: Callable[[str], float]) -> Callable[[str], float]:
+    def mean(text: str) -> float:
+        beyond = [c for c in text if c > "~"]
+        return sum(map(judge, beyond)) / max(1, len(beyond))
+
+    return mean
 
 
 def _chinese(c: str, name: str, common: range) -> float:
     """1 for characters of the standard's first level, which holds the common ones, less for others it has."""
     if _CJK_PUNCTUATION.match(c):
         return 1.0
-    if not _HAN.match(c):
-        return 0.0
     try:
-        return 1.0 if c.encode(name)[0] in common else 0.4
+        first = c.encode(name)[0]
     except UnicodeEncodeError:
-        return 0.1
+        return 0.1 if _HAN.match(c) else 0.0
+    if not _HAN.match(c):
+        return 0.5  # symbols, kana, Greek
+    return 1.0 if first in common else 0.4
 
 
 def _simplified(c: str) -> float:
@@ -113,15 +139,29 @@ def _japanese(c: str) -> float:
     return 1.0 if _KANA.match(c) else 0.7 if _HAN.match(c) else 0.8 if "\u3000" <= c <= "\u303f" else 0.0
 
 
-def _western(c: str) -> float:
+def _either(c: str) -> float:
+    # Below the western 0.9: four plain letters may be two characters of UTF-16.
+    return 0.85 * max(_simplified(c), _traditional(c)) if _HAN.match(c) or _CJK_PUNCTUATION.match(c) else 0.0
+
+
+def _western(text: str) -> float:
+    """Letters with accents stand alone or in twos among plain ones; bytes of Chinese stand in long rows."""
+    good = total = 0.0
+    for run in re.findall("[^\0-~]+", text):
+        known = sum(1 for c in run if _WESTERN.match(c))
+        letters = sum(1 for c in run if c.isalpha())
+        good += known * (1.0 if letters <= 1 and len(run) <= 3 else 0.6 if len(run) == 2 else 0.0)
+        total += len(run)
     # Below 1, so that text which is also perfect Chinese counts as Chinese.
-    return 0.9 if _WESTERN.match(c) else 0.0
+    return 0.9 * good / max(1.0, total)
 
 
 # In the order that decides between equals. A western text rarely is valid GB18030, whose pairs eat a letter each.
 _JUDGES: tuple[tuple[str, Callable[[str], float]], ...] = (
-    ("gb18030", _simplified),
-    ("big5", _traditional),
-    ("shift_jis", _japanese),
+    ("gb18030", _mean(_simplified)),
+    ("big5", _mean(_traditional)),
+    ("shift_jis", _mean(_japanese)),
+    ("utf-16-le", _mean(_either)),
+    ("utf-16-be", _mean(_either)),
     ("cp1252", _western),
 )

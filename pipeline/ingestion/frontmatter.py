@@ -15,8 +15,8 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
     Numbers and true/false become such; ``[a, b]`` and lines of ``- a`` become lists; anything else stays text.
     """
     match = _BLOCK.match(text)
-    if match is None:
-        return {}, text
+    if match is None or not any(_PAIR.match(line) for line in match[1].splitlines()):
+        return {}, text  # nothing, or a text between two rules
     fields: dict[str, Any] = {}
     key = ""
     for line in match[1].splitlines():

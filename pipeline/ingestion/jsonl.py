@@ -2,33 +2,71 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from pipeline.errors import DocumentError
+from pipeline.ingestion.encoding import decode
 from pipeline.types import Document, Failure
 
 _OWN = frozenset({"id", "_id", "text", "title", "metadata"})
+MAX_LINE = 100_000_000
+"""Bytes of the longest line that is read: a file of gigabytes without line ends is no JSONL."""
 
 
-def read_jsonl(path: Path, source: str) -> Iterator[Document | Failure]:
+def read_jsonl(path: Path, source: str, max_line: int = MAX_LINE) -> Iterator[Document | Failure]:
     """Documents of the lines ``{"id", "text", "title", "metadata"}``; a Failure for each line that is not of this form.
 
     ``_id`` is accepted for ``id``. Further fields become metadata, so that they can be filtered on.
+
+    Raises:
+        DocumentError: no line of the file can be read.
     """
     with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if not raw.strip():
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise DocumentError("UTF-16: JSONL must be UTF-8, convert it first")
+        file.seek(0)
+        found = False
+        for number, raw in _lines(file, max_line):
+            if raw is not None and not raw.strip():
                 continue
+            found = True
             try:
-                yield _document(json.loads(raw.decode("utf-8-sig")), source)
-            except UnicodeDecodeError:
-                yield Failure(source, f"line {number}: not UTF-8")
+                if raw is None:
+                    raise ValueError(f"longer than {max_line / 1e6:g} MB")
+                yield _document(json.loads(_text(raw)), source)
             except json.JSONDecodeError as error:
                 yield Failure(source, f"line {number}: not JSON ({error.msg} at column {error.colno})")
             except (ValueError, RecursionError) as error:
                 yield Failure(source, f"line {number}: {error}")
+        if not found:
+            raise DocumentError("empty file")
+
+
+def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes | None]]:
+    """Lines with their numbers; None for a line that is too long."""
+    number = 0
+    while raw := file.readline(longest + 1):
+        number += 1
+        if len(raw) <= longest:
+            yield number, raw
+            continue
+        while raw and not raw.endswith(b"\n"):
+            raw = file.readline(longest)
+        yield number, None
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = decode(raw)
+        if text is None:
+            raise ValueError("no text in any known encoding") from None
+        return text
 
 
 def _document(line: Any, source: str) -> Document:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import zipfile
-from pathlib import Path
 
 MARKDOWN = frozenset({".md", ".markdown", ".mdown", ".mkd", ".mdx"})
 HTML = frozenset({".html", ".htm", ".xhtml"})
 LINES = frozenset({".jsonl", ".ndjson"})
 TABLES = frozenset({".csv", ".tsv"})
+#: Texts that are written for programs and have to be extracted: known by their names alone.
+BY_NAME = {**dict.fromkeys(HTML, "html"), ".ipynb": "ipynb", ".eml": "eml"}
 
 #: Kind -> media type, for what an extractor has to read.
 EXTRACTED = {
@@ -26,6 +27,8 @@ EXTRACTED = {
     "msg": "application/vnd.ms-outlook",
     "rtf": "application/rtf",
     "html": "text/html",
+    "ipynb": "application/x-ipynb+json",
+    "eml": "message/rfc822",
 }
 _MAGIC = (
     (b"\x89PNG", "PNG image"),
@@ -52,18 +55,26 @@ _MAGIC = (
     (b"\xca\xfe\xba\xbe", "executable"),
 )
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+# Names in the directory of an OLE file (MS-CFB), by which Office formats before 2007 are told apart.
+_OLE_STREAMS = {
+    "doc": "WordDocument",
+    "ppt": "PowerPoint Document",
+    "msg": "__properties_version1.0",
+    "xls": "Workbook",
+    "docx": "EncryptedPackage",
+}
 
 
-def by_content(path: Path, data: bytes) -> str | None:
+def by_content(data: bytes) -> str | None:
     """A key of ``EXTRACTED``, or None if the content is text or unknown."""
     head = data[:1024]
-    if b"%PDF-" in head:
+    # Some writers put a few bytes before the mark; a text about PDF has no trailer.
+    if head.startswith(b"%PDF-") or (b"%PDF-" in head and b"%%EOF" in data[-1024:]):
         return "pdf"
     if head.startswith(b"PK\x03\x04"):
         return _zip_kind(data)
     if head.startswith(_OLE):
-        suffix = path.suffix.lower().lstrip(".")
-        return suffix if suffix in {"doc", "ppt", "xls", "msg"} else "doc"
+        return next((kind for kind, stream in _OLE_STREAMS.items() if stream.encode("utf-16-le") in data), None)
     if head.startswith(b"{\\rtf"):
         return "rtf"
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -92,6 +103,11 @@ def _zip_kind(data: bytes) -> str | None:
         return None
     folders = {"word/": "docx", "ppt/": "pptx", "xl/": "xlsx"}
     return next((kind for folder, kind in folders.items() if any(name.startswith(folder) for name in names)), None)
+
+
+def is_encrypted_office(data: bytes) -> bool:
+    """Office files with a password are an OLE file around the encrypted package (MS-OFFCRYPTO)."""
+    return data.startswith(_OLE) and _OLE_STREAMS["docx"].encode("utf-16-le") in data
 
 
 def unpacked_size(data: bytes) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,14 @@ from typing import Any
 from pipeline.errors import DocumentError, SettingsError
 from pipeline.ingestion import kinds
 from pipeline.ingestion.encoding import decode
+from pipeline.ingestion.extract import extract
 from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.markdown import first_heading
+from pipeline.ingestion.structured import json_text, table_text
 from pipeline.types import Document, Failure
 
 MAX_BYTES = 100_000_000
-# A ZIP-based file that unpacks to more than this is a bomb, not a document.
-_MAX_UNPACKED = 1_000_000_000
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 
 
@@ -66,10 +64,14 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
     """
     source = Path(os.path.realpath(path)).as_posix()
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            # Reading a pipe or device may never end; a folder comes here when it cannot be listed.
+            raise DocumentError("a folder that cannot be read" if path.is_dir() else "not a file: a pipe or device")
         if path.suffix.lower() in kinds.LINES:
             yield from read_jsonl(path, source)
             return
-        size = path.stat().st_size
+        size = status.st_size
         if size > max_bytes:
             raise DocumentError(f"{size / 1e6:.0f} MB, more than the limit of {max_bytes / 1e6:.0f} MB")
         yield _document(path, source, path.read_bytes())
@@ -83,23 +85,26 @@ def _document(path: Path, source: str, data: bytes) -> Document:
     if not data.strip():
         raise DocumentError("empty file")
     suffix = path.suffix.lower()
-    kind = kinds.by_content(path, data) or ("html" if suffix in kinds.HTML else None)
+    kind = kinds.by_content(data) or kinds.BY_NAME.get(suffix)
     metadata: dict[str, Any] = {"file_name": _printable(path.name), "type": kind or suffix.lstrip(".") or "text"}
     if kind is not None:
-        title, text, more = _extract(kind, data)
+        title, text, more = extract(kind, data)
+        text = _clean(text)
         metadata |= more
         markdown = True
     else:
         decoded = decode(data)
         if decoded is None:
             raise DocumentError(f"{kinds.binary_kind(data)}, no text")
-        title, text, markdown = "", decoded.replace("\0", ""), suffix in kinds.MARKDOWN
+        title, text, markdown = "", _clean(decoded), suffix in kinds.MARKDOWN
         if markdown:
             fields, text = split_front_matter(text)
             title = str(fields.pop("title", ""))
             metadata = {**fields, **metadata, "type": "markdown"}
         elif suffix in kinds.TABLES:
-            text = _table(text)
+            text = table_text(text)
+        elif suffix == ".json":
+            text = json_text(text)
     if not text.strip():
         raise DocumentError(f"no text in it{' (scanned pages need OCR first)' if kind == 'pdf' else ''}")
     if not title and markdown:
@@ -114,51 +119,9 @@ def _document(path: Path, source: str, data: bytes) -> Document:
     )
 
 
-def _extract(kind: str, data: bytes) -> tuple[str, str, dict[str, Any]]:
-    """(title, Markdown, metadata) by kreuzberg, which is imported for the first file that needs it."""
-    if kinds.unpacked_size(data) > _MAX_UNPACKED:
-        raise DocumentError(f"unpacks to more than {_MAX_UNPACKED / 1e9:.0f} GB")
-    import kreuzberg
-
-    if kind == "html" and (decoded := decode(data)) is not None:
-        # Pages say their encoding in many ways; ours is found from the bytes.
-        data = re.sub(r"(<meta[^>]+charset=[\"']?)[\w-]+", r"\1utf-8", decoded, flags=re.IGNORECASE).encode(
-            "utf-8", "replace"
-        )
-    config = kreuzberg.ExtractionConfig(use_cache=False, output_format="markdown")
-    try:
-        result = kreuzberg.extract_bytes_sync(data, kinds.EXTRACTED[kind], config=config)
-    except Exception as error:
-        raise DocumentError(_why(kind, error)) from error
-    found: dict[str, Any] = dict(result.metadata)
-    more: dict[str, Any] = {}
-    if isinstance(found.get("page_count"), int):
-        more["pages"] = found["page_count"]
-    return str(found.get("title") or ""), result.content.replace("\0", ""), more
-
-
-def _why(kind: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if re.search(r"password|encrypt", text, re.IGNORECASE):
-        return f"encrypted {kind.upper()}: remove the password first"
-    return f"broken {kind.upper()}: {text[:200]}"
-
-
-def _table(text: str) -> str:
-    """Rows of a table as lines of ``column: value``, so that a chunk tells what its numbers are."""
-    try:
-        dialect: Any = csv.Sniffer().sniff(text[:20_000], delimiters=",;\t|")
-        rows = list(csv.reader(io.StringIO(text), dialect))
-    except csv.Error:
-        return text
-    if len(rows) < 2 or not all(cell.strip() for cell in rows[0]):
-        return text
-    header = [cell.strip() for cell in rows[0]]
-    lines = (
-        "; ".join(f"{name}: {cell.strip()}" for name, cell in zip(header, row, strict=False) if cell.strip())
-        for row in rows[1:]
-    )
-    return "\n".join(line for line in lines if line)
+def _clean(text: str) -> str:
+    """Without NULs, and with the same line ends everywhere."""
+    return text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _printable(name: str) -> str:

@@ -1,11 +1,15 @@
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pipeline.stores.edge import EdgeStore
 from tests.integration.conftest import Rag
 from tests.loopback import Loopback, Reply, cohere_rerank
 from tests.tiny_models import save_cross_encoder
@@ -74,29 +78,65 @@ def test_a_folder_is_kept_in_step(rag: Rag, docs: Path, points: Points) -> None:
     assert 4 == rag.json("status")["documents"]
 
 
-def test_kill_9_in_the_middle_and_a_rerun_end_as_an_undisturbed_run(rag: Rag, tmp_path: Path, points: Points) -> None:
-    """The collection after the rerun is equal, point by point, to one that was never disturbed."""
-    file = tmp_path / "many.jsonl"
-    lines = [
-        json.dumps({"id": f"d{i}", "text": f"Document {i} is about subject {i % 7}. " * (3 + i % 20)})
-        for i in range(400)
-    ]
-    file.write_text("\n".join(lines))
-    killed = rag.start("ingest", str(file))
-    store = tmp_path / "data" / "collections" / "documents"
-    while killed.poll() is None and not ((store.exists() and any(store.rglob("*.wal"))) or any(store.glob("**/wal/*"))):
-        pass
-    killed.send_signal(signal.SIGKILL)
-    assert -signal.SIGKILL == killed.wait()
-    done = rag.json("ingest", str(file))
-    assert 400 == sum(done["documents"][state] for state in ("new", "changed", "unchanged"))
-    after = points()
+DYING = """
+import os, signal, sys
+from pipeline import Pipeline, Settings
+from pipeline.stores.edge import EdgeStore
 
-    undisturbed = Rag(rag.folder, rag.environment | {"RAG_COLLECTION": "other"})
-    undisturbed.json("ingest", str(file))
-    (tmp_path / "data" / "collections" / "documents").rename(tmp_path / "data" / "collections" / "killed")
-    (tmp_path / "data" / "collections" / "other").rename(tmp_path / "data" / "collections" / "documents")
-    assert after == points()
+where, path = sys.argv[1:]
+calls = {"upsert": 0, "delete": 0}
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Dying(EdgeStore):
+    def upsert(self, chunks, vectors):
+        calls["upsert"] += 1
+        if where == f"upsert {calls['upsert']}":
+            super().upsert(chunks[: len(chunks) // 2], vectors[: len(chunks) // 2])
+            die()
+        super().upsert(chunks, vectors)
+
+    def delete_versions_except(self, keep):
+        if where == "delete":
+            die()
+        return super().delete_versions_except(keep)
+
+with Pipeline.from_settings(Settings(reranker="none")) as rag:
+    rag.store = Dying(rag.store.path)
+    rag.ingest(path)
+"""
+
+
+@pytest.mark.parametrize("where", ["upsert 1", "upsert 2", "delete"])
+def test_kill_9_and_a_rerun_end_as_an_undisturbed_run(rag: Rag, tmp_path: Path, points: Points, where: str) -> None:
+    """Killed in the first or a later write, or before old chunks are removed: the rerun mends it, point by point."""
+
+    def write(version: str) -> None:
+        lines = ({"id": f"d{i}", "text": f"Document {i} {version} is about {i % 7}."} for i in range(700))
+        (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    file = str(tmp_path / "many.jsonl")
+    write("old")
+    rag.json("ingest", file, RAG_COLLECTION="undisturbed")
+    if where == "delete":
+        rag.json("ingest", file)
+    write("new")
+    rag.json("ingest", file, RAG_COLLECTION="undisturbed")
+
+    script = [sys.executable, "-c", DYING, where, file]
+    killed = subprocess.run(script, cwd=rag.folder, env=rag.environment, capture_output=True)
+    assert -signal.SIGKILL == killed.returncode, killed.stderr
+    interrupted = points()
+    assert interrupted
+    rag.json("ingest", file)
+    after = points()
+    assert set(interrupted) != set(after)
+
+    collections = tmp_path / "data" / "collections"
+    (collections / "documents").rename(collections / "killed")
+    (collections / "undisturbed").rename(collections / "documents")
+    assert points() == after
 
 
 def test_one_bad_file_does_not_stop_the_others(rag: Rag, docs: Path) -> None:
@@ -168,7 +208,7 @@ def test_an_unknown_embedding_model_does_not_touch_the_collection(rag: Rag, docs
         (["query", "x", "--top-k", "60"], {}, "top_k"),
         (["ingest", "no/such/folder"], {}, "no/such/folder"),
         (["eval", "no/such/folder"], {}, "corpus.jsonl"),
-        (["ingest"], {}, "PATHS"),
+        (["ingest"], {}, "PATH..."),
     ],
 )
 def test_wrong_settings_and_arguments_exit_2_with_one_clear_line(
@@ -186,19 +226,16 @@ def test_wrong_settings_and_arguments_exit_2_with_one_clear_line(
 
 def test_a_second_process_is_told_who_holds_the_store(rag: Rag, docs: Path, tmp_path: Path) -> None:
     """At once, by process id, and with what to do."""
-    import os
-
-    from pipeline.stores.edge import EdgeStore
-    from pipeline.types import Fingerprint
-
+    rag.json("ingest", str(docs))
     store = EdgeStore(tmp_path / "data" / "collections" / "documents")
-    store.ensure_ready(Fingerprint("x", 4, 256, 32, "y"))
+    assert 5 == store.count().documents
     try:
         done = rag("query", "x")
     finally:
         store.close()
-    assert 1 == done.returncode
+    assert (1, 1) == (done.returncode, len(done.stderr.strip().splitlines()))
     assert str(os.getpid()) in done.stderr
+    assert "RAG_QDRANT_URL" in done.stderr
 
 
 def test_doctor_uses_everything_once(rag: Rag) -> None:
@@ -224,7 +261,7 @@ def test_the_ranking_for_people_shows_both_ranks_and_sources(rag: Rag, docs: Pat
     done = rag("query", "Which port does gRPC use?")
     assert 0 == done.returncode
     assert "\x1b" not in done.stdout
-    assert re.search(r"^1\. .*score 0\.\d+ .*first stage #\d", done.stdout, re.M)
+    assert re.search(r"^1\. network\.txt\n +score 0\.\d+ .*first stage #\d", done.stdout, re.M)
     assert "network.txt" in done.stdout
 
 

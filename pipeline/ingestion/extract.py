@@ -1,0 +1,62 @@
+"""PDF, Office, EPUB, HTML and mail into Markdown by kreuzberg, which is imported for the first file that needs it."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+from pipeline.errors import DocumentError
+from pipeline.ingestion import kinds
+from pipeline.ingestion.encoding import decode
+
+# A ZIP-based file that unpacks to more than this is a bomb, not a document.
+_MAX_UNPACKED = 1_000_000_000
+_TITLE = re.compile(r"<title\b[^>]*>(.*?)</title\s*>", re.IGNORECASE | re.DOTALL)
+# What the extractor would print above the text as a heading of its own.
+_HEAD = re.compile(r"<title\b[^>]*>.*?</title\s*>|<(?:meta|link|base)\b[^>]*>", re.IGNORECASE | re.DOTALL)
+_INLINE_IMAGE = re.compile(r"!\[([^\]]*)\]\(data:[^)]*\)")
+
+
+def extract(kind: str, data: bytes) -> tuple[str, str, dict[str, Any]]:
+    """(title, Markdown, metadata) of a file of one of ``kinds.EXTRACTED``.
+
+    Raises:
+        DocumentError: it is broken, encrypted or unpacks to too much; says which.
+    """
+    if kinds.is_encrypted_office(data):
+        raise DocumentError("encrypted Office file: remove the password first")
+    if kinds.unpacked_size(data) > _MAX_UNPACKED:
+        raise DocumentError(f"unpacks to more than {_MAX_UNPACKED / 1e9:.0f} GB")
+    title = ""
+    if kind == "html":
+        title, data = _page(data)
+    import kreuzberg
+
+    # No cache on disk, no rewriting of the text; without an ocr setting no OCR and nothing downloaded.
+    config = kreuzberg.ExtractionConfig(use_cache=False, enable_quality_processing=False, output_format="markdown")
+    try:
+        result = kreuzberg.extract_bytes_sync(data, kinds.EXTRACTED[kind], config=config)
+    except Exception as error:
+        raise DocumentError(_why(kind, error)) from error
+    found: dict[str, Any] = dict(result.metadata)
+    pages = found.get("page_count")
+    text = _INLINE_IMAGE.sub(r"\1", result.content)
+    return title or str(found.get("title") or ""), text, {"pages": pages} if isinstance(pages, int) else {}
+
+
+def _page(data: bytes) -> tuple[str, bytes]:
+    """Title of a web page, and the page in UTF-8: pages say their encoding in many ways, ours is found from the bytes."""
+    page = decode(data)
+    if page is None:
+        raise DocumentError(f"{kinds.binary_kind(data)}, no text")
+    match = _TITLE.search(page)
+    title = " ".join(html.unescape(match[1]).split()) if match else ""
+    return title, _HEAD.sub("", page).encode("utf-8", "replace")
+
+
+def _why(kind: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if re.search(r"password|encrypt", text, re.IGNORECASE):
+        return f"encrypted {kind.upper()}: remove the password first"
+    return f"broken {kind.upper()}: {text[:200]}"

@@ -1,0 +1,46 @@
+"""Tables and JSON as text that can be searched and read in pieces."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+_SAMPLE = 5_000
+_DELIMITERS = ",\t;|"
+
+
+def table_text(text: str) -> str:
+    """Rows of a table as ``column: value; ...``, with a blank line between: each chunk tells what its numbers are.
+
+    A table whose first row does not look like a header keeps its rows as they are, and so does what is no table.
+    """
+    first = text[:_SAMPLE].lstrip("\n").split("\n", 1)[0]
+    delimiter = max(_DELIMITERS, key=first.count)
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
+    except csv.Error:
+        return text
+    rows = [row for row in rows if any(row)]
+    if len(rows) < 2 or not _is_header(rows[0]):
+        return text
+    header = rows[0]
+    return "\n\n".join(
+        "; ".join(f"{header[i]}: {cell}" if i < len(header) else cell for i, cell in enumerate(row) if cell)
+        for row in rows[1:]
+    )
+
+
+def _is_header(row: list[str]) -> bool:
+    """Names: each there, none twice, none a number."""
+    return all(row) and len(set(row)) == len(row) and not any(cell[0].isdigit() or cell[0] in "+-." for cell in row)
+
+
+def json_text(text: str) -> str:
+    """JSON with a value a line where it has none or hides its letters behind ``\\u`` escapes; else as it is."""
+    if "\\u" not in text and text.count("\n") * 500 > len(text):
+        return text
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, indent=1)
+    except (ValueError, RecursionError):
+        return text

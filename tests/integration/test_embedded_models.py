@@ -1,0 +1,158 @@
+"""What holds for the weights that come with the package and the engine beneath them, beyond the contracts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.embedders.embedded import EmbeddedEmbedder
+from pipeline.errors import SettingsError
+from pipeline.inference.engine import Engine
+from pipeline.inference.folder import FILES, ModelFolder
+from pipeline.models import EMBEDDER, RERANKER
+from pipeline.rerankers.embedded import EmbeddedReranker
+
+MEGABYTE = 1_000_000
+PARALLEL = [
+    ("Vitamin D and the risk of falling in older people.", "维生素D与老年人跌倒的风险。"),
+    ("How a JSON file is read in Python.", "如何在 Python 中读取 JSON 文件。"),
+    ("The bridge was closed after the flood.", "洪水过后，这座桥被关闭了。"),
+    ("The central bank raised interest rates.", "中央银行提高了利率。"),
+]
+
+
+@pytest.fixture(scope="module")
+def embedder() -> EmbeddedEmbedder:
+    return EmbeddedEmbedder()
+
+
+@pytest.fixture(scope="module")
+def reranker() -> EmbeddedReranker:
+    return EmbeddedReranker()
+
+
+@pytest.mark.parametrize(("folder", "most"), [(EMBEDDER, 50 * MEGABYTE), (RERANKER, 35 * MEGABYTE)])
+def test_a_folder_is_complete_small_and_what_its_hash_says(folder: Path, most: int) -> None:
+    """Weights cannot be exchanged without their revision, which is in the collection's fingerprint."""
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= most
+    assert (folder / "README.md").is_file()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert hashlib.sha256((folder / "model.bin").read_bytes()).hexdigest() == config["revision"]
+
+
+def test_a_text_and_its_translation_are_nearest(embedder: EmbeddedEmbedder) -> None:
+    """English and Chinese share one space."""
+    english = embedder.embed_documents([pair[0] for pair in PARALLEL])
+    chinese = embedder.embed_documents([pair[1] for pair in PARALLEL])
+    assert list(range(len(PARALLEL))) == np.argmax(english @ chinese.T, axis=1).tolist()
+
+
+def test_a_query_and_a_document_are_different_inputs(embedder: EmbeddedEmbedder) -> None:
+    """The model was trained with a prefix for each."""
+    text = PARALLEL[0][0]
+    assert float(embedder.embed_query(text) @ embedder.embed_documents([text])[0]) < 0.999
+
+
+@pytest.mark.parametrize(
+    ("query", "relevant", "other"),
+    [
+        (
+            "How do I read a JSON file?",
+            "json.load reads a file that holds JSON.",
+            "The bridge was closed after the flood.",
+        ),
+        ("如何读取 JSON 文件？", "json.load 函数读取 JSON 文件。", "洪水过后，这座桥被关闭了。"),
+    ],
+)
+def test_the_relevant_text_scores_higher(reranker: EmbeddedReranker, query: str, relevant: str, other: str) -> None:
+    """In both languages, wherever the text stands."""
+    first, second = reranker.score(query, [relevant, other])
+    assert first.raw > second.raw
+    assert 0.0 < second.probability < first.probability < 1.0
+
+
+def test_a_long_query_leaves_room_for_the_text(reranker: EmbeddedReranker) -> None:
+    """It is cut to half of the model's length, so texts still differ."""
+    scores = reranker.score("What closed the bridge? " * 500, ["The flood closed the bridge.", "如何读取 JSON 文件。"])
+    assert scores[0].raw != scores[1].raw
+
+
+def test_of_a_long_pair_only_the_end_of_the_text_is_cut(reranker: EmbeddedReranker) -> None:
+    """What lies behind the model's length changes nothing; what lies before it does."""
+    text = "The river rose for three days and the bridge was closed. " * 60
+    whole, longer, other = reranker.score("Why was it closed?", [text, text + "More.", "No. " + text])
+    assert whole.raw == pytest.approx(longer.raw, abs=1e-3)
+    assert whole.raw != other.raw
+
+
+def test_neither_torch_nor_transformers_is_loaded() -> None:
+    """Embedding and reranking need the CPU engine alone."""
+    script = (
+        "import sys; from pipeline.embedders.embedded import EmbeddedEmbedder as E;"
+        "from pipeline.rerankers.embedded import EmbeddedReranker as R;"
+        "E().embed_query('a'); R().score('a', ['b']);"
+        "print([name for name in ('torch', 'transformers', 'sentence_transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "[]" == done.stdout.strip()
+
+
+def test_a_model_is_loaded_once_a_process(tmp_path: Path) -> None:
+    """All users of a folder share one compiled model, also when they come by another path."""
+    link = tmp_path / "link"
+    link.symlink_to(EMBEDDER, target_is_directory=True)
+    engines = {id(ModelFolder(folder, "embedder").engine) for folder in (EMBEDDER, link, EMBEDDER)}
+    assert 1 == len(engines)
+
+
+def test_the_cache_changes_no_number(tmp_path: Path) -> None:
+    """A model from the cache answers as the one that filled it."""
+    sequences = [[0, 9, 8, 7, 2], [0, 100, 2]]
+    made = Engine(RERANKER / "model.xml", tmp_path, 1).run(sequences)
+    assert list(tmp_path.glob("*.blob"))
+    assert np.array_equal(made, Engine(RERANKER / "model.xml", tmp_path, 1).run(sequences))
+
+
+def test_a_damaged_cache_is_no_error(tmp_path: Path) -> None:
+    """A cut-off cache file, as a crash or a full disk leaves it, is made anew."""
+    sequences = [[0, 9, 8, 7, 2]]
+    expected = Engine(RERANKER / "model.xml", tmp_path, 1).run(sequences)
+    for blob in tmp_path.glob("*.blob"):
+        data = blob.read_bytes()
+        blob.unlink()
+        blob.write_bytes(data[: len(data) // 2])
+    assert np.array_equal(expected, Engine(RERANKER / "model.xml", tmp_path, 1).run(sequences))
+
+
+@pytest.mark.parametrize("missing", FILES)
+def test_a_missing_file_is_named(missing: str, tmp_path: Path) -> None:
+    """Folder and file are in the message."""
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDER, folder)
+    (folder / missing).unlink()
+    with pytest.raises(SettingsError, match=missing):
+        EmbeddedEmbedder(folder)
+
+
+def test_an_embedder_is_no_reranker() -> None:
+    """A folder of the other kind is refused before anything is computed with it."""
+    with pytest.raises(SettingsError, match="cross-encoder"):
+        EmbeddedReranker(EMBEDDER)
+    with pytest.raises(SettingsError, match="embedder"):
+        EmbeddedEmbedder(RERANKER)
+
+
+def test_a_copied_folder_works_the_same(tmp_path: Path, embedder: EmbeddedEmbedder) -> None:
+    """A model is its folder: copied elsewhere it gives the same vectors under the same name."""
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDER, folder)
+    copied = EmbeddedEmbedder(folder)
+    assert embedder.name == copied.name
+    assert np.array_equal(embedder.embed_query(PARALLEL[0][1]), copied.embed_query(PARALLEL[0][1]))

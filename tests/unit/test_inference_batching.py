@@ -1,0 +1,41 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.inference.engine import LENGTH_STEP, batches, padded
+
+LENGTHS = st.lists(st.integers(1, 600), max_size=60).map(lambda lengths: sorted(lengths, reverse=True))
+
+
+@given(LENGTHS, st.integers(1, 4096))
+def test_each_sequence_is_in_one_batch(lengths: list[int], budget: int) -> None:
+    """Batches follow each other without gap or overlap, and none is empty."""
+    places = [place for rows in batches(lengths, budget) for place in range(len(lengths))[rows]]
+    assert list(range(len(lengths))) == places
+    assert all(rows.stop > rows.start for rows in batches(lengths, budget))
+
+
+@given(LENGTHS, st.integers(1, 4096))
+def test_a_batch_keeps_to_the_budget(lengths: list[int], budget: int) -> None:
+    """Padded tokens stay within the budget; a sequence that alone is longer has a batch of its own."""
+    for rows in batches(lengths, budget):
+        batch = lengths[rows]
+        assert len(batch) == 1 or len(batch) * padded(max(batch)) <= budget
+
+
+def test_batches_are_full() -> None:
+    """As many sequences as the budget has room for run together."""
+    sizes = [len(range(100)[rows]) for rows in batches([160] * 100, 1024)]
+    assert [6] * 16 + [4] == sizes
+
+
+def test_no_sequences_no_batches() -> None:
+    """Nothing to do is no error."""
+    assert [] == list(batches([]))
+
+
+@pytest.mark.parametrize("length", [1, LENGTH_STEP, LENGTH_STEP + 1, 511])
+def test_padding_is_less_than_a_step(length: int) -> None:
+    """Lengths grow to the next multiple of the step, so that few shapes come up."""
+    assert 0 == padded(length) % LENGTH_STEP
+    assert 0 <= padded(length) - length < LENGTH_STEP
