@@ -71,11 +71,18 @@ def _options(
 
 @app.command()
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders; .jsonl holds a document a line.")],
-    prune: Annotated[bool, typer.Option(help="Also remove documents whose source under PATHS is gone.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Only say what would be done.")] = False,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH", help="Files and folders; .jsonl holds a document a line.")
+    ],
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Also remove documents whose source under PATH is gone.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     max_delete: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Largest share of the documents under PATHS that --prune removes.")
+        float,
+        typer.Option(
+            metavar="SHARE", min=0.0, max=1.0, help="Largest share of the documents there that --prune removes."
+        ),
     ] = 0.2,
     as_json: Json = False,
 ) -> None:
@@ -97,15 +104,17 @@ def ingest(
 
 @app.command()
 def query(
-    text: Annotated[str, typer.Argument(help="The question.")],
-    top_n: Annotated[int | None, typer.Option(help="Candidates of the first stage.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Hits to print.")] = None,
-    reranker: Annotated[str | None, typer.Option(help="Instead of RAG_RERANKER.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Drop hits with a lower rerank probability.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Weight of the rerank score, 0 to 1.")] = None,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The question.")],
+    top_n: Annotated[int | None, typer.Option(metavar="N", help="Candidates of the first stage.")] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Hits to print.")] = None,
+    reranker: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of RAG_RERANKER.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(metavar="P", help="Drop hits with a lower rerank probability.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(metavar="A", help="Weight of the rerank score, 0 to 1.")] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="Filter on metadata: KEY=VALUE (again for any of several), KEY>=VALUE, KEY<VALUE, ..."),
+        typer.Option(metavar="KEY=VALUE", help="Filter on metadata; again for any of several; also >, >=, <, <=."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -126,13 +135,20 @@ def query(
 @app.command("eval")
 def evaluate(
     dataset: Annotated[
-        Path, typer.Argument(help="A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv.")
+        Path,
+        typer.Argument(
+            metavar="DATASET", help="A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv."
+        ),
     ],
     reranker: Annotated[
-        list[str] | None, typer.Option(help="Again for several; by default none and RAG_RERANKER.")
+        list[str] | None, typer.Option(metavar="NAME", help="Again for several; by default none and RAG_RERANKER.")
     ] = None,
-    search: Annotated[list[str] | None, typer.Option(help="hybrid, dense or sparse; again for several.")] = None,
-    max_queries: Annotated[int | None, typer.Option(min=1, help="Only the first queries, for a quick look.")] = None,
+    search: Annotated[
+        list[str] | None, typer.Option(metavar="MODE", help="hybrid, dense or sparse; again for several.")
+    ] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only the first queries, for a quick look.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure retrieval quality and latency on labelled queries."""

@@ -46,7 +46,7 @@ def extract(kind: str, data: bytes) -> tuple[str, str, dict[str, Any]]:
 
 
 def _page(data: bytes) -> tuple[str, bytes]:
-    """Title of a web page, and the page in UTF-8: pages say their encoding in many ways, ours is found from the bytes."""
+    """Title of a web page, and the page in UTF-8: what a page says of its encoding is often wrong."""
     page = decode(data)
     if page is None:
         raise DocumentError(f"{kinds.binary_kind(data)}, no text")

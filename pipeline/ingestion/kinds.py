@@ -10,7 +10,7 @@ HTML = frozenset({".html", ".htm", ".xhtml"})
 LINES = frozenset({".jsonl", ".ndjson"})
 TABLES = frozenset({".csv", ".tsv"})
 #: Texts that are written for programs and have to be extracted: known by their names alone.
-BY_NAME = {**dict.fromkeys(HTML, "html"), ".ipynb": "ipynb", ".eml": "eml"}
+BY_NAME = {**dict.fromkeys(HTML, "html"), ".eml": "eml"}
 
 #: Kind -> media type, for what an extractor has to read.
 EXTRACTED = {
@@ -27,7 +27,6 @@ EXTRACTED = {
     "msg": "application/vnd.ms-outlook",
     "rtf": "application/rtf",
     "html": "text/html",
-    "ipynb": "application/x-ipynb+json",
     "eml": "message/rfc822",
 }
 _MAGIC = (

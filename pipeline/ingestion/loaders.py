@@ -15,7 +15,7 @@ from pipeline.ingestion.extract import extract
 from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.markdown import first_heading
-from pipeline.ingestion.structured import json_text, table_text
+from pipeline.ingestion.structured import json_text, notebook_markdown, table_text
 from pipeline.types import Document, Failure
 
 MAX_BYTES = 100_000_000
@@ -103,6 +103,8 @@ def _document(path: Path, source: str, data: bytes) -> Document:
             metadata = {**fields, **metadata, "type": "markdown"}
         elif suffix in kinds.TABLES:
             text = table_text(text)
+        elif suffix == ".ipynb" and (cells := notebook_markdown(text)) is not None:
+            text, markdown = cells, True
         elif suffix == ".json":
             text = json_text(text)
     if not text.strip():

@@ -1,10 +1,11 @@
-"""Tables and JSON as text that can be searched and read in pieces."""
+"""Tables, JSON and notebooks as text that can be searched and read in pieces."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+from typing import Any
 
 _SAMPLE = 5_000
 _DELIMITERS = ",\t;|"
@@ -44,3 +45,25 @@ def json_text(text: str) -> str:
         return json.dumps(json.loads(text), ensure_ascii=False, indent=1)
     except (ValueError, RecursionError):
         return text
+
+
+def notebook_markdown(text: str) -> str | None:
+    """The cells of a Jupyter notebook: texts as they are, code and its printed output fenced; None if it is none."""
+    try:
+        notebook = json.loads(text)
+        cells = [_cell(cell) for cell in notebook["cells"]]
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return None
+    return "\n\n".join(cell for cell in cells if cell) + "\n"
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    source = _lines(cell["source"]).strip("\n")
+    if cell["cell_type"] != "code" or not source:
+        return source
+    printed = "".join(_lines(output.get("text", "")) for output in cell.get("outputs", [])).strip("\n")
+    return "\n\n".join(f"```\n{part}\n```" for part in (source, printed) if part)
+
+
+def _lines(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else "".join(value)

@@ -208,7 +208,7 @@ def test_an_unknown_embedding_model_does_not_touch_the_collection(rag: Rag, docs
         (["query", "x", "--top-k", "60"], {}, "top_k"),
         (["ingest", "no/such/folder"], {}, "no/such/folder"),
         (["eval", "no/such/folder"], {}, "corpus.jsonl"),
-        (["ingest"], {}, "PATH..."),
+        (["ingest"], {}, "PATH"),
     ],
 )
 def test_wrong_settings_and_arguments_exit_2_with_one_clear_line(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import random
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
@@ -176,6 +179,76 @@ def test_a_page_in_gb18030_with_its_headings_and_without_its_scripts(tmp_path: P
     assert "# Backups" in document.text
     assert "hidden" not in document.text
     assert document.markdown
+
+
+def test_the_head_of_a_page_is_not_part_of_its_text(tmp_path: Path) -> None:
+    """Its title is the document's, its tags and inline pictures are nothing to search for."""
+    head = '<title>T &amp; 标题</title><meta name="author" content="Someone"><link rel="canonical" href="http://x/">'
+    body = '<h1>One</h1><p>Text <img alt="a cat" src="data:image/png;base64,AAAABBBB"></p>'
+    (tmp_path / "a.html").write_text(f"<html><head>{head}</head><body>{body}</body></html>", encoding="utf-8")
+    document = one(tmp_path / "a.html")
+    assert ("T & 标题", "# One\n\nText a cat\n") == (document.title, document.text)
+
+
+def test_a_picture_named_html_is_a_picture(tmp_path: Path) -> None:
+    """The extractor would make letters of any bytes."""
+    (tmp_path / "a.html").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4)
+    assert "PNG image, no text" == why(tmp_path / "a.html")
+
+
+def test_a_notebook_and_a_mail(tmp_path: Path) -> None:
+    """Their texts, not the JSON and the base64 that carry them."""
+    cells = [{"cell_type": "markdown", "metadata": {}, "source": ["# Title\n", CHINESE]}]
+    (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    mail = EmailMessage()
+    mail["Subject"] = "备份"
+    mail.set_content(CHINESE, cte="base64")
+    (tmp_path / "m.eml").write_bytes(mail.as_bytes())
+    notebook, message = one(tmp_path / "n.ipynb"), one(tmp_path / "m.eml")
+    assert ("Title", True) == (notebook.title, CHINESE in notebook.text)
+    assert [True, True] == ["备份" in message.text, CHINESE in message.text]
+
+
+def test_encrypted_files_say_so(tmp_path: Path) -> None:
+    """A PDF that asks for a password, and the container that Office makes of an encrypted file."""
+    standard = b"/Encrypt<</Filter/Standard/V 1/R 2/O(%s)/U(%s)/P -4>>/ID[(a)(a)]" % (b"x" * 32, b"y" * 32)
+    (tmp_path / "a.pdf").write_bytes(pdf(extra=standard))
+    ole = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(1000) + "EncryptedPackage".encode("utf-16-le") + bytes(100)
+    (tmp_path / "a.docx").write_bytes(ole)
+    assert "encrypted PDF: remove the password first" == why(tmp_path / "a.pdf")
+    assert "encrypted Office file: remove the password first" == why(tmp_path / "a.docx")
+
+
+@pytest.mark.parametrize("make", [docx, pptx, xlsx, epub, html, pdf], ids=lambda make: make.__name__)
+def test_damaged_files_never_raise(tmp_path: Path, make: Callable[[], bytes]) -> None:
+    """A document or one line, whatever bytes are lost or changed."""
+    random_ = random.Random(make.__name__)
+    path = tmp_path / "a"
+    for _ in range(60):
+        data = bytearray(make())
+        for _ in range(random_.choice([1, 3, 30])):
+            data[random_.randrange(len(data))] = random_.randrange(256)
+        path.write_bytes(data[: random_.randrange(len(data) // 2, 2 * len(data))])
+        (found,) = load(path)
+        assert isinstance(found, Document) or 1 == len(found.error.splitlines())
+
+
+def test_the_extractor_says_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """No line on the terminal, no cache in the working directory or at home."""
+    (tmp_path / "docs").mkdir()
+    for make in (docx, pptx, xlsx, epub, html, pdf):
+        (tmp_path / "docs" / make.__name__).write_bytes(make())
+    (tmp_path / "docs" / "broken").write_bytes(b"%PDF-1.4\nnothing")
+    script = (
+        "from pathlib import Path; from pipeline.ingestion.loaders import find_files, load; "
+        "[list(load(path)) for path in find_files([Path('docs')])]"
+    )
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
+    assert ("", "") == (done.stdout, done.stderr)
+    assert ["docs"] == [path.name for path in tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("make", [docx, xlsx, epub], ids=lambda make: make.__name__)

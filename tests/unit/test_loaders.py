@@ -7,6 +7,7 @@ import pytest
 from pipeline.errors import SettingsError
 from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.frontmatter import split_front_matter
+from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.loaders import find_files, load
 from pipeline.types import Document, Failure
 
@@ -59,6 +60,32 @@ def test_a_few_chinese_words_are_enough(text: str) -> None:
     assert text == decode(text.encode("gb18030"))
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Plain English in two bytes a letter.", "utf-16-le"),
+        ("Plain English in two bytes a letter.", "utf-16-be"),
+        ("向量数据库保存文本的嵌入表示和元数据", "utf-16-le"),
+        ("向量数据库保存文本的嵌入表示和元数据", "utf-16-be"),
+        ("于1991年由哈菲斯·穆罕默德", "gb18030"),
+        ("※ 1月30日《50时间》⑴ ±5°", "gb18030"),
+        ("# ASCII\n" * 20_000 + "# 最后一行是中文的注释", "gb18030"),
+        ("# ASCII\n" * 20_000 + "# café fermé", "cp1252"),
+        ("Привет, как дела? Это русский текст для проверки кодировки.", "cp1251"),
+        ("Füße, Größe, Übermaß und Öl", "latin-1"),
+    ],
+)
+def test_encodings_that_are_easily_mistaken(text: str, encoding: str) -> None:
+    """UTF-16 without a mark, rare signs among Chinese, and files that are plain ASCII up to their end."""
+    assert text == decode(text.encode(encoding))
+
+
+def test_a_broken_byte_does_not_spoil_a_text() -> None:
+    """UTF-8 with a byte lost stays UTF-8; the byte is shown as missing."""
+    data = SIMPLIFIED.encode()
+    assert SIMPLIFIED.replace("每", "\ufffd", 1) == decode(data.replace("每".encode(), "每".encode()[:2], 1))
+
+
 def test_bytes_that_are_no_text_are_known() -> None:
     """Neither decoded to rubbish nor an error."""
     assert [None, None] == [decode(bytes(range(256)) * 20), decode(bytes(1000))]
@@ -92,14 +119,15 @@ def test_front_matter_becomes_metadata(tmp_path: Path) -> None:
 
 
 def test_a_rule_at_the_top_is_no_front_matter() -> None:
-    """Without a closing line nothing is taken away."""
+    """Without a closing line or without fields nothing is taken away."""
+    assert ({}, "---\nA text\n---\nmore\n") == split_front_matter("---\nA text\n---\nmore\n")
     assert ({}, "---\ntext: more\n") == split_front_matter("---\ntext: more\n")
 
 
 def test_rows_of_a_table_name_their_columns(tmp_path: Path) -> None:
     """A number in a chunk says what it is the number of."""
     (tmp_path / "t.csv").write_text("city,people\nBerlin,3900000\n北京,21890000\n", encoding="utf-8")
-    assert "city: Berlin; people: 3900000\ncity: 北京; people: 21890000" == one(tmp_path / "t.csv").text
+    assert "city: Berlin; people: 3900000\n\ncity: 北京; people: 21890000" == one(tmp_path / "t.csv").text
 
 
 @pytest.mark.parametrize(
@@ -117,6 +145,67 @@ def test_what_is_no_text_is_named(tmp_path: Path, name: str, content: bytes, sai
     """By its content, whatever its name says, in one line."""
     (tmp_path / name).write_bytes(content)
     assert said == failure(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("a,b\n1,2,more\n,3\n", "a: 1; b: 2; more\n\nb: 3"),
+        ('a\tb\n"x\ty"\t2\n', "a: x\ty; b: 2"),
+        ("1,2\n3,4\n", "1,2\n3,4\n"),
+        ("a,,b\n1,2,3\n", "a,,b\n1,2,3\n"),
+        ("only,a,header\n", "only,a,header\n"),
+        ('"' * 200_000 + "\n", '"' * 200_000 + "\n"),
+    ],
+    ids=["uneven", "tabs", "numbers", "unnamed", "header", "quotes"],
+)
+def test_no_cell_of_a_table_is_lost(tmp_path: Path, content: str, text: str) -> None:
+    """Cells beyond the header stay, and what has no header stays as it is."""
+    (tmp_path / "t.csv").write_text(content)
+    assert text == one(tmp_path / "t.csv").text
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ('{"k": "\\u4e2d\\u6587"}', '{\n "k": "中文"\n}'),
+        ('{"k": [' + "1," * 600 + "1]}", '{\n "k": [\n' + "  1,\n" * 600 + "  1\n ]\n}"),
+        ('{\n"k":\n1.10\n}\n', '{\n"k":\n1.10\n}\n'),
+        ('{"broken": "\\u4e2d', '{"broken": "\\u4e2d'),
+    ],
+    ids=["escaped", "one line", "as it is", "broken"],
+)
+def test_json_can_be_searched_and_cut(tmp_path: Path, content: str, text: str) -> None:
+    """Letters instead of escapes, and lines instead of one line; what needs neither is not touched."""
+    (tmp_path / "a.json").write_text(content)
+    assert text == one(tmp_path / "a.json").text
+
+
+def test_line_ends_are_the_same_everywhere(tmp_path: Path) -> None:
+    """A file that comes from Windows is no other document."""
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rthree\n")
+    assert "one\ntwo\nthree\n" == one(tmp_path / "a.txt").text
+
+
+def test_a_text_about_pdf_is_a_text(tmp_path: Path) -> None:
+    """The mark alone does not make a PDF."""
+    (tmp_path / "a.md").write_text("# Formats\n\nA PDF begins with %PDF-1.4 in its first line.")
+    assert "markdown" == one(tmp_path / "a.md").metadata["type"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("name", ["pipe", "pipe.jsonl"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    """Opening one without a writer would never return."""
+    os.mkfifo(tmp_path / name)
+    assert "not a file: a pipe or device" == failure(tmp_path / name)
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    """Inside a folder nothing is left out silently."""
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (path,) = find_files([tmp_path])
+    assert "cannot be read: No such file or directory" == failure(path)
 
 
 def test_a_file_over_the_limit_is_named(tmp_path: Path) -> None:
@@ -151,6 +240,27 @@ def test_lines_of_jsonl(tmp_path: Path) -> None:
     assert {str(path.resolve())} == {d.source for d in documents}
     errors = [item.error for item in found if isinstance(item, Failure)]
     assert ["line 3", "line 4", "line 5", "line 6", "line 7"] == [error.split(":")[0] for error in errors]
+
+
+def test_jsonl_in_other_encodings(tmp_path: Path) -> None:
+    """A line of GB18030 is read like a file of it; UTF-16 has no lines to read one by one."""
+    (tmp_path / "g.jsonl").write_bytes('{"id": "a", "text": "中文的一行文字"}\n'.encode("gb18030"))
+    (tmp_path / "u.jsonl").write_text('{"id": "a", "text": "中文"}\n', encoding="utf-16")
+    assert "中文的一行文字" == one(tmp_path / "g.jsonl").text
+    assert failure(tmp_path / "u.jsonl").startswith("UTF-16")
+
+
+def test_jsonl_without_lines_or_with_endless_ones(tmp_path: Path) -> None:
+    """An empty file is said to be so, and a line that would fill the memory is passed over."""
+    (tmp_path / "e.jsonl").write_bytes(b"\n \n")
+    assert "empty file" == failure(tmp_path / "e.jsonl")
+    lines = ['{"id": 1, "text": "a"}', '{"id": 2, "text": "' + "x" * 1000 + '"}', '{"id": 3, "text": "c"}']
+    (tmp_path / "l.jsonl").write_text("\n".join(lines))
+    first, second, third = read_jsonl(tmp_path / "l.jsonl", "s", max_line=100)
+    assert isinstance(first, Document)
+    assert Failure("s", "line 2: longer than 0.0001 MB") == second
+    assert isinstance(third, Document)
+    assert ("1", "3") == (first.id, third.id)
 
 
 def test_folders_are_walked_in_order_without_hidden_files(tmp_path: Path) -> None:

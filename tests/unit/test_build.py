@@ -1,0 +1,71 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pipeline.build
+from pipeline.build import build_reranker, register_reranker, reranker_factory
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings
+from tests.fakes import FakeReranker
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No .env of the checkout, no key of the machine, and no name left behind."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RAG_COHERE_API_KEY", "COHERE_API_KEY", "CO_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(pipeline.build._RERANKERS)
+    yield
+    pipeline.build._RERANKERS.clear()
+    pipeline.build._RERANKERS.update(before)
+
+
+def test_a_registered_name_is_built_with_the_settings() -> None:
+    """The factory sees the settings, so that it can read a model name or a key from them."""
+    register_reranker("mine", lambda settings: FakeReranker(name=settings.reranker_model or ""))
+    built = build_reranker(Settings(reranker="mine", reranker_model="some/model"))
+    assert built is not None
+    assert "some/model" == built.name
+
+
+def test_a_built_in_name_cannot_be_taken() -> None:
+    """Else RAG_RERANKER=cohere would mean different things in two programs."""
+    with pytest.raises(SettingsError, match="built-in"):
+        register_reranker("cohere", lambda _: None)
+
+
+def test_an_installed_package_brings_a_reranker_by_entry_point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So that the command line knows it without a call."""
+    (tmp_path / "shortest_plugin.py").write_text(
+        "from tests.fakes import FakeReranker\ndef make(settings):\n    return FakeReranker(name='from plugin')\n"
+    )
+    info = tmp_path / "shortest_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shortest-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[two_stage_rag.rerankers]\nshortest = shortest_plugin:make\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    built = reranker_factory("shortest")(Settings())
+    assert built is not None
+    assert "from plugin" == built.name
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    """A typing mistake is found before any model is loaded."""
+    with pytest.raises(SettingsError, match=r"'magic'; there are: bge, cohere, cross-encoder, embedded, none"):
+        build_reranker(Settings(reranker="magic"))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"reranker": "cohere"}, "RAG_COHERE_API_KEY"),
+        ({"reranker": "cross-encoder"}, "RAG_RERANKER_MODEL"),
+        ({"reranker": "embedded", "reranker_model": "no/such/folder"}, "no/such/folder"),
+    ],
+)
+def test_what_a_reranker_needs_is_asked_for_by_name(values: dict[str, str], said: str) -> None:
+    """Before anything is loaded or sent."""
+    with pytest.raises(SettingsError, match=said):
+        build_reranker(Settings(**values))
