@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.ingestion.loaders import load
+from pipeline.ingestion.markdown import sections
 from pipeline.types import Document, Failure
 
 ENGLISH = "The snapshot is copied every night"
@@ -110,12 +111,16 @@ def epub() -> bytes:
 def pdf(text: str = ENGLISH, extra: bytes = b"") -> bytes:
     """One page in Helvetica, which has no Chinese."""
     stream = f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET".encode()
+    return _pdf(stream, b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>", extra)
+
+
+def _pdf(stream: bytes, font: bytes, extra: bytes = b"") -> bytes:
     objects = [
         b"<</Type/Catalog/Pages 2 0 R>>",
         b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
         b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 400 200]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
         b"<</Length %d>>stream\n%s\nendstream" % (len(stream), stream),
-        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+        font,
     ]
     out, places = b"%PDF-1.4\n", []
     for number, content in enumerate(objects, 1):
@@ -124,6 +129,16 @@ def pdf(text: str = ENGLISH, extra: bytes = b"") -> bytes:
     table = b"".join(b"%010d 00000 n \n" % place for place in places)
     out_xref = b"xref\n0 6\n0000000000 65535 f \n" + table
     return out + out_xref + b"trailer<</Size 6/Root 1 0 R%s>>\nstartxref\n%d\n%%%%EOF" % (extra, len(out))
+
+
+def chinese_pdf() -> bytes:
+    """One page in a Chinese font of the reader's, in the two-byte encoding that goes with it."""
+    stream = b"BT /F1 12 Tf 20 100 Td <%s> Tj ET" % CHINESE.encode("utf-16-be").hex().encode()
+    font = (
+        b"<</Type/Font/Subtype/Type0/BaseFont/STSong-Light/Encoding/UniGB-UCS2-H/DescendantFonts[<</Type/Font/Subtype"
+        b"/CIDFontType0/BaseFont/STSong-Light/CIDSystemInfo<</Registry(Adobe)/Ordering(GB1)/Supplement 2>>/DW 1000>>]>>"
+    )
+    return _pdf(stream, font)
 
 
 def html(encoding: str = "utf-8") -> bytes:
@@ -165,6 +180,27 @@ def test_a_pdf_is_read(tmp_path: Path) -> None:
     assert [True, True] == [ENGLISH in one(tmp_path / name).text for name in ("a.pdf", "b.txt")]
 
 
+def test_a_chinese_pdf_is_read_with_its_number_of_pages(tmp_path: Path) -> None:
+    """In an encoding of two bytes a character."""
+    (tmp_path / "a.pdf").write_bytes(chinese_pdf())
+    document = one(tmp_path / "a.pdf")
+    assert (CHINESE, 1) == (document.text.strip(), document.metadata["pages"])
+
+
+def test_headings_and_tables_of_word_survive(tmp_path: Path) -> None:
+    """As Markdown, so that chunks are cut along them."""
+    w = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    heading = '<w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr><w:r><w:t>第一章</w:t></w:r></w:p>'
+    row = "<w:tr>" + "".join(f"<w:tc><w:p><w:r><w:t>{t}</w:t></w:r></w:p></w:tc>" for t in ("城市", "City")) + "</w:tr>"
+    body = f"<w:document {w}><w:body>{heading}<w:tbl>{row}{row}</w:tbl></w:body></w:document>"
+    parts = {"word/document.xml": ("wordprocessingml.document.main+xml", body)}
+    (tmp_path / "a.docx").write_bytes(office("word/document.xml", "x", parts))
+    document = one(tmp_path / "a.docx")
+    assert document.markdown
+    assert ["第一章"] == [section.path[-1] for section in sections(document.text) if section.path]
+    assert "| 城市 | City |" in document.text
+
+
 def test_a_text_named_pdf_is_read_as_text(tmp_path: Path) -> None:
     """The name lies; the content decides."""
     (tmp_path / "a.pdf").write_text(ENGLISH)
@@ -198,14 +234,18 @@ def test_a_picture_named_html_is_a_picture(tmp_path: Path) -> None:
 
 def test_a_notebook_and_a_mail(tmp_path: Path) -> None:
     """Their texts, not the JSON and the base64 that carry them."""
-    cells = [{"cell_type": "markdown", "metadata": {}, "source": ["# Title\n", CHINESE]}]
-    (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    cells: list[dict[str, object]] = [{"cell_type": "markdown", "metadata": {}, "source": ["# Title\n", CHINESE]}]
+    cells += [
+        {"cell_type": "code", "metadata": {}, "source": "f()", "outputs": [{"text": ["printed\n"]}, {"data": {}}]}
+    ]
+    (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}))
     mail = EmailMessage()
     mail["Subject"] = "备份"
     mail.set_content(CHINESE, cte="base64")
     (tmp_path / "m.eml").write_bytes(mail.as_bytes())
     notebook, message = one(tmp_path / "n.ipynb"), one(tmp_path / "m.eml")
-    assert ("Title", True) == (notebook.title, CHINESE in notebook.text)
+    expected = f"# Title\n{CHINESE}\n\n```\nf()\n```\n\n```\nprinted\n```\n"
+    assert ("Title", True, expected) == (notebook.title, notebook.markdown, notebook.text)
     assert [True, True] == ["备份" in message.text, CHINESE in message.text]
 
 
@@ -217,6 +257,14 @@ def test_encrypted_files_say_so(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_bytes(ole)
     assert "encrypted PDF: remove the password first" == why(tmp_path / "a.pdf")
     assert "encrypted Office file: remove the password first" == why(tmp_path / "a.docx")
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path) -> None:
+    """Its own directory says how much it would be."""
+    with zipfile.ZipFile(tmp_path / "bomb.docx", "w") as packed:
+        packed.writestr("word/document.xml", "<x/>")
+        packed.infolist()[0].file_size = 3_000_000_000
+    assert "unpacks to more than 1 GB" == why(tmp_path / "bomb.docx")
 
 
 @pytest.mark.parametrize("make", [docx, pptx, xlsx, epub, html, pdf], ids=lambda make: make.__name__)
