@@ -7,6 +7,7 @@ The imports that cost time are inside the commands, so that ``rag --help`` answe
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -36,6 +37,10 @@ def main() -> None:
     """Entry point of the console script: one line on stderr for every error that is ours."""
     from pipeline.errors import RagError, SettingsError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file name may hold what no encoding has; written out as \udce9 it is valid JSON, too.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="rag")
     except SettingsError as error:

@@ -148,6 +148,20 @@ def test_one_bad_file_does_not_stop_the_others(rag: Rag, docs: Path) -> None:
     assert {"picture.png", "empty.txt"} == {Path(failure["source"]).name for failure in report["failures"]}
 
 
+def test_a_file_name_that_is_no_utf_8(rag: Rag, tmp_path: Path) -> None:
+    """Old disks have them: ingested, found, printed, and unchanged the second time."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    path = os.fsencode(folder) + b"/caf\xe9.txt"
+    with open(path, "w") as file:  # noqa: PTH123  only bytes can name it
+        file.write("The menu of the day is soup.")
+    assert 1 == rag.json("ingest", str(folder))["documents"]["new"]
+    assert 1 == rag.json("ingest", str(folder))["documents"]["unchanged"]
+    assert os.fsdecode(path) == rag.json("query", "menu")["hits"][0]["source"]
+    done = rag("query", "menu")
+    assert (0, True) == (done.returncode, "caf\\udce9.txt" in done.stdout.replace("\n", "").replace(" ", ""))
+
+
 def test_a_dry_run_writes_nothing(rag: Rag, docs: Path) -> None:
     """Only the plan is printed; not even the collection is made."""
     assert 5 == rag.json("ingest", str(docs), "--dry-run")["documents"]["new"]
