@@ -1,9 +1,10 @@
 """Which pieces of XLM-R's vocabulary the embedded models keep, and the tokenizer over them.
 
 Kept are the special tokens, all pieces with Chinese characters, all single characters, all pieces of punctuation and
-digits, and the pieces that English and Chinese text uses (those beyond ASCII, which are mostly other languages', more
-than once), which ``pieces.txt`` lists. That list was counted over training texts, never over evaluation data:
-``python -m pipeline.models.vocabulary TEXT.jsonl...`` prints it.
+digits, and the pieces that English and Chinese text uses, which ``pieces.txt`` lists: those counted over training texts
+(those beyond ASCII, which are mostly other languages', more than once; ``python -m pipeline.models.vocabulary
+TEXT.jsonl...`` prints them), and those of the English words with a frequency of at least 5e-8 in the large list of the
+package wordfreq 3.1.1, in small letters and with a capital, because names and everyday words are few in any sample.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pipeline.models.e5bin import E5, installed_file, read_e5
 
 PIECES = Path(__file__).parent / "pieces.txt"
 _SPECIAL = 4  # <s> <pad> </s> <unk>
+# Log probability: below that of any other way to write "</s>" in pieces, which are at least -21 each.
+_NEVER = -1000.0
 _HAN = re.compile("[\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _KANA = re.compile("[\u3040-\u30ff]")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -43,8 +46,8 @@ def used_pieces() -> set[str]:
 
 def build_tokenizer(e5: E5, keep: list[int]) -> Tokenizer:
     """XLM-R's unigram model over the kept pieces; adds no special tokens by itself."""
-    # A score of -1e30 or so cannot win: special tokens are never the text's own.
-    vocabulary = [(e5.pieces[i], float(e5.scores[i])) for i in keep]
+    # The file gives the special tokens a score of 0, the best of all: "<s>" in a text (HTML has it) would end it.
+    vocabulary = [(e5.pieces[i], _NEVER if i < _SPECIAL else float(e5.scores[i])) for i in keep]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=e5.unk, byte_fallback=False))
     tokenizer.normalizer = normalizers.Sequence(
         [
