@@ -99,6 +99,8 @@ class IngestRun:
                 self._take(batch.items, put)
                 self._report()
             self._flush(put)
+        if not self._seen and not self._failures:
+            self._warnings.append("nothing to ingest: no files there (hidden ones are left out)")
         deleted = self._prune(roots, max_delete) if prune else 0
         if (self._written or self._deleted_chunks) and not self.dry_run:
             self.store.optimize(self._report)

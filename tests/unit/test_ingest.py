@@ -225,6 +225,11 @@ def test_a_missing_path_is_found_out_before_any_work(tmp_path: Path) -> None:
     assert {} == rig.store.points
 
 
+def test_an_empty_folder_is_said(tmp_path: Path) -> None:
+    """A row of zeros leaves people wondering."""
+    assert "no files" in Rig().rag.ingest(folder(tmp_path)).warnings[0]
+
+
 def test_progress_is_told_files_documents_and_chunks(tmp_path: Path) -> None:
     """The last step tells the whole."""
     rig = Rig()
