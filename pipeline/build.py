@@ -23,6 +23,7 @@ RerankerFactory = Callable[[Settings], Reranker | None]
 
 BGE_MODEL = "BAAI/bge-reranker-base"
 COHERE_MODEL = "rerank-v3.5"
+JINA_MODEL = "jina-reranker-v2-base-multilingual"
 ENTRY_POINTS = "two_stage_rag.rerankers"
 
 
@@ -154,6 +155,38 @@ def _cross_encoder(settings: Settings) -> Reranker:
     return CrossEncoderReranker(model, device=settings.device)
 
 
+def _jina(settings: Settings) -> Reranker:
+    from pipeline.rerankers.http import JINA_URL, HttpReranker
+
+    if settings.jina_api_key is None:
+        raise SettingsError("RAG_RERANKER=jina needs a key: set RAG_JINA_API_KEY (or JINA_API_KEY)")
+    return HttpReranker(
+        settings.jina_base_url or JINA_URL,
+        model=settings.reranker_model or JINA_MODEL,
+        api_key=settings.jina_api_key.get_secret_value(),
+        name="jina",
+        url_setting="RAG_JINA_BASE_URL",
+        key_setting="RAG_JINA_API_KEY (or JINA_API_KEY)",
+        timeout_s=settings.rerank_timeout,
+        deadline_s=settings.rerank_deadline,
+    )
+
+
+def _http(settings: Settings) -> Reranker:
+    from pipeline.rerankers.http import HttpReranker
+
+    key = settings.rerank_api_key
+    return HttpReranker(
+        _required(settings, "rerank_url", "the address of the endpoint"),
+        shape=settings.rerank_shape,
+        model=settings.reranker_model,
+        api_key=key.get_secret_value() if key else None,
+        scores=settings.rerank_scores,
+        timeout_s=settings.rerank_timeout,
+        deadline_s=settings.rerank_deadline,
+    )
+
+
 def _cohere(settings: Settings) -> Reranker:
     from pipeline.rerankers.cohere import CohereReranker
 
@@ -173,6 +206,8 @@ _BUILT_IN: Mapping[str, RerankerFactory] = {
     "cohere": _cohere,
     "cross-encoder": _cross_encoder,
     "embedded": _embedded,
+    "http": _http,
+    "jina": _jina,
     "none": _none,
 }
 _RERANKERS: dict[str, RerankerFactory] = dict(_BUILT_IN)

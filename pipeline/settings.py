@@ -69,12 +69,13 @@ class Settings(BaseSettings):
     reranker: str = Field(
         "embedded",
         min_length=1,
-        description="`embedded`, `bge`, `cross-encoder`, `cohere`, `none`, or a name that you registered",
+        description="`embedded`, `bge`, `cross-encoder`, `cohere`, `jina`, `http`, `none`, or a name you registered",
     )
     reranker_model: str | None = Field(
         None,
         description="by reranker: `bge` has `BAAI/bge-reranker-base`, `cohere` has `rerank-v3.5`, `cross-encoder` "
-        "needs a Hugging Face name or a folder, `embedded` takes a folder in its own format",
+        "needs a Hugging Face name or a folder, `jina` has `jina-reranker-v2-base-multilingual`, `http` sends none "
+        "unless set, `embedded` takes a folder in its own format",
     )
     cohere_api_key: SecretStr | None = Field(
         None,
@@ -82,6 +83,21 @@ class Settings(BaseSettings):
         description="secret; `COHERE_API_KEY` and `CO_API_KEY` are read too",
     )
     cohere_base_url: str | None = Field(None, description="another address for the Cohere API")
+    jina_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("RAG_JINA_API_KEY", "JINA_API_KEY"),
+        description="secret; `JINA_API_KEY` is read too",
+    )
+    jina_base_url: str | None = Field(None, description="another address for the Jina API")
+    rerank_url: str | None = Field(None, description="for `http`: base address, or the whole one ending in `/rerank`")
+    rerank_api_key: SecretStr | None = Field(None, description="for `http`: secret, if the endpoint asks for one")
+    rerank_shape: Literal["jina", "tei", "cohere", "voyage"] = Field(
+        "jina",
+        description="for `http`: what it speaks; `jina` is also vLLM's, Infinity's, llama.cpp's, LocalAI's, Xinference's",
+    )
+    rerank_scores: Literal["probability", "logit"] | None = Field(
+        None, description="for `http`: what its scores are; empty: `logit` for `tei`, `probability` for the others"
+    )
     rerank_timeout: float = Field(10.0, gt=0, description="seconds that one request to a remote reranker may take")
     rerank_deadline: float = Field(
         30.0, gt=0, description="seconds that a remote reranker may take in all, with every retry"

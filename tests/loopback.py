@@ -196,6 +196,31 @@ def cohere_rerank(request: Request) -> Reply:
     return Reply(json={"id": "1", "results": results, "meta": {"api_version": {"version": "2"}}})
 
 
+def rerank_server(shape: str, logits: bool = False) -> Respond:
+    """A reranking endpoint of a shape: best first, by the share of the query's words that a text has.
+
+    Refuses what the real ones refuse: another path, blank texts, and more than 32 texts for "tei".
+    """
+    paths = {"jina": "/v1/rerank", "tei": "/rerank", "cohere": "/v2/rerank", "voyage": "/v1/rerank"}
+
+    def respond(request: Request) -> Reply:
+        asked = request.json
+        texts = asked["texts" if shape == "tei" else "documents"]
+        if request.path != paths[shape] or not all(text.strip() for text in texts):
+            return Reply(422, {"error": "invalid request"})
+        if shape == "tei" and len(texts) > 32:
+            return Reply(413, {"error": f"batch size {len(texts)} > maximum allowed batch size 32"})
+        wanted = set(asked["query"].lower().split())
+        shares = [len(wanted & set(text.lower().split())) / (len(wanted) + 1) for text in texts]
+        scores = [6 * share - 3 for share in shares] if logits else shares
+        field = "score" if shape == "tei" else "relevance_score"
+        results = [{"index": i, field: score} for i, score in enumerate(scores)]
+        results.sort(key=lambda result: -result[field])
+        return Reply(json=results if shape == "tei" else {{"voyage": "data"}.get(shape, "results"): results})
+
+    return respond
+
+
 def openai_embeddings(request: Request) -> Reply:
     """``/v1/embeddings`` as OpenAI answers it: hashed words as vectors of 16, not of length 1, the last one first."""
     asked = request.json

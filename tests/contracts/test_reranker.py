@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from typing import get_args
 
 import pytest
 
 from pipeline.interfaces import Reranker
+from pipeline.rerankers.http import Shape
 from pipeline.scoring import sigmoid
 from pipeline.types import RerankScore
 from tests.fakes import FakeReranker
-from tests.loopback import Loopback, cohere_rerank
+from tests.loopback import Loopback, cohere_rerank, rerank_server
 from tests.tiny_models import save_cross_encoder
 
 QUERY = "How do I read JSON in Python?"
@@ -56,7 +58,19 @@ def _embedded(folder: Path, stack: contextlib.ExitStack) -> Reranker:
     return EmbeddedReranker(cache_dir=folder / "cache")
 
 
+def _http(shape: Shape) -> Make:
+    def make(folder: Path, stack: contextlib.ExitStack) -> Reranker:
+        from pipeline.rerankers.http import HttpReranker
+
+        server = stack.enter_context(Loopback(rerank_server(shape, logits=shape == "tei")))
+        made = HttpReranker(server.url, shape=shape, model="m", api_key="k", timeout_s=60, deadline_s=120)
+        return stack.enter_context(contextlib.closing(made))
+
+    return make
+
+
 MAKERS: dict[str, Make] = {
+    **{f"http-{shape}": _http(shape) for shape in get_args(Shape)},
     "fake": _fake,
     "cohere": _cohere,
     "cross-encoder": _cross_encoder,

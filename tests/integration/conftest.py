@@ -49,7 +49,11 @@ class Rag:
 @pytest.fixture
 def rag(tmp_path: Path) -> Rag:
     """The command line with an empty data directory and none of the machine's settings."""
-    keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAG_", "COHERE_", "CO_API"))}
+    keep = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAG_", "COHERE_", "CO_API", "JINA_", "QDRANT_"))
+    }
     return Rag(tmp_path, keep | {"PYTHONPATH": str(ROOT), "RAG_DATA_DIR": str(tmp_path / "data")})
 
 

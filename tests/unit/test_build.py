@@ -14,7 +14,7 @@ from tests.fakes import FakeReranker
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No .env of the checkout, no key of the machine, and no name left behind."""
     monkeypatch.chdir(tmp_path)
-    for name in ("RAG_COHERE_API_KEY", "COHERE_API_KEY", "CO_API_KEY"):
+    for name in ("RAG_COHERE_API_KEY", "COHERE_API_KEY", "CO_API_KEY", "RAG_JINA_API_KEY", "JINA_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     before = dict(pipeline.build._RERANKERS)
     yield
@@ -53,7 +53,9 @@ def test_an_installed_package_brings_a_reranker_by_entry_point(monkeypatch: pyte
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     """A typing mistake is found before any model is loaded."""
-    with pytest.raises(SettingsError, match=r"'magic'; there are: bge, cohere, cross-encoder, embedded, none"):
+    with pytest.raises(
+        SettingsError, match=r"'magic'; there are: bge, cohere, cross-encoder, embedded, http, jina, none"
+    ):
         build_reranker(Settings(reranker="magic"))
 
 
@@ -61,6 +63,9 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     ("values", "said"),
     [
         ({"reranker": "cohere"}, "RAG_COHERE_API_KEY"),
+        ({"reranker": "jina"}, "RAG_JINA_API_KEY"),
+        ({"reranker": "http"}, "RAG_RERANK_URL"),
+        ({"reranker": "http", "rerank_url": "localhost:8080"}, "RAG_RERANK_URL"),
         ({"reranker": "cross-encoder"}, "RAG_RERANKER_MODEL"),
         ({"reranker": "embedded", "reranker_model": "no/such/folder"}, "no/such/folder"),
     ],

@@ -1,0 +1,190 @@
+"""Rerankers behind an HTTP endpoint, in the four request shapes that servers speak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import SecretStr
+
+from pipeline.errors import RerankerError
+from pipeline.remote import Endpoint, check_key, check_url, in_input_order, number, open_client, post_json
+from pipeline.retrying import RemoteError, RetryPolicy
+from pipeline.scoring import logit, sigmoid
+from pipeline.text import well_formed
+from pipeline.types import RerankScore, ScoreScale
+
+Shape = Literal["jina", "tei", "cohere", "voyage"]
+
+JINA_URL = "https://api.jina.ai"
+
+
+@dataclass(frozen=True, slots=True)
+class _Wire:
+    """How one shape asks and answers."""
+
+    path: str
+    scores: ScoreScale
+    """What it answers with unless told otherwise."""
+    documents: int
+    """Most texts of a request."""
+    body: Callable[[str, list[str], ScoreScale], dict[str, Any]]
+    results: Callable[[Any], Any]
+    """The list of results in an answer."""
+    score: str
+    """Field of a result that holds the score; the place of its text is always in "index"."""
+
+
+def _field(name: str) -> Callable[[Any], Any]:
+    return lambda answer: answer.get(name) if isinstance(answer, Mapping) else None
+
+
+_WIRES: Mapping[Shape, _Wire] = {
+    # Jina's API; also vLLM, Infinity, llama.cpp, LocalAI and Xinference.
+    "jina": _Wire(
+        path="/v1/rerank",
+        scores="probability",
+        documents=1000,
+        body=lambda query, texts, _: {"query": query, "documents": texts, "return_documents": False},
+        results=_field("results"),
+        score="relevance_score",
+    ),
+    # Hugging Face's text-embeddings-inference: 32 texts a request unless started with more.
+    "tei": _Wire(
+        path="/rerank",
+        scores="logit",
+        documents=32,
+        body=lambda query, texts, scores: {
+            "query": query,
+            "texts": texts,
+            "raw_scores": scores == "logit",
+            "truncate": True,
+        },
+        results=lambda answer: answer,
+        score="score",
+    ),
+    "cohere": _Wire(
+        path="/v2/rerank",
+        scores="probability",
+        documents=1000,
+        body=lambda query, texts, _: {"query": query, "documents": texts},
+        results=_field("results"),
+        score="relevance_score",
+    ),
+    "voyage": _Wire(
+        path="/v1/rerank",
+        scores="probability",
+        documents=1000,
+        body=lambda query, texts, _: {"query": query, "documents": texts, "truncation": True},
+        results=_field("data"),
+        score="relevance_score",
+    ),
+}
+
+
+class HttpReranker:
+    """Asks a reranking endpoint; ``url`` is its base address, or the whole one if it ends in ``/rerank``.
+
+    Whether the endpoint answers probabilities or logits is declared by ``scores`` (None: what the shape usually
+    does) and never guessed: a value outside the declared range is an error. Blank texts, which servers refuse, are
+    not sent and get the lowest score. Equal texts are sent once, and long lists in parts of ``max_documents``.
+
+    ``timeout_s`` bounds one request, ``deadline_s`` a whole :meth:`score` with all its parts, tries and waits.
+
+    Raises:
+        SettingsError: the key or the address cannot be one.
+    """
+
+    default_alpha = 1.0
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        shape: Shape = "jina",
+        model: str | None = None,
+        api_key: str | None = None,
+        scores: ScoreScale | None = None,
+        name: str = "http",
+        url_setting: str = "RAG_RERANK_URL",
+        key_setting: str = "RAG_RERANK_API_KEY",
+        max_documents: int | None = None,
+        timeout_s: float = 10.0,
+        deadline_s: float = 30.0,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self._wire = _WIRES[shape]
+        base = check_url(url, url_setting)
+        self._url = base if base.endswith("/rerank") else base.removesuffix("/v1").removesuffix("/v2") + self._wire.path
+        self._key = SecretStr(check_key(api_key, key_setting)) if api_key else None
+        self.name = name
+        self.model = model
+        self.scale: ScoreScale = scores or self._wire.scores
+        self._max_documents = max_documents or self._wire.documents
+        self._retry = replace(retry or RetryPolicy(), timeout_s=timeout_s, deadline_s=deadline_s)
+        self._endpoint = Endpoint(
+            provider=name,
+            url=self._url,
+            key_setting=key_setting,
+            url_setting=url_setting,
+            model_setting="RAG_RERANKER_MODEL",
+            timeout_setting="RAG_RERANK_TIMEOUT",
+        )
+        self._http = open_client()
+
+    def __repr__(self) -> str:
+        return f"HttpReranker({self._endpoint.place!r}, model={self.model!r})"
+
+    def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+        """See :meth:`pipeline.interfaces.Reranker.score`."""
+        clean = [well_formed(text) for text in texts]
+        distinct = list(dict.fromkeys(text for text in clean if text.strip()))
+        until = self._retry.begin()
+        raw: dict[str, float] = {}
+        for start in range(0, len(distinct), self._max_documents):
+            part = distinct[start : start + self._max_documents]
+            raw.update(zip(part, self._scores(well_formed(query), part, until), strict=True))
+        blank = 0.0 if self.scale == "probability" else logit(0.0)
+        return [self._judged(raw.get(text, blank)) for text in clean]
+
+    def close(self) -> None:
+        """Closes the connections; closing twice is fine."""
+        self._http.close()
+
+    def _judged(self, raw: float) -> RerankScore:
+        return RerankScore(raw, raw if self.scale == "probability" else sigmoid(raw))
+
+    def _scores(self, query: str, texts: list[str], until: float) -> list[float]:
+        try:
+            answer = self._retry.run(lambda timeout_s: self._ask(query, texts, timeout_s), until=until)
+            return self._read(answer, len(texts))
+        except RemoteError as error:
+            failure = RerankerError(str(error), provider=self.name, status=error.status, retryable=error.retryable)
+            failure.__cause__ = error.__cause__
+        raise failure
+
+    def _ask(self, query: str, texts: list[str], timeout_s: float) -> Any:
+        body = self._wire.body(query, texts, self.scale)
+        if self.model:
+            body["model"] = self.model
+        secret = self._key.get_secret_value() if self._key else None
+        return post_json(self._http, self._url, body, endpoint=self._endpoint, secret=secret, timeout_s=timeout_s)
+
+    def _read(self, answer: Any, count: int) -> list[float]:
+        results = self._wire.results(answer)
+        if not isinstance(results, list) or not all(isinstance(item, Mapping) for item in results):
+            raise RemoteError(
+                f"{self._endpoint.place} answered in another form; check {self._endpoint.url_setting} and "
+                "RAG_RERANK_SHAPE"
+            )
+        pairs: Iterable[tuple[object, Any]] = ((item.get("index"), item.get(self._wire.score)) for item in results)
+        scores = [number(value) for value in in_input_order(pairs, count, self._endpoint)]
+        low, high = (0.0, 1.0) if self.scale == "probability" else (-1e6, 1e6)
+        for score in scores:
+            if not low <= score <= high:  # NaN, too, is not
+                raise RemoteError(
+                    f"{self._endpoint.place} gave a score of {score}, which is no {self.scale}; "
+                    "RAG_RERANK_SCORES says which of the two it answers with"
+                )
+        return scores
