@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     rerank_api_key: SecretStr | None = Field(None, description="for `http`: secret, if the endpoint asks for one")
     rerank_shape: Literal["jina", "tei", "cohere", "voyage"] = Field(
         "jina",
-        description="for `http`: what it speaks; `jina` is also vLLM's, Infinity's, llama.cpp's, LocalAI's, Xinference's",
+        description="for `http`: what it speaks; `jina` is vLLM's, Infinity's, llama.cpp's, LocalAI's, Xinference's",
     )
     rerank_scores: Literal["probability", "logit"] | None = Field(
         None, description="for `http`: what its scores are; empty: `logit` for `tei`, `probability` for the others"
