@@ -36,10 +36,12 @@ def build(settings: Settings | None = None) -> Pipeline:
     settings = settings or Settings()
     # First the reranker: a missing key should not be found out after a model was loaded.
     reranker = build_reranker(settings)
+    fallbacks = build_fallbacks(settings)
     return Pipeline(
         embedder=build_embedder(settings),
         store=build_store(settings),
         reranker=reranker,
+        fallbacks=fallbacks,
         search=settings.search,
         hybrid_fusion=settings.hybrid_fusion,
         top_n=settings.top_n,
@@ -104,6 +106,13 @@ def build_embedder(settings: Settings) -> Embedder:
 def build_reranker(settings: Settings) -> Reranker | None:
     """The reranker that ``RAG_RERANKER`` names; None for ``none``."""
     return reranker_factory(settings.reranker)(settings)
+
+
+def build_fallbacks(settings: Settings) -> list[Reranker | None]:
+    """The rerankers that ``RAG_RERANKER_FALLBACK`` names, in order. ``RAG_RERANKER_MODEL`` is the first one's alone."""
+    names = [name.strip() for name in settings.reranker_fallback.split(",") if name.strip()]
+    alone = settings.updated(reranker_model=None)
+    return [reranker_factory(name)(alone.updated(reranker=name)) for name in names]
 
 
 def reranker_factory(name: str) -> RerankerFactory:

@@ -96,7 +96,7 @@ def ingest(
     from pipeline.display import ingest_progress, print_report
 
     # Ingest needs no reranker, so a missing key must not stop it.
-    settings = _settings(reranker="none")
+    settings = _settings(reranker="none", reranker_fallback="")
     with Pipeline.from_settings(settings) as rag, ingest_progress(_stderr()) as progress:
         report = rag.ingest(paths, prune=prune, dry_run=dry_run, max_delete=max_delete, progress=progress)
     if as_json:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +17,7 @@ from pipeline.ingestion.changes import by_document
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.interfaces import Embedder, Reranker, Store
+from pipeline.reranking import Reranked, rerank
 from pipeline.types import (
     Candidate,
     Document,
@@ -24,7 +27,6 @@ from pipeline.types import (
     HybridFusion,
     IngestReport,
     QueryResult,
-    RerankScore,
     SearchMode,
 )
 
@@ -39,7 +41,8 @@ _CHUNKING = frozenset({"chunk_tokens", "chunk_overlap"})
 class Pipeline:
     """Two-stage retrieval. Safe to share between threads; close it, or use it in a ``with`` block.
 
-    ``reranker=None`` answers in first-stage order. ``alpha=None`` takes the reranker's own default.
+    ``reranker=None`` answers in first-stage order; ``fallbacks`` are asked in turn where it fails. ``alpha=None`` takes
+    the reranker's own default.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Pipeline:
         embedder: Embedder,
         store: Store,
         reranker: Reranker | None = None,
+        fallbacks: Sequence[Reranker | None] = (),
         search: SearchMode = "hybrid",
         hybrid_fusion: HybridFusion = "dbsf",
         top_n: int = 50,
@@ -60,6 +64,10 @@ class Pipeline:
         self.embedder = embedder
         self.store = store
         self.reranker = reranker
+        self.fallbacks = tuple(fallbacks)
+        self.fallbacks_taken: Counter[str] = Counter()
+        """How often each reranker failed and a fallback answered, by the name of the one that failed."""
+        self._lock = threading.Lock()
         self.search_mode = search
         self.hybrid_fusion = hybrid_fusion
         self.top_n = top_n
@@ -134,20 +142,30 @@ class Pipeline:
         )
         candidates = self._one_version_each(candidates)
         searched = time.perf_counter()
-        rerank = self._rerank(text, candidates)
+        answer = rerank(text, candidates, [self.reranker, *self.fallbacks])
         reranked = time.perf_counter()
 
         warnings = []
         if not candidates and not self._checked:
             warnings.append(f"{self.store.name} is empty: ingest documents first")
-        if rerank is None and threshold is not None:
-            warnings.append("the threshold was not applied: without a reranker there is no probability")
-        hits = self._hits(candidates, rerank, alpha=alpha, threshold=threshold)[:top_k]
+        degraded = bool(answer.failures)
+        if degraded:
+            self._count_fallback(answer.failures)
+            # Weight and threshold were chosen for the reranker that failed.
+            alpha = None
+            warnings += [f"reranker {error.provider} failed: {error}" for error in answer.failures]
+            warnings.append(f"{answer.name} answered instead")
+        if threshold is not None and (degraded or answer.scores is None):
+            threshold = None
+            because = "it was meant for another reranker" if degraded else "without a reranker there is no probability"
+            warnings.append(f"the threshold was not applied: {because}")
+        hits = self._hits(candidates, answer, alpha=alpha, threshold=threshold)[:top_k]
         return QueryResult(
             query=text,
             hits=hits,
-            reranker="none" if self.reranker is None else self.reranker.name,
+            reranker=answer.name,
             candidates=len(candidates),
+            degraded=degraded,
             warnings=warnings,
             timings_ms={
                 "embed": (embedded - start) * 1e3,
@@ -161,32 +179,20 @@ class Pipeline:
         """:meth:`query` in a thread, for asynchronous programs."""
         return await asyncio.to_thread(self.query, text, **options)
 
-    def _rerank(self, text: str, candidates: Sequence[Candidate]) -> list[RerankScore] | None:
-        if self.reranker is None:
-            return None
-        if not candidates:
-            return []
-        scores = self.reranker.score(text, [candidate.chunk.full_text for candidate in candidates])
-        if len(scores) != len(candidates):
-            raise RerankerError(
-                f"reranker {self.reranker.name} gave {len(scores)} scores for {len(candidates)} texts",
-                provider=self.reranker.name,
-            )
-        return scores
+    def _count_fallback(self, failures: Sequence[RerankerError]) -> None:
+        with self._lock:
+            self.fallbacks_taken.update(error.provider for error in failures)
 
+    @staticmethod
     def _hits(
-        self,
-        candidates: Sequence[Candidate],
-        rerank: Sequence[RerankScore] | None,
-        *,
-        alpha: float | None,
-        threshold: float | None,
+        candidates: Sequence[Candidate], answer: Reranked, *, alpha: float | None, threshold: float | None
     ) -> list[Hit]:
-        if self.reranker is None or rerank is None:
+        rerank = answer.scores
+        if answer.reranker is None or rerank is None:
             scores = scoring.first_stage_scores(candidates)
         else:
-            weight = self.reranker.default_alpha if alpha is None else alpha
-            scores = scoring.final_scores(candidates, rerank, alpha=weight, scale=self.reranker.scale)
+            weight = answer.reranker.default_alpha if alpha is None else alpha
+            scores = scoring.final_scores(candidates, rerank, alpha=weight, scale=answer.reranker.scale)
         order = scoring.order(candidates, scores, rerank)
         if rerank is not None and threshold is not None:
             order = [i for i in order if rerank[i].probability >= threshold]
@@ -272,7 +278,7 @@ class Pipeline:
     def close(self) -> None:
         """Releases files and connections of all parts. Closing twice is fine."""
         self.store.close()
-        for part in (self.embedder, self.reranker):
+        for part in (self.embedder, self.reranker, *self.fallbacks):
             # Only parts that talk to an endpoint hold anything.
             close = getattr(part, "close", None)
             if close is not None:

@@ -53,11 +53,21 @@ class RerankerError(RagError):
     """A reranker could not be loaded, reached or understood.
 
     ``provider`` is the reranker's name, ``status`` the HTTP status if there was one, and ``retryable`` says
-    whether the same call may succeed later (rate limits, server faults, time-outs) or not (keys, settings).
+    whether the same call may succeed later (rate limits, server faults, time-outs) or not. ``operator`` is True where
+    somebody must change a setting (key, model, address) first: then no fallback is asked.
     """
 
-    def __init__(self, message: str, *, provider: str, status: int | None = None, retryable: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider: str,
+        status: int | None = None,
+        retryable: bool = False,
+        operator: bool = False,
+    ) -> None:
         super().__init__(message)
         self.provider = provider
         self.status = status
         self.retryable = retryable
+        self.operator = operator

@@ -162,6 +162,7 @@ def status_error(
         f"{endpoint.place} answered {status}{f' ({said})' if said else ''}: {_advice(endpoint, status)}",
         status=status,
         retryable=retryable,
+        operator=not retryable,
         retry_after=parse_retry_after(headers.get("retry-after"), now=time.time()) if retryable else None,
     )
 
@@ -192,7 +193,8 @@ def network_error(endpoint: Endpoint, error: httpx.HTTPError, *, timeout_s: floa
     if _certificate_refused(error):
         return RemoteError(
             f"{endpoint.place}: its certificate is not trusted; check {endpoint.url_setting}, or make your "
-            "certificates known by SSL_CERT_FILE"
+            "certificates known by SSL_CERT_FILE",
+            operator=True,
         )
     if isinstance(error, httpx.ConnectError):
         return RemoteError(
@@ -200,7 +202,9 @@ def network_error(endpoint: Endpoint, error: httpx.HTTPError, *, timeout_s: floa
         )
     if isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)):
         return RemoteError(f"{endpoint.place} broke the connection off; try later", retryable=True)
-    return RemoteError(f"{endpoint.place} cannot be asked ({type(error).__name__}); check {endpoint.url_setting}")
+    return RemoteError(
+        f"{endpoint.place} cannot be asked ({type(error).__name__}); check {endpoint.url_setting}", operator=True
+    )
 
 
 def _certificate_refused(error: BaseException | None) -> bool:
@@ -217,7 +221,9 @@ def not_json(endpoint: Endpoint, status: int, content_type: str | None) -> Remot
     if kind.endswith("json"):
         return RemoteError(f"{endpoint.place} sent broken JSON; try later", status=status, retryable=True)
     what = kind or "something without a content type"
-    return RemoteError(f"{endpoint.place} answered {what}, not JSON; check {endpoint.url_setting}", status=status)
+    return RemoteError(
+        f"{endpoint.place} answered {what}, not JSON; check {endpoint.url_setting}", status=status, operator=True
+    )
 
 
 def chained(error: RemoteError, cause: BaseException, secret: str | None) -> RemoteError:

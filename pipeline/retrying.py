@@ -19,13 +19,20 @@ class RemoteError(Exception):
     """A call to a remote model failed; the embedder or reranker that made it turns this into its own error.
 
     ``status`` is the HTTP status if there was an answer, ``retryable`` says whether the same call may succeed later,
-    ``retry_after`` how many seconds the server asks to wait before that.
+    ``retry_after`` how many seconds the server asks to wait before that, and ``operator`` whether a setting is wrong.
     """
 
     def __init__(
-        self, message: str, *, status: int | None = None, retryable: bool = False, retry_after: float | None = None
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retryable: bool = False,
+        retry_after: float | None = None,
+        operator: bool = False,
     ) -> None:
         super().__init__(message)
+        self.operator = operator
         self.status = status
         self.retryable = retryable
         self.retry_after = retry_after

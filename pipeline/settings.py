@@ -77,6 +77,11 @@ class Settings(BaseSettings):
         "needs a Hugging Face name or a folder, `jina` has `jina-reranker-v2-base-multilingual`, `http` sends none "
         "unless set, `embedded` takes a folder in its own format",
     )
+    reranker_fallback: str = Field(
+        "",
+        description="rerankers tried in order when the first fails, comma-separated, such as `embedded,none`; empty: "
+        "the failure is an error",
+    )
     cohere_api_key: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices("RAG_COHERE_API_KEY", "COHERE_API_KEY", "CO_API_KEY"),

@@ -104,7 +104,13 @@ class CohereReranker:
             response = self._retry.run(lambda timeout_s: self._ask(query, documents, timeout_s), until=until)
             return self._read(response, len(documents))
         except RemoteError as error:
-            failure = RerankerError(str(error), provider=self.name, status=error.status, retryable=error.retryable)
+            failure = RerankerError(
+                str(error),
+                provider=self.name,
+                status=error.status,
+                retryable=error.retryable,
+                operator=error.operator,
+            )
             failure.__cause__ = error.__cause__
         raise failure
 

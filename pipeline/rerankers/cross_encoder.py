@@ -64,7 +64,7 @@ class CrossEncoderReranker:
             model = _shared(self.model, self.revision, self._device, self._max_length)
             logits = dict(zip(unique, model.logits(well_formed(query), unique, self._batch_tokens), strict=True))
         except ModelError as error:
-            raise RerankerError(str(error), provider=self.name) from error
+            raise RerankerError(str(error), provider=self.name, operator=True) from error
         except RuntimeError as error:
             # Out of memory, mostly: less load may heal it.
             raise RerankerError(f"{self.model} failed: {error}", provider=self.name, retryable=True) from error

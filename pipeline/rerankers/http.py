@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -160,7 +161,13 @@ class HttpReranker:
             answer = self._retry.run(lambda timeout_s: self._ask(query, texts, timeout_s), until=until)
             return self._read(answer, len(texts))
         except RemoteError as error:
-            failure = RerankerError(str(error), provider=self.name, status=error.status, retryable=error.retryable)
+            failure = RerankerError(
+                str(error),
+                provider=self.name,
+                status=error.status,
+                retryable=error.retryable,
+                operator=error.operator,
+            )
             failure.__cause__ = error.__cause__
         raise failure
 
@@ -176,7 +183,8 @@ class HttpReranker:
         if not isinstance(results, list) or not all(isinstance(item, Mapping) for item in results):
             raise RemoteError(
                 f"{self._endpoint.place} answered in another form; check {self._endpoint.url_setting} and "
-                "RAG_RERANK_SHAPE"
+                "RAG_RERANK_SHAPE",
+                operator=True,
             )
         pairs: Iterable[tuple[object, Any]] = ((item.get("index"), item.get(self._wire.score)) for item in results)
         scores = [number(value) for value in in_input_order(pairs, count, self._endpoint)]
@@ -185,6 +193,7 @@ class HttpReranker:
             if not low <= score <= high:  # NaN, too, is not
                 raise RemoteError(
                     f"{self._endpoint.place} gave a score of {score}, which is no {self.scale}; "
-                    "RAG_RERANK_SCORES says which of the two it answers with"
+                    "RAG_RERANK_SCORES says which of the two it answers with",
+                    operator=not math.isnan(score),
                 )
         return scores

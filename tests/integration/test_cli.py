@@ -332,3 +332,17 @@ def test_a_rejected_key_is_one_line_without_the_key(rag: Rag, docs: Path) -> Non
     assert (1, "", 1) == (done.returncode, done.stdout, len(done.stderr.strip().splitlines()))
     assert "RAG_COHERE_API_KEY" in done.stderr
     assert "sk-hidden" not in done.stderr
+
+
+def test_a_fallback_answers_where_the_api_is_down(rag: Rag, docs: Path) -> None:
+    """Exit code 0, degraded, and why; a rejected key is no case for a fallback."""
+    rag.json("ingest", str(docs))
+    needed = {"RAG_RERANKER": "cohere", "RAG_COHERE_API_KEY": "k", "RAG_RERANKER_FALLBACK": "embedded,none"}
+    with Loopback([Reply(503)]) as server:
+        down = needed | {"RAG_COHERE_BASE_URL": server.url, "RAG_RERANK_DEADLINE": "1"}
+        result = rag.json("query", "gRPC port", "--threshold", "0.99", code=0, **down)
+    assert (True, "embedded", 5) == (result["degraded"], result["reranker"], len(result["hits"]))
+    assert "503" in result["warnings"][0]
+    with Loopback([Reply(401)]) as server:
+        done = rag("query", "gRPC port", **(needed | {"RAG_COHERE_BASE_URL": server.url}))
+    assert (1, "") == (done.returncode, done.stdout)

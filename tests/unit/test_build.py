@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import pipeline.build
-from pipeline.build import build_reranker, register_reranker, reranker_factory
+from pipeline.build import build_fallbacks, build_reranker, register_reranker, reranker_factory
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
 from tests.fakes import FakeReranker
@@ -74,3 +74,24 @@ def test_what_a_reranker_needs_is_asked_for_by_name(values: dict[str, str], said
     """Before anything is loaded or sent."""
     with pytest.raises(SettingsError, match=said):
         build_reranker(Settings(**values))
+
+
+def test_fallbacks_are_built_in_order_without_the_first_ones_model() -> None:
+    """A model's name belongs to the reranker that was chosen with it."""
+    seen: list[str | None] = []
+
+    def make(settings: Settings) -> FakeReranker:
+        seen.append(settings.reranker_model)
+        return FakeReranker(name=settings.reranker)
+
+    register_reranker("one", make)
+    register_reranker("two", make)
+    built = build_fallbacks(Settings(reranker="one", reranker_model="m", reranker_fallback="two, one,none"))
+    assert ["two", "one", None] == [reranker and reranker.name for reranker in built]
+    assert [None, None] == seen
+
+
+def test_an_unknown_fallback_is_found_at_the_start() -> None:
+    """Not in the night when it is needed."""
+    with pytest.raises(SettingsError, match="magic"):
+        build_fallbacks(Settings(reranker_fallback="magic"))

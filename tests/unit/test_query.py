@@ -198,3 +198,62 @@ def test_fingerprints_say_what_differs() -> None:
     two = Fingerprint("a", 4, 128, 32, "b")
     assert [("dimension", 3, 4), ("chunk_tokens", 256, 128)] == one.differences(two)
     assert [("dimension", 3, 4)] == one.differences(two, ignore=frozenset({"chunk_tokens"}))
+
+
+class Failing(FakeReranker):
+    """A reranker that never answers."""
+
+    def __init__(self, name: str = "remote", operator: bool = False) -> None:
+        super().__init__(name=name)
+        self.operator = operator
+
+    def score(self, query: str, texts: Any) -> list[RerankScore]:
+        raise RerankerError(
+            f"{self.name} is down", provider=self.name, retryable=not self.operator, operator=self.operator
+        )
+
+
+def test_a_fallback_answers_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Degraded, by whom, why, in a log line and in a counter; the threshold was meant for another scale."""
+    rag = pipeline(Failing(), fallbacks=[Failing("second"), preferring("car")], threshold=0.99, alpha=0.0)
+    result = rag.query("apple fruit")
+    assert (True, "fake", "car", 4) == (
+        result.degraded,
+        result.reranker,
+        result.hits[0].document_id,
+        len(result.hits),
+    )
+    said = " ".join(result.warnings)
+    assert all(
+        part in said for part in ("remote is down", "second is down", "fake answered", "threshold was not applied")
+    )
+    assert {"remote": 1, "second": 1} == rag.fallbacks_taken
+    assert ["remote", "second"] == [str(record.args[0]) for record in caplog.records if isinstance(record.args, tuple)]
+
+
+def test_the_first_stage_is_a_fallback_that_never_fails() -> None:
+    """``none`` at the end of the chain answers in first-stage order."""
+    result = pipeline(Failing(), fallbacks=[None]).query("apple fruit")
+    assert (True, "none", [1, 2, 3, 4]) == (
+        result.degraded,
+        result.reranker,
+        [hit.first_stage.rank for hit in result.hits],
+    )
+
+
+def test_without_a_fallback_the_failure_is_an_error() -> None:
+    """Nothing is hidden."""
+    with pytest.raises(RerankerError, match="remote is down"):
+        pipeline(Failing()).query("apple")
+
+
+def test_the_last_failure_of_a_chain_is_an_error() -> None:
+    """All were asked."""
+    with pytest.raises(RerankerError, match="second is down"):
+        pipeline(Failing(), fallbacks=[Failing("second")]).query("apple")
+
+
+def test_a_wrong_key_never_falls_back() -> None:
+    """It would be hidden for good: the operator must hear of it."""
+    with pytest.raises(RerankerError, match="remote is down"):
+        pipeline(Failing(operator=True), fallbacks=[None]).query("apple")
