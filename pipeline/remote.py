@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from pipeline.errors import SettingsError
+from pipeline.errors import RerankerError, SettingsError
 from pipeline.retrying import RemoteError, parse_retry_after
 
 _END = "pipeline_end"
@@ -231,6 +231,15 @@ def chained(error: RemoteError, cause: BaseException, secret: str | None) -> Rem
     if not secret or (secret not in str(cause) and secret not in repr(cause)):
         error.__cause__ = cause
     return error
+
+
+def reranker_error(error: RemoteError, provider: str) -> RerankerError:
+    """What a remote reranker raises for a failed call; to be raised outside the ``except`` block."""
+    failure = RerankerError(
+        str(error), provider=provider, status=error.status, retryable=error.retryable, operator=error.operator
+    )
+    failure.__cause__ = error.__cause__
+    return failure
 
 
 def _detail(body: object, secret: str | None) -> str:

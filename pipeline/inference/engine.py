@@ -79,11 +79,11 @@ class Engine:
 
         try:
             for rows in batches([len(sequence) for sequence in sequences]):
+                inputs = self._inputs(sequences[rows])  # first: if it fails, no request is held
                 request = self._free_request(blocking=not running)
                 while request is None:
                     collect()
                     request = self._free_request(blocking=not running)
-                inputs = self._inputs(sequences[rows])
                 running.append((request, rows, inputs))  # inputs are shared with the request: keep them alive
                 request.start_async(inputs, share_inputs=True)
         finally:

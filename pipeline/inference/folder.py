@@ -7,6 +7,7 @@ and ``document_prefix``, or ``default_alpha``. Exchanging a model is exchanging 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from pipeline.text import well_formed
 Kind = Literal["embedder", "cross-encoder"]
 FILES = ("model.xml", "model.bin", "tokenizer.json", "config.json")
 
-_tokenizers: dict[Path, Tokenizer] = {}
+_tokenizers: dict[bytes, Tokenizer] = {}
 _tokenizers_lock = threading.Lock()
 
 
@@ -54,12 +55,16 @@ class ModelFolder:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Without truncation, padding or special tokens of its own; one a process for each file."""
-        path = (self.folder / "tokenizer.json").resolve()
+        """Without truncation, padding or special tokens of its own; one a process for each content.
+
+        The embedder and the reranker have equal files, and reading one takes longer than comparing them.
+        """
+        content = (self.folder / "tokenizer.json").read_bytes()
+        key = hashlib.sha256(content).digest()
         with _tokenizers_lock:
-            if path not in _tokenizers:
-                _tokenizers[path] = Tokenizer.from_file(str(path))
-            return _tokenizers[path]
+            if key not in _tokenizers:
+                _tokenizers[key] = Tokenizer.from_buffer(content)
+            return _tokenizers[key]
 
     @cached_property
     def engine(self) -> Engine:

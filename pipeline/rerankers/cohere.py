@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from pydantic import SecretStr
 
-from pipeline.errors import RerankerError
 from pipeline.remote import (
     Endpoint,
     chained,
@@ -22,6 +21,7 @@ from pipeline.remote import (
     not_json,
     number,
     open_client,
+    reranker_error,
     status_error,
 )
 from pipeline.retrying import RemoteError, RetryPolicy
@@ -104,14 +104,7 @@ class CohereReranker:
             response = self._retry.run(lambda timeout_s: self._ask(query, documents, timeout_s), until=until)
             return self._read(response, len(documents))
         except RemoteError as error:
-            failure = RerankerError(
-                str(error),
-                provider=self.name,
-                status=error.status,
-                retryable=error.retryable,
-                operator=error.operator,
-            )
-            failure.__cause__ = error.__cause__
+            failure = reranker_error(error, self.name)
         raise failure
 
     def _ask(self, query: str, documents: list[str], timeout_s: float) -> Any:

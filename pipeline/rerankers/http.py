@@ -9,8 +9,16 @@ from typing import Any, Literal
 
 from pydantic import SecretStr
 
-from pipeline.errors import RerankerError
-from pipeline.remote import Endpoint, check_key, check_url, in_input_order, number, open_client, post_json
+from pipeline.remote import (
+    Endpoint,
+    check_key,
+    check_url,
+    in_input_order,
+    number,
+    open_client,
+    post_json,
+    reranker_error,
+)
 from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.scoring import logit, sigmoid
 from pipeline.text import well_formed
@@ -161,14 +169,7 @@ class HttpReranker:
             answer = self._retry.run(lambda timeout_s: self._ask(query, texts, timeout_s), until=until)
             return self._read(answer, len(texts))
         except RemoteError as error:
-            failure = RerankerError(
-                str(error),
-                provider=self.name,
-                status=error.status,
-                retryable=error.retryable,
-                operator=error.operator,
-            )
-            failure.__cause__ = error.__cause__
+            failure = reranker_error(error, self.name)
         raise failure
 
     def _ask(self, query: str, texts: list[str], timeout_s: float) -> Any:
