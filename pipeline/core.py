@@ -12,12 +12,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline import scoring
+from pipeline.calibration import Calibration
 from pipeline.errors import FingerprintError, RerankerError, SettingsError
 from pipeline.ingestion.changes import by_document
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.interfaces import Embedder, Reranker, Store
-from pipeline.reranking import Reranked, rerank
+from pipeline.reranking import Reranked, Scorer, rerank
+from pipeline.score_cache import ScoreCache
 from pipeline.types import (
     Candidate,
     Document,
@@ -28,7 +30,9 @@ from pipeline.types import (
     IngestReport,
     QueryResult,
     SearchMode,
+    StageFusion,
 )
+from pipeline.windows import Passage
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -42,7 +46,9 @@ class Pipeline:
     """Two-stage retrieval. Safe to share between threads; close it, or use it in a ``with`` block.
 
     ``reranker=None`` answers in first-stage order; ``fallbacks`` are asked in turn where it fails. ``alpha=None`` takes
-    the reranker's own default.
+    the reranker's own default. ``deadline_ms`` is the time that a query may take, in milliseconds: recall is not cut
+    short, reranking is. ``score_cache`` spares scoring what was scored before. ``calibrations`` looks up how a
+    reranker (its name, model and revision) maps raw scores to probabilities.
     """
 
     def __init__(
@@ -58,6 +64,10 @@ class Pipeline:
         top_k: int = 5,
         threshold: float | None = None,
         alpha: float | None = None,
+        fusion: StageFusion = "linear",
+        deadline_ms: float | None = None,
+        score_cache: ScoreCache | None = None,
+        calibrations: Callable[[str], Calibration | None] | None = None,
         chunk_tokens: int = 256,
         chunk_overlap: int = 32,
     ) -> None:
@@ -65,6 +75,13 @@ class Pipeline:
         self.store = store
         self.reranker = reranker
         self.fallbacks = tuple(fallbacks)
+        self.score_cache = score_cache
+        self._chain = [
+            None
+            if one is None
+            else Scorer(one, tokenizer=embedder.tokenizer, cache=score_cache, calibrations=calibrations)
+            for one in (reranker, *fallbacks)
+        ]
         self.fallbacks_taken: Counter[str] = Counter()
         """How often each reranker failed and a fallback answered, by the name of the one that failed."""
         self._lock = threading.Lock()
@@ -74,11 +91,13 @@ class Pipeline:
         self.top_k = top_k
         self.threshold = threshold
         self.alpha = alpha
+        self.fusion = fusion
+        self.deadline_ms = deadline_ms
         # A chunk that the model would cut is invisible to dense search from the cut on.
         self.chunk_tokens = min(chunk_tokens, embedder.max_tokens - _PROMPT_TOKENS)
         self.chunk_overlap = min(chunk_overlap, (self.chunk_tokens - 1) // 2)
         self._checked = False
-        self._check(top_n, top_k, threshold, alpha)
+        self._check(top_n, top_k, threshold, alpha, deadline_ms)
 
     @classmethod
     def from_settings(cls, settings: Settings | None = None) -> Pipeline:
@@ -113,11 +132,13 @@ class Pipeline:
         threshold: float | None = None,
         alpha: float | None = None,
         where: Mapping[str, Any] | None = None,
+        deadline_ms: float | None = None,
     ) -> QueryResult:
         """Recalls ``top_n`` candidates, reranks them, and returns the best ``top_k``.
 
         Arguments left out come from the pipeline. ``where`` filters on metadata in the first stage (see
-        :meth:`pipeline.interfaces.Store.search`). ``threshold`` drops hits whose rerank probability is below it.
+        :meth:`pipeline.interfaces.Store.search`). ``threshold`` drops hits whose rerank probability is below it, or
+        that were not reranked because of the deadline.
 
         Raises:
             SettingsError: an argument is wrong.
@@ -129,7 +150,9 @@ class Pipeline:
         top_k = min(self.top_k, top_n) if top_k is None else top_k
         threshold = self.threshold if threshold is None else threshold
         alpha = self.alpha if alpha is None else alpha
-        self._check(top_n, top_k, threshold, alpha)
+        deadline_ms = self.deadline_ms if deadline_ms is None else deadline_ms
+        self._check(top_n, top_k, threshold, alpha, deadline_ms)
+        until = None if deadline_ms is None else time.monotonic() + deadline_ms / 1e3
         if not text.strip():
             raise SettingsError("the query is empty: ask something")
         self._check_fingerprint_for_query()
@@ -142,22 +165,33 @@ class Pipeline:
         )
         candidates = self._one_version_each(candidates)
         searched = time.perf_counter()
-        answer = rerank(text, candidates, [self.reranker, *self.fallbacks])
+        passages = [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in candidates]
+        answer = rerank(text, passages, self._chain, until)
         reranked = time.perf_counter()
 
         warnings = []
         if not candidates and not self._checked:
             warnings.append(f"{self.store.name} is empty: ingest documents first")
-        degraded = bool(answer.failures)
-        if degraded:
+        if answer.failures:
             self._count_fallback(answer.failures)
             # Weight and threshold were chosen for the reranker that failed.
             alpha = None
             warnings += [f"reranker {error.provider} failed: {error}" for error in answer.failures]
             warnings.append(f"{answer.name} answered instead")
+        reached = sum(score is not None for score in answer.scores or [])
+        late = answer.scores is not None and reached < len(candidates)
+        if late and deadline_ms is not None:
+            warnings.append(
+                f"the deadline of {deadline_ms:g} ms left time to rerank {reached} of {len(candidates)} candidates"
+            )
+        if late and not reached:
+            answer = Reranked(None, None, answer.failures)
+        degraded = bool(answer.failures) or (late and not reached)
         if threshold is not None and (degraded or answer.scores is None):
             threshold = None
-            because = "it was meant for another reranker" if degraded else "without a reranker there is no probability"
+            because = (
+                "it was meant for another reranker" if answer.scores else "without a reranker there is no probability"
+            )
             warnings.append(f"the threshold was not applied: {because}")
         hits = self._hits(candidates, answer, alpha=alpha, threshold=threshold)[:top_k]
         return QueryResult(
@@ -165,6 +199,7 @@ class Pipeline:
             hits=hits,
             reranker=answer.name,
             candidates=len(candidates),
+            reranked=reached,
             degraded=degraded,
             warnings=warnings,
             timings_ms={
@@ -183,19 +218,18 @@ class Pipeline:
         with self._lock:
             self.fallbacks_taken.update(error.provider for error in failures)
 
-    @staticmethod
     def _hits(
-        candidates: Sequence[Candidate], answer: Reranked, *, alpha: float | None, threshold: float | None
+        self, candidates: Sequence[Candidate], answer: Reranked, *, alpha: float | None, threshold: float | None
     ) -> list[Hit]:
         rerank = answer.scores
         if answer.reranker is None or rerank is None:
             scores = scoring.first_stage_scores(candidates)
         else:
             weight = answer.reranker.default_alpha if alpha is None else alpha
-            scores = scoring.final_scores(candidates, rerank, alpha=weight, scale=answer.reranker.scale)
+            scores = scoring.final_scores(candidates, rerank, alpha=weight, fusion=self.fusion)
         order = scoring.order(candidates, scores, rerank)
         if rerank is not None and threshold is not None:
-            order = [i for i in order if rerank[i].probability >= threshold]
+            order = [i for i in order if (score := rerank[i]) is not None and score.probability >= threshold]
         return [
             Hit(
                 rank=rank,
@@ -283,6 +317,8 @@ class Pipeline:
             close = getattr(part, "close", None)
             if close is not None:
                 close()
+        if self.score_cache is not None:
+            self.score_cache.close()
 
     def __enter__(self) -> Self:
         return self
@@ -295,7 +331,7 @@ class Pipeline:
     # --------------------------------------------------------------- checks
 
     @staticmethod
-    def _check(top_n: int, top_k: int, threshold: float | None, alpha: float | None) -> None:
+    def _check(top_n: int, top_k: int, threshold: float | None, alpha: float | None, deadline_ms: float | None) -> None:
         if not 1 <= top_n <= 1000:
             raise SettingsError(f"top_n must be between 1 and 1000, not {top_n}")
         if not 1 <= top_k <= top_n:
@@ -303,6 +339,8 @@ class Pipeline:
         for name, value in (("threshold", threshold), ("alpha", alpha)):
             if value is not None and not 0.0 <= value <= 1.0:
                 raise SettingsError(f"{name} must be between 0 and 1, not {value:g}")
+        if deadline_ms is not None and not deadline_ms > 0:
+            raise SettingsError(f"deadline_ms must be over 0, not {deadline_ms:g}")
 
     def _check_fingerprint_for_query(self) -> None:
         """Once a pipeline: vectors of another model would give wrong answers without any error."""

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.inference.combining import Combiner
+
 if TYPE_CHECKING:
     import openvino
 
@@ -27,6 +29,8 @@ TOKEN_BUDGET = 1024
 LENGTH_STEP = 8
 # Activations are quantised in groups of this many values: smaller is more exact, larger is faster.
 ACTIVATION_GROUP = 128
+# Most sequences that calls of several threads are joined to: the candidates of a few queries.
+TOGETHER = 256
 
 _engines: dict[tuple[Path, Path | None], Engine] = {}
 _engines_lock = threading.Lock()
@@ -52,6 +56,9 @@ class Engine:
         for _ in range(2 * int(compiled.get_property("NUM_STREAMS"))):
             self._requests.put(compiled.create_infer_request())
         self._width = int(compiled.output(0).partial_shape[1].get_length())
+        self._together: Combiner[Sequence[int], NDArray[np.float32]] = Combiner(
+            lambda sequences: list(self.run(sequences)), TOGETHER
+        )
 
     def run(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Output rows of shape (len(sequences), width), in input order.
@@ -63,6 +70,12 @@ class Engine:
         places = {sequence: place for place, sequence in enumerate(distinct)}
         rows = self._run(distinct)
         return rows[[places[tuple(sequence)] for sequence in sequences]]
+
+    def run_together(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """As :meth:`run`, and in one with the calls that other threads make meanwhile."""
+        if not sequences:
+            return np.empty((0, self._width), dtype=np.float32)
+        return np.stack(self._together.run(sequences))
 
     def _run(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Output rows of sequences sorted from the longest to the shortest."""
