@@ -100,6 +100,15 @@ def load_calibration(folder: Path, reranker: str) -> Calibration | None:
         return None
 
 
+def all_calibrations(folder: Path) -> list[Calibration]:
+    """Those that are kept in the folder, by name.
+
+    Raises:
+        SettingsError: a file is damaged.
+    """
+    return sorted((read_calibration(path) for path in folder.glob("*.json")), key=lambda one: one.reranker)
+
+
 def read_calibration(path: Path) -> Calibration:
     """The calibration in a file.
 
