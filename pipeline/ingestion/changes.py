@@ -42,6 +42,14 @@ def by_document(versions: Iterable[DocumentVersion]) -> dict[str, list[DocumentV
     return groups
 
 
+def answering(versions: Iterable[DocumentVersion]) -> DocumentVersion:
+    """The version of a document that queries answer with: a complete one, or else that with the most chunks.
+
+    Which of several complete ones is newer is not known; the hash makes it always the same one.
+    """
+    return max(versions, key=lambda version: (version.complete, version.present, version.content_hash))
+
+
 @dataclass(frozen=True, slots=True)
 class Prune:
     """Documents under some roots whose sources are gone."""
