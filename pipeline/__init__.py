@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SettingsError,
         StoreError,
         StoreLockedError,
+        StoreUnavailableError,
     )
     from pipeline.interfaces import Embedder, Reranker, Store
     from pipeline.settings import Settings
@@ -56,6 +57,7 @@ _HOME = {
         "SettingsError",
         "StoreError",
         "StoreLockedError",
+        "StoreUnavailableError",
     ),
     "pipeline.interfaces": ("Embedder", "Reranker", "Store"),
     "pipeline.settings": ("Settings",),
@@ -99,6 +101,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreLockedError",
+    "StoreUnavailableError",
     "StoredDocument",
     "VerifyReport",
     "ingest",

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
         description="secret; `QDRANT_API_KEY` is read too",
     )
     qdrant_timeout: float = Field(30.0, gt=0, description="seconds that one request to a Qdrant server may take")
+    qdrant_deadline: float = Field(
+        120.0, ge=0, description="seconds that an ingest goes on trying while a Qdrant server does not answer"
+    )
     embedder: Literal["embedded", "sentence-transformers", "http"] = Field(
         "embedded",
         description="embedding model: the one in the package, any sentence-transformers model, or an endpoint",

@@ -18,8 +18,9 @@ from qdrant_client import QdrantClient
 
 from pipeline.errors import SettingsError, StoreError
 from pipeline.interfaces import Store
+from pipeline.stores.connection import connect
 from pipeline.stores.edge import EdgeStore
-from pipeline.stores.server import ServerStore, connect
+from pipeline.stores.server import ServerStore
 from pipeline.types import (
     Candidate,
     Chunk,
