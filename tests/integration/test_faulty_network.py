@@ -95,8 +95,14 @@ def with_faults(qdrant: QdrantRest, fault: Callable[[Request], Reply | str | Non
     return respond
 
 
-BEFORE = [Reply(500), Reply(503), Reply(429), Reply(502, body=b"<html>bad gateway"), Reply(fault="reset")]
-AFTER = ["reset", "cut"]
+BEFORE: list[Reply | str] = [
+    Reply(500),
+    Reply(503),
+    Reply(429),
+    Reply(502, body=b"<html>bad gateway"),
+    Reply(fault="reset"),
+]
+AFTER: list[Reply | str] = ["reset", "cut"]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -109,7 +115,7 @@ def test_faults_of_every_kind_change_nothing(undisturbed: tuple[Points, Points],
         # The first contact is not tried again: that a server is not there is said at once.
         if request.method == "GET" or random_.random() > 0.35:
             return None
-        chosen: Reply | str = random_.choice([*BEFORE, *AFTER])
+        chosen = random_.choice([*BEFORE, *AFTER])
         hit.append(str(chosen))
         return chosen
 
