@@ -50,6 +50,7 @@ def build(settings: Settings | None = None) -> Pipeline:
         alpha=settings.alpha,
         chunk_tokens=settings.chunk_tokens,
         chunk_overlap=settings.chunk_overlap,
+        max_file_mb=settings.max_file_mb,
     )
 
 

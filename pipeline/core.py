@@ -65,6 +65,7 @@ class Pipeline:
         alpha: float | None = None,
         chunk_tokens: int = 256,
         chunk_overlap: int = 32,
+        max_file_mb: float = 100.0,
     ) -> None:
         self.embedder = embedder
         self.store = store
@@ -82,6 +83,7 @@ class Pipeline:
         # A chunk that the model would cut is invisible to dense search from the cut on.
         self.chunk_tokens = min(chunk_tokens, embedder.max_tokens - _PROMPT_TOKENS)
         self.chunk_overlap = min(chunk_overlap, (self.chunk_tokens - 1) // 2)
+        self.max_file_bytes = int(max_file_mb * 1e6)
         self._checked = False
         self._check(top_n, top_k, threshold, alpha)
 
@@ -276,6 +278,7 @@ class Pipeline:
             store=self.store,
             chunker=Chunker(self.embedder.tokenizer, chunk_tokens=self.chunk_tokens, overlap=self.chunk_overlap),
             fingerprint=self.fingerprint,
+            max_bytes=self.max_file_bytes,
             dry_run=dry_run,
             progress=progress,
         )
@@ -320,7 +323,7 @@ class Pipeline:
         stored = self.store.fingerprint()
         differences = [] if stored is None else stored.differences(self.fingerprint)
         mend = self._ingest_run() if repair and not differences else None
-        return verify_store(self.store, items, differences, mend=mend, progress=progress)
+        return verify_store(self.store, items, differences, mend=mend, max_bytes=self.max_file_bytes, progress=progress)
 
     # ------------------------------------------------------------- lifetime
 

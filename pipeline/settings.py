@@ -124,6 +124,9 @@ class Settings(BaseSettings):
     chunk_overlap: int = Field(
         32, ge=0, le=4096, description="tokens that neighbouring chunks share; less than half a chunk"
     )
+    max_file_mb: float = Field(
+        100.0, gt=0, description="largest file that is read, in MB; JSONL, which is read line by line, may be larger"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="where sentence-transformers models run; the embedded ones run on the CPU"
     )

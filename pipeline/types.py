@@ -43,6 +43,10 @@ class Document:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     markdown: bool = False
     """Whether ``text`` is Markdown, so that it is cut along its headings."""
+    modified: str = ""
+    """When the source was last changed, in ISO 8601. Stored as metadata, but a new time alone is no change."""
+    page_starts: tuple[int, ...] = ()
+    """Where each page or slide begins in ``text``: each chunk's metadata then has the ``page`` that it begins on."""
 
     def __post_init__(self) -> None:
         if not self.source:
@@ -50,7 +54,9 @@ class Document:
 
     def content_hash(self) -> str:
         """Hash (32 hex digits of BLAKE2b) of everything that is stored: equal hashes need no new embedding."""
-        parts = [self.text, self.title, self.source, dict(self.metadata), self.markdown]
+        parts: list[Any] = [self.text, self.title, self.source, dict(self.metadata), self.markdown]
+        if self.page_starts:
+            parts.append(self.page_starts)
         canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SettingsError
-from pipeline.ingestion.loaders import find_files, load
+from pipeline.ingestion.loaders import MAX_BYTES, find_files, is_there, load
 from pipeline.types import Document, Failure
 
 # Documents looked up in the ledger at once: few enough to stay small, many enough that the round trip is cheap.
@@ -25,12 +25,15 @@ class Batch:
     files_total: int
 
 
-def read(items: Iterable[Document | str | Path], roots: list[str]) -> Iterator[Batch]:
-    """Documents and failures in batches; ``roots`` collects the absolute paths that were given."""
+def read(items: Iterable[Document | str | Path], roots: list[str], max_bytes: int = MAX_BYTES) -> Iterator[Batch]:
+    """Documents and failures in batches; ``roots`` collects the absolute paths that were given.
+
+    A file of more than ``max_bytes`` that has to be read whole is a failure.
+    """
     if isinstance(items, Sequence):
         # A mistyped last path shall not be found out after hours of work on the first.
         for item in items:
-            if not isinstance(item, Document) and not Path(item).exists():
+            if not isinstance(item, Document) and not is_there(Path(item)):
                 raise SettingsError(f"no such file or folder: {item}")
     batch: list[Document | Failure] = []
     size = 0
@@ -43,7 +46,7 @@ def read(items: Iterable[Document | str | Path], roots: list[str]) -> Iterator[B
             roots.append(Path(os.path.realpath(path)).as_posix())
             files = list(find_files([path]))
             total += len(files)
-            loaded = ((n, thing) for n, file in enumerate(files, done) for thing in load(file))
+            loaded = ((n, thing) for n, file in enumerate(files, done) for thing in load(file, max_bytes))
         for n, thing in loaded:
             done = max(done, n)
             batch.append(thing)

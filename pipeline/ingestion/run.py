@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import SettingsError
 from pipeline.ingestion.changes import by_document, compare, plan_prune
 from pipeline.ingestion.chunking import Chunker
+from pipeline.ingestion.loaders import MAX_BYTES
 from pipeline.ingestion.reading import read
 from pipeline.ingestion.stages import read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 # Chunks embedded at once: the engine sorts them by length, so more of them means less padding.
 _EMBED_CHUNKS = 512
+_REPEATED_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class IngestRun:
     store: Store
     chunker: Chunker
     fingerprint: Fingerprint
+    max_bytes: int = MAX_BYTES
     dry_run: bool = False
     progress: Callable[[Progress], None] | None = None
 
@@ -68,6 +71,7 @@ class IngestRun:
     _deleted_chunks: int = 0
     _failures: list[Failure] = field(default_factory=list)
     _warnings: list[str] = field(default_factory=list)
+    _repeated: int = 0
     _seen: dict[str, str] = field(default_factory=dict)
     _pending: list[Chunk] = field(default_factory=list)
     _finished: dict[str, str] = field(default_factory=dict)
@@ -80,7 +84,10 @@ class IngestRun:
         """Runs the ingest and says what it did."""
         start = time.perf_counter()
         roots: list[str] = []
-        with read_ahead(read(items, roots), size=4) as batches, write_behind(self._write, size=4) as put:
+        with (
+            read_ahead(read(items, roots, self.max_bytes), size=4) as batches,
+            write_behind(self._write, size=4) as put,
+        ):
             for batch in batches:
                 self._files = (batch.files_done, batch.files_total)
                 self._take(batch.items, put)
@@ -88,6 +95,8 @@ class IngestRun:
             self._flush(put)
         if not self._seen and not self._failures:
             self._warnings.append("nothing to ingest: no files there (hidden ones are left out)")
+        if self._repeated > _REPEATED_SHOWN:
+            self._warnings.append(f"{self._repeated - _REPEATED_SHOWN} more ids were given more than once")
         deleted = self._prune(roots, max_delete) if prune else 0
         if (self._written or self._deleted_chunks) and not self.dry_run:
             self.store.optimize(self._report)
@@ -120,7 +129,9 @@ class IngestRun:
             if before == content_hash:
                 continue
             if before is not None:
-                self._warnings.append(f"the id {document.id!r} was given more than once: the last one counts")
+                self._repeated += 1
+                if self._repeated <= _REPEATED_SHOWN:
+                    self._warnings.append(f"the id {document.id!r} was given more than once: the last one counts")
             change = compare(content_hash, stored.get(document.id, []))
             # What this run wrote for the id before is not in the ledger that was read above.
             stale = change.stale or before is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ingestion.changes import answering, is_under
-from pipeline.ingestion.loaders import load
+from pipeline.ingestion.loaders import MAX_BYTES, load
 from pipeline.ingestion.reading import read
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.interfaces import Store
@@ -41,6 +41,7 @@ _ORDER: tuple[ProblemKind, ...] = (
 class Sources:
     """What the sources that were given hold now."""
 
+    max_bytes: int
     roots: list[str] = field(default_factory=list)
     """Absolute paths that were given: what has its source there and was not met is gone."""
     hashes: dict[str, str] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Sources:
 
     def read(self, items: Iterable[Document | str | Path], tell: Callable[[Progress], None]) -> Iterator[Document]:
         """The documents of the items, each noted on its way."""
-        for batch in read(items, self.roots):
+        for batch in read(items, self.roots, self.max_bytes):
             tell(Progress(batch.files_done, batch.files_total, documents=len(self.hashes), chunks=0))
             for item in batch.items:
                 if isinstance(item, Failure):
@@ -120,6 +121,7 @@ def verify(
     differences: Sequence[tuple[str, Any, Any]],
     *,
     mend: IngestRun | None,
+    max_bytes: int = MAX_BYTES,
     progress: Callable[[Progress], None] | None = None,
 ) -> VerifyReport:
     """Compares, and with ``mend`` repairs what can be without losing anything.
@@ -139,7 +141,7 @@ def verify(
 
     say("reading the ledger")
     ledger = Ledger(store.ledger())
-    sources = Sources()
+    sources = Sources(max_bytes)
     before: list[Problem] = []
     if mend is None:
         for _ in sources.read(items, tell):
@@ -237,7 +239,7 @@ def _to_mend(
     for file in sorted(files):
         # A document that was given in Python may have any words for its source.
         if Path(file).is_absolute() and Path(file).is_file():
-            for thing in load(Path(file)):
+            for thing in load(Path(file), sources.max_bytes):
                 if isinstance(thing, Document) and thing.id in left:
                     yield thing
 
