@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.ingestion.changes import answering, is_under
+from pipeline.ingestion.changes import answering, is_under, is_within
 from pipeline.ingestion.loaders import MAX_BYTES, load
 from pipeline.ingestion.reading import read
 from pipeline.ingestion.run import IngestRun, Progress
@@ -216,7 +216,7 @@ def _in_sources(ledger: Ledger, sources: Sources) -> Iterator[Problem]:
     unreadable = {failure.source for failure in sources.failures}
     for document_id, versions in ledger.documents.items():
         source = answering(versions).source
-        if document_id in sources.hashes or source in unreadable:
+        if document_id in sources.hashes or is_within(source, unreadable):
             continue
         if any(is_under(source, root) for root in sources.roots):
             yield Problem("gone", document_id, source, "not in its source any more: ingest with --prune")

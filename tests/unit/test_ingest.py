@@ -248,6 +248,13 @@ def test_a_sibling_with_the_same_beginning_is_not_under_a_root() -> None:
     assert ["y"] == plan_prune(versions, ["/a/docs"], seen=[], unreadable=[]).doomed
 
 
+def test_what_lies_in_a_folder_that_cannot_be_read_is_not_gone() -> None:
+    """Rights that were lost, or a network drive with a fault, must not delete what is there."""
+    versions = [DocumentVersion(name, "h", f"/a/{name}", 1, 1) for name in ("x/1", "x/y/2", "xx/3", "4")]
+    assert ["4", "xx/3"] == plan_prune(versions, ["/a"], seen=[], unreadable=["/a/x"]).doomed
+    assert [] == plan_prune(versions, ["/a"], seen=[], unreadable=["/a"]).doomed
+
+
 def test_a_missing_path_is_found_out_before_any_work(tmp_path: Path) -> None:
     """A typo in the last argument does not cost the work on the first."""
     rig = Rig()
