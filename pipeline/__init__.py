@@ -26,10 +26,23 @@ if TYPE_CHECKING:
         SettingsError,
         StoreError,
         StoreLockedError,
+        StoreUnavailableError,
     )
     from pipeline.interfaces import Embedder, Reranker, Store
     from pipeline.settings import Settings
-    from pipeline.types import Chunk, Document, Failure, Hit, IngestReport, QueryResult, RerankScore
+    from pipeline.types import (
+        Chunk,
+        Document,
+        DocumentVersion,
+        Failure,
+        Hit,
+        IngestReport,
+        Problem,
+        QueryResult,
+        RerankScore,
+        StoredDocument,
+        VerifyReport,
+    )
 
 _HOME = {
     "pipeline.build": ("ingest", "query", "register_reranker"),
@@ -44,10 +57,23 @@ _HOME = {
         "SettingsError",
         "StoreError",
         "StoreLockedError",
+        "StoreUnavailableError",
     ),
     "pipeline.interfaces": ("Embedder", "Reranker", "Store"),
     "pipeline.settings": ("Settings",),
-    "pipeline.types": ("Chunk", "Document", "Failure", "Hit", "IngestReport", "QueryResult", "RerankScore"),
+    "pipeline.types": (
+        "Chunk",
+        "Document",
+        "DocumentVersion",
+        "Failure",
+        "Hit",
+        "IngestReport",
+        "Problem",
+        "QueryResult",
+        "RerankScore",
+        "StoredDocument",
+        "VerifyReport",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -55,6 +81,7 @@ __all__ = [
     "Chunk",
     "Document",
     "DocumentError",
+    "DocumentVersion",
     "Embedder",
     "EmbedderError",
     "Failure",
@@ -63,6 +90,7 @@ __all__ = [
     "IngestReport",
     "MissingExtraError",
     "Pipeline",
+    "Problem",
     "QueryResult",
     "RagError",
     "RerankScore",
@@ -73,6 +101,9 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreLockedError",
+    "StoreUnavailableError",
+    "StoredDocument",
+    "VerifyReport",
     "ingest",
     "query",
     "register_reranker",

@@ -57,6 +57,7 @@ def build(settings: Settings | None = None) -> Pipeline:
         calibrations=partial(load_calibration, calibration_dir(settings)),
         chunk_tokens=settings.chunk_tokens,
         chunk_overlap=settings.chunk_overlap,
+        max_file_mb=settings.max_file_mb,
     )
 
 
@@ -66,7 +67,8 @@ def build(settings: Settings | None = None) -> Pipeline:
 def build_store(settings: Settings) -> Store:
     """Qdrant in process, or the server that ``RAG_QDRANT_URL`` names."""
     if settings.qdrant_url:
-        from pipeline.stores.server import ServerStore, connect
+        from pipeline.stores.connection import connect
+        from pipeline.stores.server import ServerStore
 
         key = settings.qdrant_api_key
         client = connect(
@@ -74,7 +76,7 @@ def build_store(settings: Settings) -> Store:
             api_key=key.get_secret_value() if key else None,
             timeout=settings.qdrant_timeout,
         )
-        return ServerStore(client, settings.collection)
+        return ServerStore(client, settings.collection, deadline=settings.qdrant_deadline)
     from pipeline.stores.edge import EdgeStore
 
     return EdgeStore(settings.data_dir / "collections" / settings.collection)

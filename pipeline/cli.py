@@ -255,6 +255,29 @@ def status(as_json: Json = False) -> None:
 
 
 @app.command()
+def verify(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="PATH", help="Files and folders to compare with, too.")
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what a cut-off ingest left.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check that the collection holds what its ledger says, and what PATH holds. Exit code 0: it does."""
+    from pipeline.core import Pipeline
+    from pipeline.display import ingest_progress, print_verification
+
+    settings = _settings(reranker="none", reranker_fallback="")
+    with Pipeline.from_settings(settings) as rag, ingest_progress(_stderr()) as progress:
+        report = rag.verify(paths or [], repair=repair, progress=progress)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        print_verification(_stdout(), report)
+    if not report.clean:
+        sys.exit(1)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check that everything the settings ask for is in reach."""
     from pipeline.doctor import examine

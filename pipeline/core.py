@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any, Self
 from pipeline import scoring
 from pipeline.calibration import Calibration
 from pipeline.errors import FingerprintError, RerankerError, SettingsError
-from pipeline.ingestion.changes import by_document
+from pipeline.ingestion import collection
+from pipeline.ingestion.changes import answering, by_document
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.run import IngestRun, Progress
+from pipeline.ingestion.verify import verify as verify_store
 from pipeline.interfaces import Embedder, Reranker, Store
 from pipeline.reranking import Reranked, Scorer, rerank
 from pipeline.score_cache import ScoreCache
 from pipeline.types import (
     Candidate,
     Document,
+    DocumentVersion,
     Fingerprint,
     FirstStage,
     Hit,
@@ -31,6 +34,8 @@ from pipeline.types import (
     QueryResult,
     SearchMode,
     StageFusion,
+    StoredDocument,
+    VerifyReport,
 )
 from pipeline.windows import Passage
 
@@ -70,6 +75,7 @@ class Pipeline:
         calibrations: Callable[[str], Calibration | None] | None = None,
         chunk_tokens: int = 256,
         chunk_overlap: int = 32,
+        max_file_mb: float = 100.0,
     ) -> None:
         self.embedder = embedder
         self.store = store
@@ -96,6 +102,7 @@ class Pipeline:
         # A chunk that the model would cut is invisible to dense search from the cut on.
         self.chunk_tokens = min(chunk_tokens, embedder.max_tokens - _PROMPT_TOKENS)
         self.chunk_overlap = min(chunk_overlap, (self.chunk_tokens - 1) // 2)
+        self.max_file_bytes = int(max_file_mb * 1e6)
         self._checked = False
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
 
@@ -255,8 +262,7 @@ class Pipeline:
             return list(candidates)
         keep = {}
         for id_, versions in by_document(self.store.versions(doubled)).items():
-            best = max(versions, key=lambda version: (version.complete, version.present, version.content_hash))
-            keep[id_] = best.content_hash
+            keep[id_] = answering(versions).content_hash
         return [
             candidate
             for candidate in candidates
@@ -293,19 +299,65 @@ class Pipeline:
         stored = self.store.fingerprint()
         if stored is not None:
             self._refuse_other(stored, ignore=frozenset())
-        run = IngestRun(
-            embedder=self.embedder,
-            store=self.store,
-            chunker=Chunker(self.embedder.tokenizer, chunk_tokens=self.chunk_tokens, overlap=self.chunk_overlap),
-            fingerprint=self.fingerprint,
-            dry_run=dry_run,
-            progress=progress,
-        )
+        run = self._ingest_run(dry_run=dry_run, progress=progress)
         return run.execute(items, prune=prune, max_delete=max_delete)
 
     async def aingest(self, items: Iterable[Document | str | Path], **options: Any) -> IngestReport:
         """:meth:`ingest` in a thread, for asynchronous programs."""
         return await asyncio.to_thread(self.ingest, items, **options)
+
+    def _ingest_run(self, *, dry_run: bool = False, progress: Callable[[Progress], None] | None = None) -> IngestRun:
+        return IngestRun(
+            embedder=self.embedder,
+            store=self.store,
+            chunker=Chunker(self.embedder.tokenizer, chunk_tokens=self.chunk_tokens, overlap=self.chunk_overlap),
+            fingerprint=self.fingerprint,
+            max_bytes=self.max_file_bytes,
+            dry_run=dry_run,
+            progress=progress,
+        )
+
+    # ----------------------------------------------- what is in the collection
+
+    def documents(self) -> Iterator[DocumentVersion]:
+        """Each document's id, source, content hash and number of chunks; no text, and in no particular order.
+
+        Memory grows with the number of documents.
+        """
+        return collection.documents(self.store)
+
+    def get(self, document_id: str) -> StoredDocument | None:
+        """A document's chunks and metadata as they are stored; None if it is not there."""
+        return collection.get(self.store, document_id)
+
+    def delete(self, document_ids: str | Iterable[str]) -> int:
+        """Removes documents by their ids; returns how many of them were there. Unknown ids are no error."""
+        return collection.delete(self.store, [document_ids] if isinstance(document_ids, str) else document_ids)
+
+    def verify(
+        self,
+        items: Document | str | Path | Iterable[Document | str | Path] = (),
+        *,
+        repair: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> VerifyReport:
+        """Compares the collection's ledger with its chunks, and with documents, files and folders if they are given.
+
+        ``repair`` mends what a cut-off ingest leaves: it removes versions beside the only complete one, and ingests a
+        document without a complete version, or with several, again where it is given or its source is a file that
+        still holds it. What is then still wrong is in the report. Documents that changed, are new or are gone are
+        only reported: :meth:`ingest` is for these.
+
+        Raises:
+            SettingsError: a path does not exist.
+            StoreError, EmbedderError: that part failed.
+        """
+        if isinstance(items, Document | str | Path):
+            items = [items]
+        stored = self.store.fingerprint()
+        differences = [] if stored is None else stored.differences(self.fingerprint)
+        mend = self._ingest_run() if repair and not differences else None
+        return verify_store(self.store, items, differences, mend=mend, max_bytes=self.max_file_bytes, progress=progress)
 
     # ------------------------------------------------------------- lifetime
 

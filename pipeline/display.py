@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,10 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.ingestion.run import Progress
-from pipeline.types import Hit, IngestReport, QueryResult
+from pipeline.types import Hit, IngestReport, QueryResult, VerifyReport
 
 _SNIPPET_CHARACTERS = 320
 _PLAIN_EVERY_S = 5.0
+_PROBLEMS_SHOWN = 20
 # Too common to be worth a mark; only for looks, so the list is short.
 _COMMON = frozenset(
     re.findall(
@@ -172,6 +174,26 @@ def print_calibration(console: Console, outcome: dict[str, Any]) -> None:
             ("kept in", f"{outcome['file']} (remove it to undo)"),
         ],
     )
+
+
+def print_verification(console: Console, report: VerifyReport) -> None:
+    """What is wrong with a collection, a line each, and the first of each kind if there are many."""
+
+    def line(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    for title, problems in (("repaired", report.repaired), ("", report.problems)):
+        shown: Counter[str] = Counter()
+        for problem in problems:
+            shown[problem.kind] += 1
+            if shown[problem.kind] <= _PROBLEMS_SHOWN:
+                where = dict.fromkeys(part for part in (problem.document_id, problem.source) if part)
+                line(": ".join([*([title] if title else []), problem.kind, *where, problem.detail]))
+        for kind, count in shown.items():
+            if count > _PROBLEMS_SHOWN:
+                line(f"{title + ': ' if title else ''}{kind}: {count - _PROBLEMS_SHOWN} more (all of them with --json)")
+    state = "clean" if report.clean else f"{len(report.problems)} problems"
+    console.print(f"{report.documents} documents, {report.chunks} chunks: {state}", highlight=False)
 
 
 def print_pairs(console: Console, rows: list[tuple[str, str]]) -> None:

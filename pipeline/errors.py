@@ -6,6 +6,7 @@
     ├── DocumentError          one document could not be read
     ├── StoreError             Qdrant, embedded or server, refused or failed
     │   ├── StoreLockedError       another process holds the embedded store
+    │   ├── StoreUnavailableError  a Qdrant server that cannot be reached or fails, perhaps only for now
     │   └── FingerprintError       the collection was made with another model or other chunking
     ├── EmbedderError          an embedding model or endpoint failed
     └── RerankerError          a reranking model or endpoint failed (provider, status, retryable)
@@ -39,6 +40,17 @@ class StoreError(RagError):
 
 class StoreLockedError(StoreError):
     """The embedded store is held by another process, which the message names."""
+
+
+class StoreUnavailableError(StoreError):
+    """A Qdrant server did not answer, or answered that it cannot now; the same request may succeed later.
+
+    ``retry_after``: seconds that it asks to wait before that.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class FingerprintError(StoreError):

@@ -7,7 +7,7 @@ implementation, may be called from many threads at once, and raises only errors 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.types import (
@@ -16,6 +16,7 @@ from pipeline.types import (
     DocumentVersion,
     Fingerprint,
     HybridFusion,
+    LedgerEntry,
     RerankScore,
     ScoreScale,
     SearchMode,
@@ -112,6 +113,14 @@ class Store(Protocol):
 
     def versions(self, document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
         """Versions of these documents, or of all. A document has more than one only after a cut-off write."""
+        ...
+
+    def delete_chunks(self, point_ids: Iterable[str]) -> int:
+        """Removes the chunks that are stored under these ids; returns how many ids there were."""
+        ...
+
+    def ledger(self) -> Iterator[LedgerEntry]:
+        """An entry for each stored chunk, in no particular order, with the id that it is stored under."""
         ...
 
     def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:

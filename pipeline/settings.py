@@ -55,6 +55,9 @@ class Settings(BaseSettings):
         description="secret; `QDRANT_API_KEY` is read too",
     )
     qdrant_timeout: float = Field(30.0, gt=0, description="seconds that one request to a Qdrant server may take")
+    qdrant_deadline: float = Field(
+        120.0, ge=0, description="seconds that an ingest goes on trying while a Qdrant server does not answer"
+    )
     embedder: Literal["embedded", "sentence-transformers", "http"] = Field(
         "embedded",
         description="embedding model: the one in the package, any sentence-transformers model, or an endpoint",
@@ -134,6 +137,9 @@ class Settings(BaseSettings):
     chunk_tokens: int = Field(256, ge=16, le=8192, description="longest chunk, in the embedder's own tokens")
     chunk_overlap: int = Field(
         32, ge=0, le=4096, description="tokens that neighbouring chunks share; less than half a chunk"
+    )
+    max_file_mb: float = Field(
+        100.0, gt=0, description="largest file that is read, in MB; JSONL, which is read line by line, may be larger"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="where sentence-transformers models run; the embedded ones run on the CPU"

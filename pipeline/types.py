@@ -18,6 +18,17 @@ ScoreScale = Literal["logit", "probability"]
 _CHUNK_NAMESPACE = uuid.UUID("7b0c9a52-3f0e-5d0f-9a43-5f4c1f6f0c11")
 
 
+def chunk_id(document_id: str, content_hash: str, index: int) -> str:
+    """UUID5 of document id, document version and place.
+
+    The version is part of it so that writing a changed document never overwrites the chunks of the old one: until all
+    new chunks are stored, the old version is still complete.
+    """
+    name = f"{document_id}\0{content_hash}\0{index}"
+    # File names may hold lone surrogates, which UTF-8 has no bytes for.
+    return str(uuid.uuid5(_CHUNK_NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A text to be found again.
@@ -33,6 +44,10 @@ class Document:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     markdown: bool = False
     """Whether ``text`` is Markdown, so that it is cut along its headings."""
+    modified: str = ""
+    """When the source was last changed, in ISO 8601. Stored as metadata, but a new time alone is no change."""
+    page_starts: tuple[int, ...] = ()
+    """Where each page or slide begins in ``text``: each chunk's metadata then has the ``page`` that it begins on."""
 
     def __post_init__(self) -> None:
         if not self.source:
@@ -40,7 +55,9 @@ class Document:
 
     def content_hash(self) -> str:
         """Hash (32 hex digits of BLAKE2b) of everything that is stored: equal hashes need no new embedding."""
-        parts = [self.text, self.title, self.source, dict(self.metadata), self.markdown]
+        parts: list[Any] = [self.text, self.title, self.source, dict(self.metadata), self.markdown]
+        if self.page_starts:
+            parts.append(self.page_starts)
         canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
@@ -64,14 +81,8 @@ class Chunk:
 
     @property
     def id(self) -> str:
-        """UUID5 of document id, document version and place.
-
-        The version is part of it so that writing a changed document never overwrites the chunks of the old
-        one: until all new chunks are stored, the old version is still complete.
-        """
-        name = f"{self.document_id}\0{self.content_hash}\0{self.index}"
-        # File names may hold lone surrogates, which UTF-8 has no bytes for.
-        return str(uuid.uuid5(_CHUNK_NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
+        """See :func:`chunk_id`."""
+        return chunk_id(self.document_id, self.content_hash, self.index)
 
     @property
     def full_text(self) -> str:
@@ -287,4 +298,94 @@ class IngestReport:
             "warnings": list(self.warnings),
             "seconds": round(self.seconds, 3),
             "dry_run": self.dry_run,
+        }
+
+
+# ------------------------------------------------------- what is in a collection
+
+ProblemKind = Literal[
+    "missing", "orphaned", "stale", "duplicate", "foreign", "fingerprint", "changed", "new", "gone", "unreadable"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A document as the collection holds it: of several versions the one that queries answer with."""
+
+    id: str
+    content_hash: str
+    source: str
+    metadata: Mapping[str, Any]
+    """What all of its chunks have alike."""
+    chunks: tuple[Chunk, ...]
+    """In the order of the text; neighbours may share some of it."""
+    count: int
+    """Chunks that this version consists of; more than there are in ``chunks`` if its write was cut off."""
+
+    @property
+    def complete(self) -> bool:
+        return len(self.chunks) == self.count
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """What the collection knows of one chunk, without its text."""
+
+    point_id: str
+    """Under which it is stored."""
+    document_id: str
+    content_hash: str
+    index: int
+    """Place in the document; -1 for a point that is no chunk of this program's."""
+    count: int
+    """Chunks that the version consists of."""
+    source: str
+
+    @property
+    def chunk_id(self) -> str:
+        """Under which it should be stored."""
+        return chunk_id(self.document_id, self.content_hash, self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in a collection that should not be so.
+
+    ``missing``: no version of the document is complete. ``orphaned``: chunks of an unfinished version beside a complete
+    one. ``stale``: more than one complete version. ``duplicate``: a chunk that is stored twice. ``foreign``: a point
+    that this program did not write. ``fingerprint``: the collection was made differently. Against the sources:
+    ``changed``, ``new`` (not in the collection), ``gone``, ``unreadable``.
+    """
+
+    kind: ProblemKind
+    document_id: str
+    source: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a verification found."""
+
+    documents: int
+    chunks: int
+    problems: list[Problem]
+    """What is wrong now: after a repair, what it could not mend."""
+    repaired: list[Problem] = field(default_factory=list)
+    """What was wrong before the repair and is not any more."""
+    seconds: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as ``rag verify --json`` prints it."""
+        return {
+            "clean": self.clean,
+            "documents": self.documents,
+            "chunks": self.chunks,
+            "problems": [asdict(problem) for problem in self.problems],
+            "repaired": [asdict(problem) for problem in self.repaired],
+            "seconds": round(self.seconds, 3),
         }

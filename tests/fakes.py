@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from pipeline.types import (
     DocumentVersion,
     Fingerprint,
     HybridFusion,
+    LedgerEntry,
     RerankScore,
     ScoreScale,
     SearchMode,
@@ -132,6 +133,16 @@ class FakeStore:
                 groups.setdefault((chunk.document_id, chunk.content_hash), []).append(chunk)
         for (document_id, content_hash), chunks in groups.items():
             yield DocumentVersion(document_id, content_hash, chunks[0].source, len(chunks), chunks[0].count)
+
+    def delete_chunks(self, point_ids: Iterable[str]) -> int:
+        ids = list(point_ids)
+        for id_ in ids:
+            self.points.pop(id_, None)
+        return len(ids)
+
+    def ledger(self) -> Iterator[LedgerEntry]:
+        for id_, (chunk, _) in list(self.points.items()):
+            yield LedgerEntry(id_, chunk.document_id, chunk.content_hash, chunk.index, chunk.count, chunk.source)
 
     def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
         for chunk, _ in list(self.points.values()):

@@ -60,7 +60,7 @@ class Loopback:
     ``script`` is a function of the request, or replies given one after another, of which the last one stays.
     """
 
-    def __init__(self, script: Respond | Sequence[Reply]) -> None:
+    def __init__(self, script: Respond | Sequence[Reply], port: int = 0) -> None:
         self.requests: list[Request] = []
         self._respond = script if callable(script) else _one_after_another(script)
         self._stopping = threading.Event()
@@ -69,10 +69,11 @@ class Loopback:
         """How many connections were opened."""
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), self._handler())
+        self._server = _Server(("127.0.0.1", port), self._handler())
         self._server.owner = self
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         host, port = self._server.server_address[:2]
+        self.port = int(port)
         self.url = f"http://{host!s}:{port}"
 
     def __enter__(self) -> Self:
@@ -122,7 +123,7 @@ class Loopback:
                     loopback.requests.append(request)
                 loopback._send(self, loopback._respond(request))
 
-            do_GET = do_POST = do_HEAD = _answer  # noqa: N815 - names that http.server looks for
+            do_GET = do_POST = do_PUT = do_HEAD = _answer  # noqa: N815 - names that http.server looks for
 
         return Handler
 
@@ -163,6 +164,7 @@ class Loopback:
 class _Server(socketserver.ThreadingTCPServer):
     owner: Loopback
     request_queue_size = 64
+    allow_reuse_address = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]

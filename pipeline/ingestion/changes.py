@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
@@ -42,6 +42,14 @@ def by_document(versions: Iterable[DocumentVersion]) -> dict[str, list[DocumentV
     return groups
 
 
+def answering(versions: Iterable[DocumentVersion]) -> DocumentVersion:
+    """The version of a document that queries answer with: a complete one, or else that with the most chunks.
+
+    Which of several complete ones is newer is not known; the hash makes it always the same one.
+    """
+    return max(versions, key=lambda version: (version.complete, version.present, version.content_hash))
+
+
 @dataclass(frozen=True, slots=True)
 class Prune:
     """Documents under some roots whose sources are gone."""
@@ -73,17 +81,25 @@ def plan_prune(
 ) -> Prune:
     """Which documents have a source under ``roots`` (absolute paths) but were not met in this run.
 
-    A source that could not be read is there all the same: its documents stay.
+    A source that could not be read is there all the same: its documents stay, and those of all files in it if it is a
+    folder.
     """
     met, failed = set(seen), set(unreadable)
     here: dict[str, str] = {}
     for version in versions:
         if any(is_under(version.source, root) for root in roots):
             here[version.document_id] = version.source
-    doomed = [id_ for id_, source in here.items() if id_ not in met and source not in failed]
+    doomed = [id_ for id_, source in here.items() if id_ not in met and not is_within(source, failed)]
     return Prune(sorted(doomed), len(here))
 
 
 def is_under(source: str, root: str) -> bool:
     """Whether a source is the root itself or lies in it."""
     return source == root or PurePath(source).is_relative_to(root)
+
+
+def is_within(source: str, places: Set[str]) -> bool:
+    """Whether a source is one of the places or lies in one."""
+    if not places or source in places:
+        return bool(places)
+    return any(parent.as_posix() in places for parent in PurePath(source).parents)

@@ -7,9 +7,10 @@ passes of the tokenizer, one to count and one to make sure.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -76,6 +77,7 @@ class Chunker:
             return []
         spans = list(self._fit(text, list(self._spans(document, text))))
         content_hash = document.content_hash()
+        metadata = {"modified": document.modified, **document.metadata} if document.modified else document.metadata
         return [
             Chunk(
                 document_id=document.id,
@@ -85,7 +87,7 @@ class Chunker:
                 text=text[span.start : span.end],
                 title=span.title,
                 source=document.source,
-                metadata=document.metadata,
+                metadata=_with_page(metadata, document.page_starts, span.start),
             )
             for index, span in enumerate(spans)
         ]
@@ -222,6 +224,10 @@ class Chunker:
                     middle = _middle(text, span.start, span.end)
                     halves = [_Span(span.start, middle, span.title), _Span(middle, span.end, span.title)]
                     yield from self._fit(text, halves)
+
+
+def _with_page(metadata: Mapping[str, Any], page_starts: Sequence[int], start: int) -> Mapping[str, Any]:
+    return {**metadata, "page": max(1, bisect_right(page_starts, start))} if page_starts else metadata
 
 
 def _start(atom: Atom) -> int:

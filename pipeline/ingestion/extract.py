@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import DocumentError
 from pipeline.ingestion import kinds
 from pipeline.ingestion.encoding import decode
+from pipeline.ingestion.pages import SLIDE_MARK, find_pages, take_out_marks
 
 # A ZIP-based file that unpacks to more than this is a bomb, not a document.
 _MAX_UNPACKED = 1_000_000_000
@@ -18,8 +20,18 @@ _HEAD = re.compile(r"<title\b[^>]*>.*?</title\s*>|<(?:meta|link|base)\b[^>]*>", 
 _INLINE_IMAGE = re.compile(r"!\[([^\]]*)\]\(data:[^)]*\)")
 
 
-def extract(kind: str, data: bytes) -> tuple[str, str, dict[str, Any]]:
-    """(title, Markdown, metadata) of a file of one of ``kinds.EXTRACTED``.
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What was in a file: its text as Markdown, and where its pages or slides begin in it."""
+
+    title: str
+    text: str
+    metadata: dict[str, Any]
+    page_starts: tuple[int, ...]
+
+
+def extract(kind: str, data: bytes) -> Extracted:
+    """The content of a file of one of ``kinds.EXTRACTED``.
 
     Raises:
         DocumentError: it is broken, encrypted or unpacks to too much; says which.
@@ -34,15 +46,37 @@ def extract(kind: str, data: bytes) -> tuple[str, str, dict[str, Any]]:
     import kreuzberg
 
     # No cache on disk, no rewriting of the text; without an ocr setting no OCR and nothing downloaded.
-    config = kreuzberg.ExtractionConfig(use_cache=False, enable_quality_processing=False, output_format="markdown")
+    config = kreuzberg.ExtractionConfig(
+        use_cache=False,
+        enable_quality_processing=False,
+        output_format="markdown",
+        pages=kreuzberg.PageConfig(insert_page_markers=True, marker_format=SLIDE_MARK) if kind == "pptx" else None,
+    )
     try:
         result = kreuzberg.extract_bytes_sync(data, kinds.EXTRACTED[kind], config=config)
     except Exception as error:
         raise DocumentError(_why(kind, error)) from error
     found: dict[str, Any] = dict(result.metadata)
     pages = found.get("page_count")
-    text = _INLINE_IMAGE.sub(r"\1", result.content)
-    return title or str(found.get("title") or ""), text, {"pages": pages} if isinstance(pages, int) else {}
+    text = clean(_INLINE_IMAGE.sub(r"\1", result.content))
+    page_starts: tuple[int, ...] = ()
+    if kind == "pptx":
+        text, page_starts = take_out_marks(text)
+        pages = len(page_starts)
+    elif kind == "pdf" and result.pages:
+        contents = {page["page_number"]: page["content"] for page in result.pages}  # empty pages are left out
+        page_starts = find_pages(text, [contents.get(number, "") for number in range(1, max(contents) + 1)])
+    return Extracted(
+        title=title or str(found.get("title") or ""),
+        text=text,
+        metadata={"pages": pages} if isinstance(pages, int) else {},
+        page_starts=page_starts,
+    )
+
+
+def clean(text: str) -> str:
+    """Without NULs, and with the same line ends everywhere."""
+    return text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _page(data: bytes) -> tuple[str, bytes]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DocumentError, SettingsError
 from pipeline.ingestion import kinds
 from pipeline.ingestion.encoding import decode
-from pipeline.ingestion.extract import extract
+from pipeline.ingestion.extract import clean, extract
 from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.markdown import first_heading
@@ -19,6 +20,7 @@ from pipeline.ingestion.structured import json_text, notebook_markdown, table_te
 from pipeline.types import Document, Failure
 
 MAX_BYTES = 100_000_000
+"""Size of the largest file that is read whole."""
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 
 
@@ -33,9 +35,20 @@ def find_files(paths: Sequence[Path]) -> Iterator[Path]:
     """
     seen: set[str] = set()
     for path in paths:
-        if not path.exists():
+        if not is_there(path):
             raise SettingsError(f"no such file or folder: {path}")
         yield from _walk(path, seen)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something of this name; what may not be looked at, or is a link to itself, is there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _walk(path: Path, seen: set[str]) -> Iterator[Path]:
@@ -43,7 +56,7 @@ def _walk(path: Path, seen: set[str]) -> Iterator[Path]:
     if real in seen:
         return
     seen.add(real)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises where the folder above cannot be searched
         yield path
         return
     try:
@@ -73,30 +86,32 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
             return
         size = status.st_size
         if size > max_bytes:
-            raise DocumentError(f"{size / 1e6:.0f} MB, more than the limit of {max_bytes / 1e6:.0f} MB")
-        yield _document(path, source, path.read_bytes())
+            raise DocumentError(f"{size / 1e6:.0f} MB, more than the limit of {max_bytes / 1e6:g} MB (RAG_MAX_FILE_MB)")
+        modified = datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds")
+        yield _document(path, source, path.read_bytes(), modified)
     except DocumentError as error:
         yield Failure(source, str(error))
     except OSError as error:
         yield Failure(source, f"cannot be read: {error.strerror or error}")
 
 
-def _document(path: Path, source: str, data: bytes) -> Document:
+def _document(path: Path, source: str, data: bytes, modified: str) -> Document:
     if not data.strip():
         raise DocumentError("empty file")
     suffix = path.suffix.lower()
     kind = kinds.by_content(data) or kinds.BY_NAME.get(suffix)
+    page_starts: tuple[int, ...] = ()
     metadata: dict[str, Any] = {"file_name": _printable(path.name), "type": kind or suffix.lstrip(".") or "text"}
     if kind is not None:
-        title, text, more = extract(kind, data)
-        text = _clean(text)
-        metadata |= more
+        found = extract(kind, data)
+        title, text, page_starts = found.title, found.text, found.page_starts
+        metadata |= found.metadata
         markdown = True
     else:
         decoded = decode(data)
         if decoded is None:
             raise DocumentError(f"{kinds.binary_kind(data)}, no text")
-        title, text, markdown = "", _clean(decoded), suffix in kinds.MARKDOWN
+        title, text, markdown = "", clean(decoded), suffix in kinds.MARKDOWN
         if markdown:
             fields, text = split_front_matter(text)
             title = str(fields.pop("title", ""))
@@ -118,12 +133,9 @@ def _document(path: Path, source: str, data: bytes) -> Document:
         source=source,
         metadata=metadata,
         markdown=markdown,
+        modified=modified,
+        page_starts=page_starts,
     )
-
-
-def _clean(text: str) -> str:
-    """Without NULs, and with the same line ends everywhere."""
-    return text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _printable(name: str) -> str:

@@ -6,9 +6,8 @@ makes a crash harmless: all chunks of a document's new version first, then the r
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import SettingsError
 from pipeline.ingestion.changes import by_document, compare, plan_prune
 from pipeline.ingestion.chunking import Chunker
-from pipeline.ingestion.loaders import find_files, load
+from pipeline.ingestion.loaders import MAX_BYTES
+from pipeline.ingestion.reading import read
 from pipeline.ingestion.stages import read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
 from pipeline.types import Chunk, Document, Failure, Fingerprint, IngestReport
@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Documents looked up in the ledger at once: few enough to stay small, many enough that the round trip is cheap.
-_BATCH_DOCUMENTS = 256
-_BATCH_CHARACTERS = 4_000_000
 # Chunks embedded at once: the engine sorts them by length, so more of them means less padding.
 _EMBED_CHUNKS = 512
+_REPEATED_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +42,6 @@ class Progress:
     """Chunks written so far."""
     message: str = ""
     """Set where a step of its own begins, such as building the index."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """What the reading thread hands on: documents and failures of some files."""
-
-    items: list[Document | Failure]
-    files_done: int
-    files_total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +62,7 @@ class IngestRun:
     store: Store
     chunker: Chunker
     fingerprint: Fingerprint
+    max_bytes: int = MAX_BYTES
     dry_run: bool = False
     progress: Callable[[Progress], None] | None = None
 
@@ -81,6 +71,7 @@ class IngestRun:
     _deleted_chunks: int = 0
     _failures: list[Failure] = field(default_factory=list)
     _warnings: list[str] = field(default_factory=list)
+    _repeated: int = 0
     _seen: dict[str, str] = field(default_factory=dict)
     _pending: list[Chunk] = field(default_factory=list)
     _finished: dict[str, str] = field(default_factory=dict)
@@ -93,7 +84,10 @@ class IngestRun:
         """Runs the ingest and says what it did."""
         start = time.perf_counter()
         roots: list[str] = []
-        with read_ahead(_read(items, roots), size=4) as batches, write_behind(self._write, size=4) as put:
+        with (
+            read_ahead(read(items, roots, self.max_bytes), size=4) as batches,
+            write_behind(self._write, size=4) as put,
+        ):
             for batch in batches:
                 self._files = (batch.files_done, batch.files_total)
                 self._take(batch.items, put)
@@ -101,6 +95,8 @@ class IngestRun:
             self._flush(put)
         if not self._seen and not self._failures:
             self._warnings.append("nothing to ingest: no files there (hidden ones are left out)")
+        if self._repeated > _REPEATED_SHOWN:
+            self._warnings.append(f"{self._repeated - _REPEATED_SHOWN} more ids were given more than once")
         deleted = self._prune(roots, max_delete) if prune else 0
         if (self._written or self._deleted_chunks) and not self.dry_run:
             self.store.optimize(self._report)
@@ -133,7 +129,9 @@ class IngestRun:
             if before == content_hash:
                 continue
             if before is not None:
-                self._warnings.append(f"the id {document.id!r} was given more than once: the last one counts")
+                self._repeated += 1
+                if self._repeated <= _REPEATED_SHOWN:
+                    self._warnings.append(f"the id {document.id!r} was given more than once: the last one counts")
             change = compare(content_hash, stored.get(document.id, []))
             # What this run wrote for the id before is not in the ledger that was read above.
             stale = change.stale or before is not None
@@ -197,33 +195,3 @@ class IngestRun:
         if self.progress is not None:
             done, total = self._files
             self.progress(Progress(done, total, len(self._seen), self._written, message))
-
-
-def _read(items: Iterable[Document | str | Path], roots: list[str]) -> Iterator[_Read]:
-    """Documents and failures in batches; ``roots`` collects the absolute paths that were given."""
-    if isinstance(items, Sequence):
-        # A mistyped last path shall not be found out after hours of work on the first.
-        for item in items:
-            if not isinstance(item, Document) and not Path(item).exists():
-                raise SettingsError(f"no such file or folder: {item}")
-    batch: list[Document | Failure] = []
-    size = 0
-    done = total = 0
-    for item in items:
-        if isinstance(item, Document):
-            loaded: Iterable[tuple[int, Document | Failure]] = [(0, item)]
-        else:
-            path = Path(item)
-            roots.append(Path(os.path.realpath(path)).as_posix())
-            files = list(find_files([path]))
-            total += len(files)
-            loaded = ((n, thing) for n, file in enumerate(files, done) for thing in load(file))
-        for n, thing in loaded:
-            done = max(done, n)
-            batch.append(thing)
-            size += len(thing.text) if isinstance(thing, Document) else 0
-            if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
-                yield _Read(batch, done, total)
-                batch, size = [], 0
-        done = total
-    yield _Read(batch, done, total)

@@ -23,7 +23,16 @@ import qdrant_edge as edge
 from pipeline.errors import StoreError
 from pipeline.stores import bm25, common, edge_requests, filters, payload, shards
 from pipeline.stores.locking import write_atomically
-from pipeline.types import Candidate, Chunk, DocumentVersion, Fingerprint, HybridFusion, SearchMode, StoreCount
+from pipeline.types import (
+    Candidate,
+    Chunk,
+    DocumentVersion,
+    Fingerprint,
+    HybridFusion,
+    LedgerEntry,
+    SearchMode,
+    StoreCount,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,15 +141,16 @@ class EdgeStore:
     def delete_documents(self, document_ids: Sequence[str]) -> int:
         """Removes all chunks of these documents; returns how many chunks there were."""
         wanted = common.ledger_batches(document_ids)
-        return self._delete(point_id for batch in wanted for point_id, _ in self._points(batch, ["document_id"]))
+        return self.delete_chunks(point_id for batch in wanted for point_id, _ in self._points(batch, ["document_id"]))
 
     def delete_versions_except(self, keep: Mapping[str, str]) -> int:
         """Removes the chunks of other versions of these documents than the given ones; returns how many."""
         fields = ["document_id", "content_hash"]
         stored = (point for batch in common.ledger_batches(list(keep)) for point in self._points(batch, fields))
-        return self._delete(common.stale_ids(stored, keep))
+        return self.delete_chunks(common.stale_ids(stored, keep))
 
-    def _delete(self, point_ids: Iterable[str]) -> int:
+    def delete_chunks(self, point_ids: Iterable[str]) -> int:
+        """Removes the chunks that are stored under these ids; returns how many ids there were."""
         doomed = list(point_ids)
         for batch in common.batches(doomed, common.LEDGER_BATCH):
             with self._engine("delete from") as (shard, engine):
@@ -175,6 +185,11 @@ class EdgeStore:
         for batch in common.ledger_batches(document_ids):
             for _, stored in self._points(batch, payload.CHUNK_FIELDS):
                 yield payload.to_chunk(stored)
+
+    def ledger(self) -> Iterator[LedgerEntry]:
+        """An entry for each stored chunk."""
+        for point_id, stored in self._points(None, payload.LEDGER_FIELDS):
+            yield payload.to_entry(point_id, stored)
 
     def count(self) -> StoreCount:
         """Documents and chunks in the collection."""

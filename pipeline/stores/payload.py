@@ -12,15 +12,16 @@ as it is. Metadata that is no JSON at all (dates, paths, sets) becomes ``str(val
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pipeline.types import Chunk, DocumentVersion
+from pipeline.types import Chunk, DocumentVersion, LedgerEntry
 
-LEDGER_FIELDS = ["document_id", "content_hash", "count", "source", "exact"]
-"""What :func:`count_versions` reads of a payload. ``exact`` is rare."""
+LEDGER_FIELDS = ["document_id", "content_hash", "index", "count", "source", "exact"]
+"""What :func:`count_versions` and :func:`to_entry` read of a payload. ``exact`` is rare."""
 
 INDEXED_FIELDS = ["document_id", "content_hash", "source"]
 """Fields with a keyword index from the start."""
@@ -63,16 +64,25 @@ def count_versions(payloads: Iterable[Mapping[str, Any]]) -> Iterator[DocumentVe
     found: dict[tuple[str, str], tuple[Mapping[str, Any], int]] = {}
     for payload in payloads:
         key = (payload["document_id"], payload["content_hash"])
-        first, present = found.get(key, (payload, 0))
-        found[key] = (first, present + 1)
-    for first, present in found.values():
+        # A bit for each place: a chunk that is stored twice shall not hide that another is missing.
+        first, places = found.get(key, (payload, 0))
+        found[key] = (first, places | 1 << payload["index"])
+    for first, places in found.values():
         yield DocumentVersion(
             document_id=_field(first, "document_id"),
             content_hash=_field(first, "content_hash"),
             source=_field(first, "source"),
-            present=present,
+            present=places.bit_count(),
             count=first["count"],
         )
+
+
+def to_entry(point_id: str, payload: Mapping[str, Any]) -> LedgerEntry:
+    """A stored point as an entry of the ledger, with the index -1 if it is no chunk."""
+    fields = [field.name for field in dataclasses.fields(LedgerEntry) if field.name != "point_id"]
+    if any(field not in payload for field in fields):
+        return LedgerEntry(point_id, "", "", index=-1, count=0, source="")
+    return LedgerEntry(point_id, **{field: _field(payload, field) for field in fields})
 
 
 def _field(payload: Mapping[str, Any], field: str) -> Any:

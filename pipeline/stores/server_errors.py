@@ -10,7 +10,7 @@ import httpx
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, StoreUnavailableError
 
 # Faults that pass: the same request may succeed a moment later.
 _PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
@@ -22,8 +22,8 @@ class MissingCollectionError(StoreError):
     """The server answers and has no such collection."""
 
 
-class PassingError(StoreError):
-    """A fault that may be over in a moment: a lost connection, a time-out, an overloaded server."""
+class UnreadableAnswerError(StoreError):
+    """The answer is none of Qdrant's, or was cut off on its way."""
 
 
 class DeniedError(StoreError):
@@ -40,8 +40,9 @@ def explained(doing: str, address: str) -> Iterator[None]:
     except UnexpectedResponse as error:
         raise _of_status(error, f"could not {doing} at {address}") from error
     except ResourceExhaustedResponse as error:
-        raise PassingError(
-            f"could not {doing} at {address}: too many requests; try again in {error.retry_after_s} s"
+        raise StoreUnavailableError(
+            f"could not {doing} at {address}: too many requests; try again in {error.retry_after_s} s",
+            retry_after=error.retry_after_s,
         ) from error
     except ResponseHandlingException as error:
         raise _of_transport(error.source, f"could not {doing} at {address}") from error
@@ -52,7 +53,7 @@ def explained(doing: str, address: str) -> Iterator[None]:
         # client could not read: no JSON, or JSON without a result.
         if "not found" in str(error):
             raise MissingCollectionError(f"could not {doing} at {address}: {error}") from error
-        raise StoreError(f"could not {doing} at {address}: {_NOT_QDRANT} ({str(error)[:200]})") from error
+        raise UnreadableAnswerError(f"could not {doing} at {address}: {_NOT_QDRANT} ({str(error)[:200]})") from error
 
 
 def _of_status(error: UnexpectedResponse, what: str) -> StoreError:
@@ -71,16 +72,20 @@ def _of_status(error: UnexpectedResponse, what: str) -> StoreError:
         goes = error.headers.get("location", "another address")
         return StoreError(f"{what}: it leads on to {goes} (HTTP {status}); set RAG_QDRANT_URL to the final address")
     if status in _PASSING_STATUS:
-        return PassingError(f"{what}: the server failed (HTTP {status}: {said}); see its log, or try again later")
+        return StoreUnavailableError(
+            f"{what}: the server failed (HTTP {status}: {said}); see its log, or try again later"
+        )
     return StoreError(f"{what}: the server refused (HTTP {status}: {said})")
 
 
 def _of_transport(source: Exception, what: str) -> StoreError:
     if isinstance(source, httpx.TimeoutException):
-        return PassingError(f"{what}: no answer in time; the server may be busy or out of reach (RAG_QDRANT_TIMEOUT)")
+        return StoreUnavailableError(
+            f"{what}: no answer in time; the server may be busy or out of reach (RAG_QDRANT_TIMEOUT)"
+        )
     if isinstance(source, httpx.TransportError):
-        return PassingError(f"{what}: no connection ({source}); is Qdrant running there? Check RAG_QDRANT_URL")
-    return StoreError(f"{what}: {_NOT_QDRANT}")
+        return StoreUnavailableError(f"{what}: no connection ({source}); is Qdrant running there? Check RAG_QDRANT_URL")
+    return UnreadableAnswerError(f"{what}: {_NOT_QDRANT}")
 
 
 def _message(content: bytes) -> str:

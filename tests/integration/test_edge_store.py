@@ -180,6 +180,20 @@ def test_stores_of_one_process_share_the_engine(path: Path, start: Start) -> Non
     assert "3" == first_line(start(OPEN, path))
 
 
+def test_others_are_kept_out_while_the_engine_is_closed(path: Path, start: Start) -> None:
+    """For the building of the index the engine is closed for a moment, and its own lock with it; ours stays."""
+    store = EdgeStore(path)
+    assert 1 == store.count().chunks
+    shard = shards.acquire(path)
+    with shard.use("close") as engine:
+        engine.close()
+        shard._engine = None
+        assert f"in use by process {os.getpid()} (" in first_line(start(OPEN, path))
+    assert 1 == store.count().chunks
+    shards.release(shard)
+    store.close()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_child_is_refused(path: Path) -> None:
     """After a fork the files are the parent's: the child gets an error, and the parent goes on."""

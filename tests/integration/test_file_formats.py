@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.loaders import load
 from pipeline.ingestion.markdown import sections
 from pipeline.types import Document, Failure
+from tests.fakes import word_tokenizer, words
 
 ENGLISH = "The snapshot is copied every night"
 CHINESE = "每天晚上复制一次快照"
@@ -55,21 +57,25 @@ def docx() -> bytes:
     return office("word/document.xml", "x", {"word/document.xml": ("wordprocessingml.document.main+xml", body)})
 
 
-def pptx() -> bytes:
+def pptx(*slides: tuple[str, ...]) -> bytes:
+    """Each slide with its lines; by default one."""
     p = 'xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main"'
     a = 'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"'
     r = f'xmlns:r="{_OFFICE}"'
-    shape = (
-        "<p:sp><p:nvSpPr><p:cNvPr id='2' name='x'/><p:cNvSpPr/><p:nvPr/></p:nvSpPr><p:spPr/><p:txBody><a:bodyPr/>"
-        f"<a:p><a:r><a:t>{ENGLISH}</a:t></a:r></a:p><a:p><a:r><a:t>{CHINESE}</a:t></a:r></a:p></p:txBody></p:sp>"
-    )
-    slide = f"<p:sld {p} {a}><p:cSld><p:spTree><p:nvGrpSpPr/><p:grpSpPr/>{shape}</p:spTree></p:cSld></p:sld>"
-    deck = f'<p:presentation {p} {r}><p:sldIdLst><p:sldId id="256" r:id="r2"/></p:sldIdLst></p:presentation>'
-    parts = {
-        "ppt/presentation.xml": ("presentationml.presentation.main+xml", deck),
-        "ppt/slides/slide1.xml": ("presentationml.slide+xml", slide),
-    }
-    return office("ppt/presentation.xml", "slide", parts, {"r2": "slides/slide1.xml"})
+    shown = slides or ((ENGLISH, CHINESE),)
+    ids = "".join(f'<p:sldId id="{256 + i}" r:id="r{i}"/>' for i in range(2, len(shown) + 2))
+    deck = f"<p:presentation {p} {r}><p:sldIdLst>{ids}</p:sldIdLst></p:presentation>"
+    parts = {"ppt/presentation.xml": ("presentationml.presentation.main+xml", deck)}
+    for i, lines in enumerate(shown, 1):
+        paragraphs = "".join(f"<a:p><a:r><a:t>{line}</a:t></a:r></a:p>" for line in lines)
+        shape = (
+            "<p:sp><p:nvSpPr><p:cNvPr id='2' name='x'/><p:cNvSpPr/><p:nvPr/></p:nvSpPr><p:spPr/><p:txBody><a:bodyPr/>"
+            f"{paragraphs}</p:txBody></p:sp>"
+        )
+        slide = f"<p:sld {p} {a}><p:cSld><p:spTree><p:nvGrpSpPr/><p:grpSpPr/>{shape}</p:spTree></p:cSld></p:sld>"
+        parts[f"ppt/slides/slide{i}.xml"] = ("presentationml.slide+xml", slide)
+    relations = {f"r{i + 1}": f"slides/slide{i}.xml" for i in range(1, len(shown) + 1)}
+    return office("ppt/presentation.xml", "slide", parts, relations)
 
 
 def xlsx() -> bytes:
@@ -108,27 +114,34 @@ def epub() -> bytes:
     return buffer.getvalue()
 
 
-def pdf(text: str = ENGLISH, extra: bytes = b"") -> bytes:
-    """One page in Helvetica, which has no Chinese."""
-    stream = f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET".encode()
-    return _pdf(stream, b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>", extra)
+def pdf(*pages: str, extra: bytes = b"") -> bytes:
+    """Pages in Helvetica, which has no Chinese; by default one."""
+    streams = []
+    for page in pages or (ENGLISH,):
+        lines = " ".join(f"({line}) Tj 0 -14 Td" for line in page.split("\n"))
+        streams.append(f"BT /F1 12 Tf 20 180 Td {lines} ET".encode())
+    return _pdf(streams, b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>", extra)
 
 
-def _pdf(stream: bytes, font: bytes, extra: bytes = b"") -> bytes:
+def _pdf(streams: list[bytes], font: bytes, extra: bytes = b"") -> bytes:
+    numbers = range(4, 4 + 2 * len(streams), 2)
+    kids = b" ".join(b"%d 0 R" % number for number in numbers)
     objects = [
         b"<</Type/Catalog/Pages 2 0 R>>",
-        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
-        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 400 200]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
-        b"<</Length %d>>stream\n%s\nendstream" % (len(stream), stream),
+        b"<</Type/Pages/Kids[%s]/Count %d>>" % (kids, len(streams)),
         font,
     ]
+    for number, stream in zip(numbers, streams, strict=True):
+        page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 400 200]/Contents %d 0 R/Resources<</Font<</F1 3 0 R>>>>>>"
+        objects += [page % (number + 1), b"<</Length %d>>stream\n%s\nendstream" % (len(stream), stream)]
     out, places = b"%PDF-1.4\n", []
     for number, content in enumerate(objects, 1):
         places.append(len(out))
         out += b"%d 0 obj%s endobj\n" % (number, content)
+    size = len(objects) + 1
     table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    out_xref = b"xref\n0 6\n0000000000 65535 f \n" + table
-    return out + out_xref + b"trailer<</Size 6/Root 1 0 R%s>>\nstartxref\n%d\n%%%%EOF" % (extra, len(out))
+    out_xref = b"xref\n0 %d\n0000000000 65535 f \n" % size + table
+    return out + out_xref + b"trailer<</Size %d/Root 1 0 R%s>>\nstartxref\n%d\n%%%%EOF" % (size, extra, len(out))
 
 
 def chinese_pdf() -> bytes:
@@ -138,7 +151,7 @@ def chinese_pdf() -> bytes:
         b"<</Type/Font/Subtype/Type0/BaseFont/STSong-Light/Encoding/UniGB-UCS2-H/DescendantFonts[<</Type/Font/Subtype"
         b"/CIDFontType0/BaseFont/STSong-Light/CIDSystemInfo<</Registry(Adobe)/Ordering(GB1)/Supplement 2>>/DW 1000>>]>>"
     )
-    return _pdf(stream, font)
+    return _pdf([stream], font)
 
 
 def html(encoding: str = "utf-8") -> bytes:
@@ -185,6 +198,31 @@ def test_a_chinese_pdf_is_read_with_its_number_of_pages(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(chinese_pdf())
     document = one(tmp_path / "a.pdf")
     assert (CHINESE, 1) == (document.text.strip(), document.metadata["pages"])
+
+
+def pages_of(document: Document) -> dict[str, int]:
+    """First word of each chunk -> its page."""
+    chunks = Chunker(word_tokenizer(), chunk_tokens=16, overlap=0).chunk(document)
+    return {word: chunk.metadata["page"] for chunk in reversed(chunks) for word in words(chunk.text)}
+
+
+def test_chunks_of_a_pdf_know_their_page(tmp_path: Path) -> None:
+    """Also where one is empty."""
+    (tmp_path / "a.pdf").write_bytes(pdf("One apple a day", "Two pears on a tree", "", "Four plums", "Last of all"))
+    document = one(tmp_path / "a.pdf")
+    assert 5 == document.metadata["pages"] == len(document.page_starts)
+    found = [document.text[start:].split()[0] for start in document.page_starts]
+    assert ["One", "Two", "Four", "Four", "Last"] == found
+    assert {1, 2, 4, 5} >= set(pages_of(document).values()) >= {1}
+
+
+def test_chunks_of_slides_know_their_slide(tmp_path: Path) -> None:
+    """And nothing of the marks that tell them apart is left in the text."""
+    slides = [(f"Slide{i}", "a line of some words and another line of some more words") for i in range(1, 4)]
+    (tmp_path / "a.pptx").write_bytes(pptx(*slides))
+    document = one(tmp_path / "a.pptx")
+    assert {"slide1": 1, "slide2": 2, "slide3": 3}.items() <= pages_of(document).items()
+    assert (3, False) == (document.metadata["pages"], "⟦" in document.text)
 
 
 def test_headings_and_tables_of_word_survive(tmp_path: Path) -> None:
@@ -310,7 +348,7 @@ def test_a_broken_archive_is_one_line(tmp_path: Path, make: Callable[[], bytes])
 def test_a_broken_and_an_empty_pdf_are_one_line_each(tmp_path: Path) -> None:
     """A scan without text says what it needs."""
     (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4\nnothing more")
-    (tmp_path / "scan.pdf").write_bytes(pdf(text=""))
+    (tmp_path / "scan.pdf").write_bytes(pdf(""))
     assert why(tmp_path / "broken.pdf").startswith("broken PDF")
     assert "OCR" in why(tmp_path / "scan.pdf")
 

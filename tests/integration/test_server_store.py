@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import SettingsError, StoreError
-from pipeline.stores.server import ServerStore, connect
+from pipeline.retrying import RetryPolicy
+from pipeline.stores.connection import connect
+from pipeline.stores.server import ServerStore
 from pipeline.types import Chunk, Fingerprint
 from tests.fakes import FakeEmbedder
 
@@ -71,7 +73,8 @@ def server() -> Iterator[Loopback]:
 
 @pytest.fixture
 def store(server: Loopback) -> Iterator[ServerStore]:
-    made = ServerStore(connect(server.url, api_key=KEY, timeout=5), "documents", write_pauses=(0.0, 0.0))
+    retry = RetryPolicy(tries=3, sleep=lambda _: None)
+    made = ServerStore(connect(server.url, api_key=KEY, timeout=5), "documents", retry=retry)
     yield made
     made.close()
 

@@ -1,15 +1,19 @@
 import json
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import SettingsError
+from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.loaders import find_files, load
 from pipeline.types import Document, Failure
+from tests.fakes import word_tokenizer
 
 SIMPLIFIED = "向量数据库保存文本的嵌入表示，重排模型再给候选段落打分。备份每天晚上进行一次，并复制到另一台机器。"
 TRADITIONAL = "向量資料庫保存文字的嵌入表示，重排模型再給候選段落打分。備份每天晚上進行一次，並複製到另一台機器。"
@@ -208,10 +212,81 @@ def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     assert "cannot be read: No such file or directory" == failure(path)
 
 
+def test_links_that_lead_to_each_other_are_named(tmp_path: Path) -> None:
+    """In a folder, and given by themselves."""
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for given in (tmp_path, tmp_path / "a"):
+        assert {"cannot be read: Too many levels of symbolic links"} == {failure(path) for path in find_files([given])}
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder, and no more rights than any user has: root may read everything."""
+    with tempfile.TemporaryDirectory() as name:
+        root = os.geteuid() == 0
+        if root:
+            os.chown(name, _NOBODY, _NOBODY)
+            os.seteuid(_NOBODY)
+        try:
+            yield Path(name)
+        finally:
+            for path in Path(name).iterdir():
+                path.chmod(0o700)
+            if root:
+                os.seteuid(0)
+
+
+_NOBODY = 65534
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users of this kind here")
+def test_what_may_not_be_read_is_named_and_the_rest_is_read(unprivileged: Path) -> None:
+    """A file, a folder that cannot be listed, and one whose files can be listed but not opened."""
+    for name in ("fine.txt", "secret.txt", "closed/a.txt", "listed/b.txt"):
+        (unprivileged / name).parent.mkdir(exist_ok=True)
+        (unprivileged / name).write_text(f"text of {name}")
+    for name, mode in (("secret.txt", 0), ("closed", 0), ("listed", 0o400)):
+        (unprivileged / name).chmod(mode)
+    found = {path.name: next(load(path)) for path in find_files([unprivileged])}
+    assert isinstance(found.pop("fine.txt"), Document)
+    errors = {name: item.error for name, item in found.items() if isinstance(item, Failure)}
+    denied = "cannot be read: Permission denied"
+    assert {"secret.txt": denied, "b.txt": denied, "closed": "a folder that cannot be read"} == errors
+    # Given by itself it may be there or not: that is found out when it is read.
+    assert denied == failure(next(find_files([unprivileged / "closed" / "a.txt"])))
+
+
+def test_a_name_with_a_nul_is_no_file() -> None:
+    """An error about the argument, as for any other wrong name."""
+    with pytest.raises(SettingsError, match="no such file"):
+        list(find_files([Path("a\0b")]))
+
+
+def test_one_giant_line_is_cut_like_any_text(tmp_path: Path) -> None:
+    """With words and without: no chunk is too long, and nothing of it is lost."""
+    for line in ("word " * 12_000, "x" * 60_000, "没有空格的汉字" * 4_000):
+        (tmp_path / "a.txt").write_text(line, encoding="utf-8")
+        chunks = Chunker(word_tokenizer(), chunk_tokens=256, overlap=0).chunk(one(tmp_path / "a.txt"))
+        assert line.replace(" ", "") == "".join(chunk.text for chunk in chunks).replace(" ", "")
+        assert max(len(chunk.text) for chunk in chunks) <= 32 * 256
+
+
+def test_the_time_of_a_file_is_known_and_no_part_of_its_content(tmp_path: Path) -> None:
+    """A checkout or copy gives every file a new time; that changes no document."""
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    os.utime(path, (0, 1_700_000_000))
+    before = one(path)
+    os.utime(path, (0, 1_800_000_000))
+    assert "2023-11-14T22:13:20+00:00" == before.modified
+    assert before.content_hash() == one(path).content_hash()
+
+
 def test_a_file_over_the_limit_is_named(tmp_path: Path) -> None:
     """With its size and the limit."""
     (tmp_path / "big.txt").write_bytes(b"x" * 3_000_000)
-    assert "3 MB, more than the limit of 1 MB" == failure(tmp_path / "big.txt", max_bytes=1_000_000)
+    assert "3 MB, more than the limit of 1 MB (RAG_MAX_FILE_MB)" == failure(tmp_path / "big.txt", max_bytes=1_000_000)
 
 
 def test_nul_bytes_are_taken_out(tmp_path: Path) -> None:

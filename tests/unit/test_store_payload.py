@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.stores.common import batches, hnsw_ef, stale_ids
-from pipeline.stores.payload import clean, count_versions, to_chunk, to_payload
+from pipeline.stores.payload import clean, count_versions, to_chunk, to_entry, to_payload
 from pipeline.types import Chunk, DocumentVersion
 
 TEXT = st.text(st.characters(), max_size=20)
@@ -124,3 +124,15 @@ def test_search_is_broader_than_the_list(limit: int) -> None:
     """The HNSW search grows with the limit, and more where a filter takes points away."""
     assert hnsw_ef(limit, filtered=False) >= 4 * limit
     assert hnsw_ef(limit, filtered=True) == 2 * hnsw_ef(limit, filtered=False)
+
+
+def test_a_chunk_that_is_stored_twice_counts_once() -> None:
+    """It must not hide that another one is missing."""
+    (version,) = count_versions([to_payload(chunk(index=1, count=2)), to_payload(chunk(index=1, count=2))])
+    assert (1, 2, False) == (version.present, version.count, version.complete)
+
+
+@pytest.mark.parametrize("payload", [{}, {"document_id": "a", "text": "of someone else"}])
+def test_a_point_of_others_is_no_chunk(payload: dict[str, str]) -> None:
+    """Known by what it lacks."""
+    assert ("id", -1) == (to_entry("id", payload).point_id, to_entry("id", payload).index)

@@ -1,0 +1,255 @@
+"""Whether a collection holds what it should: its ledger against its chunks, and against the sources."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.ingestion.changes import answering, is_under, is_within
+from pipeline.ingestion.loaders import MAX_BYTES, load
+from pipeline.ingestion.reading import read
+from pipeline.ingestion.run import IngestRun, Progress
+from pipeline.interfaces import Store
+from pipeline.types import (
+    Document,
+    DocumentVersion,
+    Failure,
+    LedgerEntry,
+    Problem,
+    ProblemKind,
+    VerifyReport,
+)
+
+_ORDER: tuple[ProblemKind, ...] = (
+    "foreign",
+    "missing",
+    "orphaned",
+    "stale",
+    "duplicate",
+    "unreadable",
+    "changed",
+    "new",
+    "gone",
+)
+
+
+@dataclass
+class Sources:
+    """What the sources that were given hold now."""
+
+    max_bytes: int
+    roots: list[str] = field(default_factory=list)
+    """Absolute paths that were given: what has its source there and was not met is gone."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Document id -> content hash; of several documents with one id the last one counts, as in an ingest."""
+    places: dict[str, str] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+    def read(self, items: Iterable[Document | str | Path], tell: Callable[[Progress], None]) -> Iterator[Document]:
+        """The documents of the items, each noted on its way."""
+        for batch in read(items, self.roots, self.max_bytes):
+            tell(Progress(batch.files_done, batch.files_total, documents=len(self.hashes), chunks=0))
+            for item in batch.items:
+                if isinstance(item, Failure):
+                    self.failures.append(item)
+                else:
+                    self.hashes[item.id] = item.content_hash()
+                    self.places[item.id] = sys.intern(item.source)
+                    yield item
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Chunks of one version, counted: a bit for each place in the document."""
+
+    count: int
+    source: str
+    placed: int = 0
+    misplaced: list[tuple[str, int]] = field(default_factory=list)
+
+
+class Ledger:
+    """The collection's chunks, counted by document and version. Memory grows with the versions, not the chunks."""
+
+    def __init__(self, entries: Iterable[LedgerEntry]) -> None:
+        self.chunks = 0
+        self.foreign: list[str] = []
+        self.duplicates: dict[str, DocumentVersion] = {}
+        """Point id of each chunk that is there under its own id as well -> its version."""
+        self.documents: dict[str, list[DocumentVersion]] = {}
+        tallies: dict[str, dict[str, _Tally]] = {}
+        for entry in entries:
+            self.chunks += 1
+            if entry.index < 0:
+                self.foreign.append(entry.point_id)
+                continue
+            versions = tallies.setdefault(entry.document_id, {})
+            tally = versions.setdefault(entry.content_hash, _Tally(entry.count, sys.intern(entry.source)))
+            if entry.point_id == entry.chunk_id:
+                tally.placed |= 1 << entry.index
+            else:
+                tally.misplaced.append((entry.point_id, entry.index))
+        for document_id, versions in tallies.items():
+            self.documents[document_id] = [self._version(document_id, *item) for item in versions.items()]
+
+    def _version(self, document_id: str, content_hash: str, tally: _Tally) -> DocumentVersion:
+        places, doubled = tally.placed, []
+        for point_id, index in sorted(tally.misplaced):
+            if places >> index & 1:
+                doubled.append(point_id)
+            places |= 1 << index
+        version = DocumentVersion(document_id, content_hash, tally.source, places.bit_count(), tally.count)
+        self.duplicates.update(dict.fromkeys(doubled, version))
+        return version
+
+    def undecided(self) -> dict[str, list[DocumentVersion]]:
+        """Documents of which not exactly one version is complete: only their sources can tell what is right."""
+        return {
+            document_id: versions
+            for document_id, versions in self.documents.items()
+            if sum(version.complete for version in versions) != 1
+        }
+
+
+def verify(
+    store: Store,
+    items: Iterable[Document | str | Path],
+    differences: Sequence[tuple[str, Any, Any]],
+    *,
+    mend: IngestRun | None,
+    max_bytes: int = MAX_BYTES,
+    progress: Callable[[Progress], None] | None = None,
+) -> VerifyReport:
+    """Compares, and with ``mend`` repairs what can be without losing anything.
+
+    A version beside the only complete one is removed. A document of which no version is complete, or more than one is,
+    is ingested again if it is among the items or its source is a file that still holds it; else it stays as it is.
+    ``differences`` are those of the collection's fingerprint from the one asked for, as (field, stored, asked for).
+    """
+    start = time.perf_counter()
+
+    def tell(step: Progress) -> None:
+        if progress is not None:
+            progress(step)
+
+    def say(message: str) -> None:
+        tell(Progress(0, 0, 0, 0, message))
+
+    say("reading the ledger")
+    ledger = Ledger(store.ledger())
+    sources = Sources(max_bytes)
+    before: list[Problem] = []
+    if mend is None:
+        for _ in sources.read(items, tell):
+            pass
+    else:
+        mend.execute(_to_mend(items, sources, ledger.undecided(), tell))
+        before = find_problems(ledger, sources)
+        say("removing what is left over")
+        if _remove_leftovers(store):
+            store.optimize(say)
+        say("reading the ledger again")
+        ledger = Ledger(store.ledger())
+    now = find_problems(ledger, sources)
+    still = {(problem.kind, problem.document_id) for problem in now}
+    if differences:
+        listed = "; ".join(f"{name}: stored {stored!r}, asked for {asked!r}" for name, stored, asked in differences)
+        detail = f"made with other settings ({listed}): nothing can be repaired with these"
+        now.insert(0, Problem("fingerprint", "", "", detail))
+    return VerifyReport(
+        documents=len(ledger.documents),
+        chunks=ledger.chunks,
+        problems=now,
+        repaired=[problem for problem in before if (problem.kind, problem.document_id) not in still],
+        seconds=time.perf_counter() - start,
+    )
+
+
+def find_problems(ledger: Ledger, sources: Sources) -> list[Problem]:
+    """All that is wrong with the chunks or differs from the sources, by kind, source and document."""
+    found = [*_in_ledger(ledger, sources.hashes), *_in_sources(ledger, sources)]
+    return sorted(found, key=lambda problem: (_ORDER.index(problem.kind), problem.source, problem.document_id))
+
+
+def _in_ledger(ledger: Ledger, current: Mapping[str, str]) -> Iterator[Problem]:
+    for point_id in ledger.foreign:
+        yield Problem("foreign", point_id, "", "not written by this program: remove it, or queries may fail")
+    for point_id, version in ledger.duplicates.items():
+        yield Problem("duplicate", version.document_id, version.source, f"a chunk is stored twice, once as {point_id}")
+    for document_id, versions in ledger.documents.items():
+        complete = [version for version in versions if version.complete]
+        if not complete:
+            best = answering(versions)
+            detail = f"{best.present} of {best.count} chunks are there: ingest it again"
+            yield Problem("missing", document_id, best.source, detail)
+            continue
+        known = [version for version in complete if version.content_hash == current.get(document_id)]
+        kept = known[0] if known else answering(versions)
+        for version in versions:
+            if version is kept:
+                continue
+            if not version.complete:
+                detail = f"{version.present} of {version.count} chunks of a version that is not the one that answers"
+                yield Problem("orphaned", document_id, version.source, detail)
+            elif known:
+                yield Problem("stale", document_id, version.source, "an older version beside the current one")
+            else:
+                detail = "two complete versions, and only the source can tell which is current: ingest it again"
+                yield Problem("stale", document_id, version.source, detail)
+
+
+def _in_sources(ledger: Ledger, sources: Sources) -> Iterator[Problem]:
+    for failure in sources.failures:
+        yield Problem("unreadable", "", failure.source, failure.error)
+    for document_id, content_hash in sources.hashes.items():
+        versions = ledger.documents.get(document_id)
+        if versions is None:
+            yield Problem("new", document_id, sources.places[document_id], "not in the collection: ingest it")
+        elif any(version.complete for version in versions) and not any(
+            version.complete and version.content_hash == content_hash for version in versions
+        ):
+            yield Problem("changed", document_id, sources.places[document_id], "changed since: ingest it again")
+    unreadable = {failure.source for failure in sources.failures}
+    for document_id, versions in ledger.documents.items():
+        source = answering(versions).source
+        if document_id in sources.hashes or is_within(source, unreadable):
+            continue
+        if any(is_under(source, root) for root in sources.roots):
+            yield Problem("gone", document_id, source, "not in its source any more: ingest with --prune")
+
+
+def _to_mend(
+    items: Iterable[Document | str | Path],
+    sources: Sources,
+    undecided: Mapping[str, Sequence[DocumentVersion]],
+    tell: Callable[[Progress], None],
+) -> Iterator[Document]:
+    """Those of the undecided documents that are at hand: among the items, or else in the files that they came from."""
+    met = set()
+    for document in sources.read(items, tell):
+        if document.id in undecided:
+            met.add(document.id)
+            yield document
+    left = {document_id for document_id in undecided if document_id not in met}
+    files = {version.source for document_id in left for version in undecided[document_id]}
+    for file in sorted(files):
+        # A document that was given in Python may have any words for its source.
+        if Path(file).is_absolute() and Path(file).is_file():
+            for thing in load(Path(file), sources.max_bytes):
+                if isinstance(thing, Document) and thing.id in left:
+                    yield thing
+
+
+def _remove_leftovers(store: Store) -> int:
+    """Removes what stands beside the only complete version of a document, and second copies of its chunks."""
+    ledger = Ledger(store.ledger())
+    keep = {}
+    for document_id, versions in ledger.documents.items():
+        complete = [version for version in versions if version.complete]
+        if len(complete) == 1 and len(versions) > 1:
+            keep[document_id] = complete[0].content_hash
+    return store.delete_chunks(ledger.duplicates) + (store.delete_versions_except(keep) if keep else 0)

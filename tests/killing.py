@@ -1,0 +1,105 @@
+"""Ingests that can be killed at any line: ``python -m tests.killing`` forks a process for each job it is given.
+
+A job is a line of JSON on standard input; what happens is told in lines of JSON on standard output. Forking spares
+the second that a new interpreter takes to import everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pipeline.ingestion.run
+import pipeline.stores.edge
+import pipeline.stores.shards
+from pipeline.core import Pipeline
+from pipeline.stores.edge import EdgeStore
+from tests.fakes import FakeEmbedder
+
+# Small batches make many steps of little data.
+pipeline.ingestion.run._EMBED_CHUNKS = 64
+pipeline.stores.edge._WRITE_BATCH = 50
+pipeline.stores.shards.FLUSH_AFTER = 100
+
+FILES = ("stores/edge.py", "stores/shards.py", "stores/locking.py", "ingestion/run.py")
+FUNCTIONS = frozenset(
+    {"ensure_ready", "upsert", "delete_documents", "delete_chunks", "delete_versions_except", "optimize", "close"}
+    | {"open", "_create", "use", "wrote", "_write_pending", "write_atomically", "_write", "_prune"}
+)
+"""The write path: what these files do under these names."""
+DIMENSION = 32
+
+
+def open_pipeline(store: Path) -> Pipeline:
+    """The pipeline that is killed, and that goes on after it."""
+    embedder = FakeEmbedder(dimension=DIMENSION)
+    return Pipeline(embedder=embedder, store=EdgeStore(store), chunk_tokens=32, chunk_overlap=0)
+
+
+class Steps:
+    """Counts the lines of the write path as they are run; at the one that is asked for, calls ``reached``."""
+
+    def __init__(self, line: str | None, occurrence: int, kill: bool) -> None:
+        self.seen: Counter[str] = Counter()
+        self._line, self._occurrence, self._kill = line, occurrence, kill
+
+    def start(self) -> None:
+        """From now on, in this thread and in those that it starts."""
+        threading.settrace(self._enter)
+        sys.settrace(self._enter)
+
+    def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
+        code = frame.f_code
+        return self._step if code.co_name in FUNCTIONS and code.co_filename.endswith(FILES) else None
+
+    def _step(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line":
+            line = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+            self.seen[line] += 1
+            if line == self._line and self.seen[line] == self._occurrence:
+                if self._kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                tell({"reached": line})
+        return self._step
+
+
+def tell(value: dict[str, Any]) -> None:
+    """In one write, so that the processes' lines do not mix."""
+    os.write(1, json.dumps(value).encode() + b"\n")
+
+
+def work(job: dict[str, Any]) -> None:
+    """Ingests the documents, and is killed or tells at the line that is asked for."""
+    steps = Steps(job["line"], job["occurrence"], job["kill"])
+    steps.start()
+    with open_pipeline(Path(job["store"])) as rag:
+        rag.ingest(job["documents"], prune=True)
+    sys.settrace(None)
+    if job["line"] is not None:
+        signal.pause()  # the signal may come late, but it comes
+    tell({"seen": steps.seen})
+
+
+def main() -> None:
+    """Runs jobs until standard input ends."""
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work(json.loads(line))
+            finally:
+                os._exit(0)
+        tell({"pid": pid})
+        _, status = os.waitpid(pid, 0)
+        tell({"exit": os.waitstatus_to_exitcode(status)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+from collections.abc import Iterator
+
+from pipeline.core import Pipeline
+from pipeline.types import Document
+from tests.fakes import FakeEmbedder, FakeStore
+
+
+def text(word: str, sentences: int = 20) -> str:
+    return " ".join(f"This is sentence {i} about {word}." for i in range(sentences))
+
+
+def filled(*documents: Document) -> tuple[Pipeline, FakeStore]:
+    store = FakeStore()
+    rag = Pipeline(embedder=FakeEmbedder(), store=store, chunk_tokens=32, chunk_overlap=0)
+    rag.ingest(documents)
+    return rag, store
+
+
+A = Document(id="a", text=text("apples"), title="Fruit", source="shelf", metadata={"lang": "en", "tags": ["x"]})
+B = Document(id="b", text=text("plums"))
+
+
+def test_documents_lists_each_document_once() -> None:
+    """Of two versions the one that queries answer with."""
+    rag, store = filled(A, B)
+    _, older = filled(Document(id="a", text=text("pears")))
+    store.points.update(list(older.points.items())[:2])
+    found = {version.document_id: version for version in rag.documents()}
+    assert {"a", "b"} == set(found)
+    assert ("shelf", A.content_hash(), True) == (found["a"].source, found["a"].content_hash, found["a"].complete)
+    assert [] == list(filled()[0].documents())
+
+
+def test_get_returns_chunks_in_the_order_of_the_text() -> None:
+    """All of one version, with the metadata that they share."""
+    rag, store = filled(A, B)
+    _, older = filled(Document(id="a", text=text("pears")))
+    store.points.update(list(older.points.items())[:2])
+    found = rag.get("a")
+    assert found is not None
+    assert ("a", "shelf", A.metadata, True) == (found.id, found.source, found.metadata, found.complete)
+    assert list(range(found.count)) == [chunk.index for chunk in found.chunks]
+    assert A.text == " ".join(chunk.text for chunk in found.chunks)
+    assert None is rag.get("nothing")
+
+
+def test_get_tells_what_was_cut_off() -> None:
+    """Chunks are missing, and the document says so."""
+    rag, store = filled(A)
+    store.delete_chunks([chunk.id for chunk, _ in store.points.values() if chunk.index == 1])
+    found = rag.get("a")
+    assert found is not None
+    assert (False, found.count - 1) == (found.complete, len(found.chunks))
+
+
+def test_delete_counts_the_documents_that_were_there() -> None:
+    """One id or any number of them, as they come."""
+    rag, store = filled(A, B)
+    assert 0 == rag.delete(["c"])
+    assert 1 == rag.delete("a")
+    assert {"b"} == {chunk.document_id for chunk, _ in store.points.values()}
+
+    def ids() -> Iterator[str]:
+        yield from ("a", "b", "b")
+        yield from (f"unknown {i}" for i in range(3_000))
+
+    assert 1 == rag.delete(ids())
+    assert {} == store.points
