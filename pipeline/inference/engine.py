@@ -33,8 +33,9 @@ LEAST_BUDGET = 256
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 # Activations are quantised in groups of this many values: smaller is more exact, larger is faster.
 ACTIVATION_GROUP = 128
-# Most sequences that calls of several threads are joined to: the candidates of a few queries.
-TOGETHER = 256
+# Most sequences that calls of several threads are joined to, as the candidates of two queries. On a CPU longer batches
+# gain nothing, and everyone in one waits for its end.
+TOGETHER = 128
 
 _engines: dict[tuple[Path, Path | None], Engine] = {}
 _engines_lock = threading.Lock()
