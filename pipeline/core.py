@@ -11,24 +11,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline import scoring
+from pipeline.answering import answer, one_version_each
 from pipeline.calibration import Calibration
-from pipeline.errors import FingerprintError, RerankerError, SettingsError
+from pipeline.errors import FingerprintError, SettingsError
 from pipeline.ingestion import collection
-from pipeline.ingestion.changes import answering, by_document
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.ingestion.verify import verify as verify_store
 from pipeline.interfaces import Embedder, Reranker, Store
-from pipeline.reranking import Reranked, Scorer, rerank
+from pipeline.reranking import Scorer, rerank
 from pipeline.score_cache import ScoreCache
 from pipeline.types import (
-    Candidate,
     Document,
     DocumentVersion,
     Fingerprint,
-    FirstStage,
-    Hit,
     HybridFusion,
     IngestReport,
     QueryResult,
@@ -170,45 +166,33 @@ class Pipeline:
         candidates = self.store.search(
             text, vector, limit=top_n, mode=self.search_mode, fusion=self.hybrid_fusion, where=where
         )
-        candidates = self._one_version_each(candidates)
+        candidates = one_version_each(candidates, self.store)
         searched = time.perf_counter()
         passages = [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in candidates]
-        answer = rerank(text, passages, self._chain, until)
+        outcome = rerank(text, passages, self._chain, until)
         reranked = time.perf_counter()
 
-        warnings = []
-        if not candidates and not self._checked:
-            warnings.append(f"{self.store.name} is empty: ingest documents first")
-        if answer.failures:
-            self._count_fallback(answer.failures)
-            # Weight and threshold were chosen for the reranker that failed.
-            alpha = None
-            warnings += [f"reranker {error.provider} failed: {error}" for error in answer.failures]
-            warnings.append(f"{answer.name} answered instead")
-        reached = sum(score is not None for score in answer.scores or [])
-        late = answer.scores is not None and reached < len(candidates)
-        if late and deadline_ms is not None:
-            warnings.append(
-                f"the deadline of {deadline_ms:g} ms left time to rerank {reached} of {len(candidates)} candidates"
-            )
-        if late and not reached:
-            answer = Reranked(None, None, answer.failures)
-        degraded = bool(answer.failures) or (late and not reached)
-        if threshold is not None and (degraded or answer.scores is None):
-            threshold = None
-            because = (
-                "it was meant for another reranker" if answer.scores else "without a reranker there is no probability"
-            )
-            warnings.append(f"the threshold was not applied: {because}")
-        hits = self._hits(candidates, answer, alpha=alpha, threshold=threshold)[:top_k]
+        if outcome.failures:
+            with self._lock:
+                self.fallbacks_taken.update(error.provider for error in outcome.failures)
+        found = answer(
+            candidates,
+            outcome,
+            top_k=top_k,
+            threshold=threshold,
+            alpha=alpha,
+            fusion=self.fusion,
+            deadline_ms=deadline_ms,
+        )
+        empty = [f"{self.store.name} is empty: ingest documents first"] if not candidates and not self._checked else []
         return QueryResult(
             query=text,
-            hits=hits,
-            reranker=answer.name,
+            hits=found.hits,
+            reranker=found.reranker,
             candidates=len(candidates),
-            reranked=reached,
-            degraded=degraded,
-            warnings=warnings,
+            reranked=found.reranked,
+            degraded=found.degraded,
+            warnings=empty + found.warnings,
             timings_ms={
                 "embed": (embedded - start) * 1e3,
                 "search": (searched - embedded) * 1e3,
@@ -220,54 +204,6 @@ class Pipeline:
     async def aquery(self, text: str, **options: Any) -> QueryResult:
         """:meth:`query` in a thread, for asynchronous programs."""
         return await asyncio.to_thread(self.query, text, **options)
-
-    def _count_fallback(self, failures: Sequence[RerankerError]) -> None:
-        with self._lock:
-            self.fallbacks_taken.update(error.provider for error in failures)
-
-    def _hits(
-        self, candidates: Sequence[Candidate], answer: Reranked, *, alpha: float | None, threshold: float | None
-    ) -> list[Hit]:
-        rerank = answer.scores
-        if answer.reranker is None or rerank is None:
-            scores = scoring.first_stage_scores(candidates)
-        else:
-            weight = answer.reranker.default_alpha if alpha is None else alpha
-            scores = scoring.final_scores(candidates, rerank, alpha=weight, fusion=self.fusion)
-        order = scoring.order(candidates, scores, rerank)
-        if rerank is not None and threshold is not None:
-            order = [i for i in order if (score := rerank[i]) is not None and score.probability >= threshold]
-        return [
-            Hit(
-                rank=rank,
-                chunk=candidates[i].chunk,
-                score=scores[i],
-                first_stage=FirstStage(candidates[i].rank, candidates[i].score),
-                rerank=None if rerank is None else rerank[i],
-            )
-            for rank, i in enumerate(order, 1)
-        ]
-
-    def _one_version_each(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Leaves out chunks of all but one version of a document.
-
-        Two versions stand side by side while a changed document is written, or after such a write was cut off.
-        Only a complete one may answer; the ledger knows which is.
-        """
-        hashes: dict[str, set[str]] = {}
-        for candidate in candidates:
-            hashes.setdefault(candidate.chunk.document_id, set()).add(candidate.chunk.content_hash)
-        doubled = [id_ for id_, versions in hashes.items() if len(versions) > 1]
-        if not doubled:
-            return list(candidates)
-        keep = {}
-        for id_, versions in by_document(self.store.versions(doubled)).items():
-            keep[id_] = answering(versions).content_hash
-        return [
-            candidate
-            for candidate in candidates
-            if keep.get(candidate.chunk.document_id, candidate.chunk.content_hash) == candidate.chunk.content_hash
-        ]
 
     # --------------------------------------------------------------- ingest
 
