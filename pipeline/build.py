@@ -20,6 +20,7 @@ from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Embedder, Reranker, Store
 from pipeline.score_cache import ScoreCache
 from pipeline.settings import Settings
+from pipeline.traffic import Gate, shared_gate
 from pipeline.types import Document, IngestReport, QueryResult
 
 RerankerFactory = Callable[[Settings], Reranker | None]
@@ -198,6 +199,7 @@ def _jina(settings: Settings) -> Reranker:
         name="jina",
         url_setting="RAG_JINA_BASE_URL",
         key_setting="RAG_JINA_API_KEY (or JINA_API_KEY)",
+        gate=_gate(settings, settings.jina_base_url or JINA_URL),
         timeout_s=settings.rerank_timeout,
         deadline_s=settings.rerank_deadline,
     )
@@ -207,19 +209,22 @@ def _http(settings: Settings) -> Reranker:
     from pipeline.rerankers.http import HttpReranker
 
     key = settings.rerank_api_key
+    url = _required(settings, "rerank_url", "the address of the endpoint")
     return HttpReranker(
-        _required(settings, "rerank_url", "the address of the endpoint"),
+        url,
         shape=settings.rerank_shape,
         model=settings.reranker_model,
         api_key=key.get_secret_value() if key else None,
         scores=settings.rerank_scores,
+        max_tokens=settings.rerank_max_tokens,
+        gate=_gate(settings, url),
         timeout_s=settings.rerank_timeout,
         deadline_s=settings.rerank_deadline,
     )
 
 
 def _cohere(settings: Settings) -> Reranker:
-    from pipeline.rerankers.cohere import CohereReranker
+    from pipeline.rerankers.cohere import PUBLIC_URL, CohereReranker
 
     if settings.cohere_api_key is None:
         raise SettingsError("RAG_RERANKER=cohere needs a key: set RAG_COHERE_API_KEY (or COHERE_API_KEY)")
@@ -227,9 +232,17 @@ def _cohere(settings: Settings) -> Reranker:
         api_key=settings.cohere_api_key.get_secret_value(),
         model=settings.reranker_model or COHERE_MODEL,
         base_url=settings.cohere_base_url,
+        max_tokens_per_doc=settings.cohere_max_tokens_per_doc,
+        priority=settings.cohere_priority,
+        gate=_gate(settings, settings.cohere_base_url or PUBLIC_URL),
         timeout_s=settings.rerank_timeout,
         deadline_s=settings.rerank_deadline,
     )
+
+
+def _gate(settings: Settings, url: str) -> Gate:
+    """One for each address in the process, so that limits and breaker hold for all pipelines together."""
+    return shared_gate(settings.reranker, url, settings.rerank_rpm, settings.rerank_concurrency)
 
 
 _BUILT_IN: Mapping[str, RerankerFactory] = {

@@ -6,13 +6,24 @@ import email.utils
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential, wait_random
 
+from pipeline import deadline
+
 T = TypeVar("T")
+
+
+class Gate(Protocol):
+    """Makes requests wait for their turn; see :class:`pipeline.traffic.Gate`."""
+
+    def passing(
+        self, until: float, *, clock: Callable[[], float], sleep: Callable[[float], None]
+    ) -> AbstractContextManager[None]: ...
 
 
 class RemoteError(Exception):
@@ -20,6 +31,7 @@ class RemoteError(Exception):
 
     ``status`` is the HTTP status if there was an answer, ``retryable`` says whether the same call may succeed later,
     ``retry_after`` how many seconds the server asks to wait before that, and ``operator`` whether a setting is wrong.
+    ``final`` says that there is no use in trying again within this call.
     """
 
     def __init__(
@@ -30,8 +42,10 @@ class RemoteError(Exception):
         retryable: bool = False,
         retry_after: float | None = None,
         operator: bool = False,
+        final: bool = False,
     ) -> None:
         super().__init__(message)
+        self.final = final
         self.operator = operator
         self.status = status
         self.retryable = retryable
@@ -56,11 +70,14 @@ class RetryPolicy:
     clock: Callable[[], float] = time.monotonic
 
     def begin(self) -> float:
-        """The moment, on ``clock``, at which work that starts now must have ended."""
-        return self.clock() + self.deadline_s
+        """The moment, on ``clock``, at which work that starts now must have ended; the query's deadline counts, too."""
+        own, query = self.clock() + self.deadline_s, deadline.current()
+        return own if query is None else min(own, query)
 
-    def run(self, attempt: Callable[[float], T], *, until: float) -> T:
+    def run(self, attempt: Callable[[float], T], *, until: float, gate: Gate | None = None) -> T:
         """Result of ``attempt(timeout in seconds)``, tried again where it raises a retryable RemoteError.
+
+        Each try waits for its turn at the ``gate``.
 
         Raises:
             RemoteError: the last failure. A retryable one says how often it was tried and why not again.
@@ -68,10 +85,12 @@ class RetryPolicy:
         started = self.clock()
 
         def bounded() -> T:
-            left = until - self.clock()
-            if left <= 0:
-                raise RemoteError("there was no time left to ask", retryable=True)
-            return attempt(min(self.timeout_s, left))
+            turn = nullcontext() if gate is None else gate.passing(until, clock=self.clock, sleep=self.sleep)
+            with turn:
+                left = until - self.clock()
+                if left <= 0:
+                    raise RemoteError("there was no time left to ask", retryable=True)
+                return attempt(min(self.timeout_s, left))
 
         def stop(state: RetryCallState) -> bool:
             return state.attempt_number >= self.tries or self.clock() + state.upcoming_sleep >= until
@@ -80,19 +99,20 @@ class RetryPolicy:
             sleep=self.sleep,
             stop=stop,
             wait=self._wait,
-            retry=retry_if_exception(lambda error: isinstance(error, RemoteError) and error.retryable),
+            retry=retry_if_exception(_worth_another_try),
             reraise=True,
         )
         try:
             return retrying(bounded)
         except RemoteError as error:
-            if not error.retryable:
+            if not _worth_another_try(error):
                 raise
             last = error
         # Outside the except block: the chain then holds each cause once.
         made = retrying.statistics["attempt_number"]
         raise RemoteError(
-            f"{last} ({self._why_not_again(last, made, until)}; {_times(made)} in {self.clock() - started:.1f} s)",
+            f"{last} ({self._why_not_again(last, made, until, started)}; {_times(made)} in "
+            f"{self.clock() - started:.1f} s)",
             status=last.status,
             retryable=True,
             retry_after=last.retry_after,
@@ -105,16 +125,18 @@ class RetryPolicy:
             return error.retry_after + jitter
         return wait_exponential(multiplier=self.first_wait_s, max=self.longest_wait_s)(state) + jitter
 
-    def _why_not_again(self, last: RemoteError, made: int, until: float) -> str:
+    def _why_not_again(self, last: RemoteError, made: int, until: float, started: float) -> str:
         left = max(0.0, until - self.clock())
+        whole = min(self.deadline_s, until - started)
         if last.retry_after is not None and last.retry_after >= left:
-            return (
-                f"it asks to wait {last.retry_after:g} s, and {left:.1f} s are left of the deadline of "
-                f"{self.deadline_s:g} s"
-            )
+            return f"it asks to wait {last.retry_after:g} s, and {left:.1f} s are left of the deadline of {whole:.3g} s"
         if made >= self.tries:
             return "gave up"
-        return f"the deadline of {self.deadline_s:g} s leaves no time for another try"
+        return f"the deadline of {whole:.3g} s leaves no time for another try"
+
+
+def _worth_another_try(error: BaseException) -> bool:
+    return isinstance(error, RemoteError) and error.retryable and not error.final
 
 
 def _times(count: int) -> str:

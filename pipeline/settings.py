@@ -91,6 +91,14 @@ class Settings(BaseSettings):
         description="secret; `COHERE_API_KEY` and `CO_API_KEY` are read too",
     )
     cohere_base_url: str | None = Field(None, description="another address for the Cohere API")
+    cohere_max_tokens_per_doc: int | None = Field(
+        None,
+        ge=1,
+        description="where Cohere cuts a document; longer texts are sent in windows; empty: 4096, as the API",
+    )
+    cohere_priority: int | None = Field(
+        None, ge=0, le=999, description="how early Cohere handles a request under load; 0 is the highest"
+    )
     jina_api_key: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices("RAG_JINA_API_KEY", "JINA_API_KEY"),
@@ -109,6 +117,16 @@ class Settings(BaseSettings):
     rerank_timeout: float = Field(10.0, gt=0, description="seconds that one request to a remote reranker may take")
     rerank_deadline: float = Field(
         30.0, gt=0, description="seconds that a remote reranker may take in all, with every retry"
+    )
+    rerank_rpm: float | None = Field(
+        None, gt=0, description="requests a minute that a remote reranker is asked at most; empty: no limit"
+    )
+    rerank_concurrency: int = Field(8, ge=1, description="requests to a remote reranker that may be under way at once")
+    rerank_max_tokens: int | None = Field(
+        None,
+        ge=16,
+        description="for `http`: longest pair of query and text that the model reads; longer texts are sent "
+        "in windows; empty: left to the endpoint",
     )
     top_n: int = Field(50, ge=1, le=1000, description="candidates recalled by the first stage, 1-1000")
     top_k: int = Field(5, ge=1, le=1000, description="hits returned, 1-`RAG_TOP_N`")

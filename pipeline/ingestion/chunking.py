@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
 from pipeline.ingestion.boundaries import BROKEN, WORD, Atom, atoms, level_at, split_atom
-from pipeline.ingestion.counting import CHARACTERS_PER_TOKEN, weigh
+from pipeline.ingestion.counting import CHARACTERS_PER_TOKEN, by_length, weigh
 from pipeline.ingestion.markdown import Section, sections
 from pipeline.text import well_formed
 from pipeline.types import Chunk, Document
@@ -186,7 +186,12 @@ class Chunker:
                 continue
             offsets = self._tokenizer.encode(text[piece.start : stop], add_special_tokens=False).offsets
             starts = [piece.start + offset for offset, _ in offsets]
-            result.extend(split_atom(text, piece, starts, stop, capacity))
+            parts = list(split_atom(text, piece, starts, stop, capacity))
+            bounds = [part.start for part, _ in parts[1:]] + [stop]
+            result.extend(
+                (part, max(count, by_length(bound - part.start)))
+                for (part, count), bound in zip(parts, bounds, strict=True)
+            )
         return [piece for piece, _ in result], [weight for _, weight in result]
 
     # ------------------------------------------------------------ counting

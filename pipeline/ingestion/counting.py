@@ -37,6 +37,11 @@ def weigh(tokenizer: Tokenizer, text: str, pieces: Sequence[Atom]) -> list[int]:
             while len(weights) < len(pieces) and ends[len(weights)] <= high:
                 piece, end = pieces[len(weights)], ends[len(weights)]
                 upto = bisect_left(starts, end) if end < high else len(starts)
-                weights.append(max(upto - counted, -(-(end - piece.start) // CHARACTERS_PER_TOKEN)))
+                weights.append(max(upto - counted, by_length(end - piece.start)))
                 counted = upto
     return weights
+
+
+def by_length(characters: int) -> int:
+    """Tokens that so many characters count as at least."""
+    return -(-characters // CHARACTERS_PER_TOKEN)

@@ -26,6 +26,7 @@ from pipeline.remote import (
 )
 from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.text import well_formed
+from pipeline.traffic import Gate, in_parts
 from pipeline.types import RerankScore, ScoreScale
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 _KEY_SETTING = "RAG_COHERE_API_KEY (or COHERE_API_KEY)"
 _URL_SETTING = "RAG_COHERE_BASE_URL"
-_PUBLIC_URL = "https://api.cohere.com"
+# Where the API cuts a document unless told otherwise.
+_MAX_TOKENS = 4096
+PUBLIC_URL = "https://api.cohere.com"
 
 
 class CohereReranker:
@@ -43,6 +46,9 @@ class CohereReranker:
     lists than ``max_documents`` (the API advises against more than 1,000) are sent in parts.
 
     ``timeout_s`` bounds one request, ``deadline_s`` a whole :meth:`score` with all its parts, tries and waits.
+    ``max_tokens_per_doc`` is where the API cuts a document, so longer texts go to it in windows; None leaves it to the
+    API, which cuts at 4,096. ``priority`` (0 is the highest) says how early a request is handled under load. ``gate``
+    holds the limits and the circuit breaker before the endpoint; None makes one for this object alone.
 
     Raises:
         SettingsError: the key or the address cannot be one.
@@ -51,6 +57,7 @@ class CohereReranker:
     name = "cohere"
     scale: ScoreScale = "probability"
     default_alpha = 1.0
+    keeps_deadline = True
 
     def __init__(
         self,
@@ -61,12 +68,15 @@ class CohereReranker:
         timeout_s: float = 10.0,
         deadline_s: float = 30.0,
         max_documents: int = 1000,
+        max_tokens_per_doc: int | None = None,
+        priority: int | None = None,
+        gate: Gate | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
         self.model = model
         self._key = SecretStr(check_key(api_key, _KEY_SETTING))
         # The SDK adds the version to the address by itself.
-        self._url = check_url(base_url or _PUBLIC_URL, _URL_SETTING).removesuffix("/v2").removesuffix("/v1")
+        self._url = check_url(base_url or PUBLIC_URL, _URL_SETTING).removesuffix("/v2").removesuffix("/v1")
         self._retry = replace(retry or RetryPolicy(), timeout_s=timeout_s, deadline_s=deadline_s)
         self._max_documents = max_documents
         self._endpoint = Endpoint(
@@ -77,6 +87,11 @@ class CohereReranker:
             model_setting="RAG_RERANKER_MODEL",
             timeout_setting="RAG_RERANK_TIMEOUT",
         )
+        self.identity = f"{model} at {self._url}"
+        self.max_tokens = max_tokens_per_doc or _MAX_TOKENS
+        options: dict[str, Any] = {"max_tokens_per_doc": max_tokens_per_doc, "priority": priority}
+        self._options = {name: value for name, value in options.items() if value is not None}
+        self._gate = gate or Gate(self._endpoint.place)
         self._http = open_client()
         self._lock = threading.Lock()
         self._client: ClientV2 | None = None
@@ -89,19 +104,25 @@ class CohereReranker:
         clean = [well_formed(text) for text in texts]
         documents = list(dict.fromkeys(text for text in clean if text.strip()))
         until = self._retry.begin()
-        scores: dict[str, float] = {}
-        for start in range(0, len(documents), self._max_documents):
-            part = documents[start : start + self._max_documents]
-            scores.update(zip(part, self._relevance(well_formed(query), part, until), strict=True))
+        asked = well_formed(query)
+        found = in_parts(
+            documents,
+            self._max_documents,
+            lambda part: self._relevance(asked, part, until),
+            concurrency=self._gate.concurrency,
+        )
+        scores = dict(zip(documents, found, strict=True))
         return [RerankScore(value, value) for value in (scores.get(text, 0.0) for text in clean)]
 
     def close(self) -> None:
         """Closes the connections; closing twice is fine."""
         self._http.close()
 
-    def _relevance(self, query: str, documents: list[str], until: float) -> list[float]:
+    def _relevance(self, query: str, documents: Sequence[str], until: float) -> list[float]:
         try:
-            response = self._retry.run(lambda timeout_s: self._ask(query, documents, timeout_s), until=until)
+            response = self._retry.run(
+                lambda timeout_s: self._ask(query, list(documents), timeout_s), until=until, gate=self._gate
+            )
             return self._read(response, len(documents))
         except RemoteError as error:
             failure = reranker_error(error, self.name)
@@ -119,6 +140,7 @@ class CohereReranker:
                 query=query,
                 documents=documents,
                 request_options={"timeout": timeout_s, "max_retries": 0},
+                **self._options,
             )
         except ApiError as error:
             headers, status = error.headers or {}, error.status_code or 0

@@ -22,6 +22,7 @@ from pipeline.remote import (
 from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.scoring import logit, sigmoid
 from pipeline.text import well_formed
+from pipeline.traffic import Gate, in_parts
 from pipeline.types import RerankScore, ScoreScale
 
 Shape = Literal["jina", "tei", "cohere", "voyage"]
@@ -100,12 +101,15 @@ class HttpReranker:
     not sent and get the lowest score. Equal texts are sent once, and long lists in parts of ``max_documents``.
 
     ``timeout_s`` bounds one request, ``deadline_s`` a whole :meth:`score` with all its parts, tries and waits.
+    ``max_tokens`` is the longest pair of query and text that the model behind it reads, if that is known. ``gate``
+    holds the limits and the circuit breaker before the endpoint; None makes one for this object alone.
 
     Raises:
         SettingsError: the key or the address cannot be one.
     """
 
     default_alpha = 1.0
+    keeps_deadline = True
 
     def __init__(
         self,
@@ -119,6 +123,8 @@ class HttpReranker:
         url_setting: str = "RAG_RERANK_URL",
         key_setting: str = "RAG_RERANK_API_KEY",
         max_documents: int | None = None,
+        max_tokens: int | None = None,
+        gate: Gate | None = None,
         timeout_s: float = 10.0,
         deadline_s: float = 30.0,
         retry: RetryPolicy | None = None,
@@ -140,6 +146,9 @@ class HttpReranker:
             model_setting="RAG_RERANKER_MODEL",
             timeout_setting="RAG_RERANK_TIMEOUT",
         )
+        self.identity = f"{model or 'unnamed model'} at {self._url}"
+        self.max_tokens = max_tokens
+        self._gate = gate or Gate(self._endpoint.place)
         self._http = open_client()
 
     def __repr__(self) -> str:
@@ -150,10 +159,14 @@ class HttpReranker:
         clean = [well_formed(text) for text in texts]
         distinct = list(dict.fromkeys(text for text in clean if text.strip()))
         until = self._retry.begin()
-        raw: dict[str, float] = {}
-        for start in range(0, len(distinct), self._max_documents):
-            part = distinct[start : start + self._max_documents]
-            raw.update(zip(part, self._scores(well_formed(query), part, until), strict=True))
+        asked = well_formed(query)
+        scores = in_parts(
+            distinct,
+            self._max_documents,
+            lambda part: self._scores(asked, part, until),
+            concurrency=self._gate.concurrency,
+        )
+        raw = dict(zip(distinct, scores, strict=True))
         blank = 0.0 if self.scale == "probability" else logit(0.0)
         return [self._judged(raw.get(text, blank)) for text in clean]
 
@@ -164,9 +177,11 @@ class HttpReranker:
     def _judged(self, raw: float) -> RerankScore:
         return RerankScore(raw, raw if self.scale == "probability" else sigmoid(raw))
 
-    def _scores(self, query: str, texts: list[str], until: float) -> list[float]:
+    def _scores(self, query: str, texts: Sequence[str], until: float) -> list[float]:
         try:
-            answer = self._retry.run(lambda timeout_s: self._ask(query, texts, timeout_s), until=until)
+            answer = self._retry.run(
+                lambda timeout_s: self._ask(query, list(texts), timeout_s), until=until, gate=self._gate
+            )
             return self._read(answer, len(texts))
         except RemoteError as error:
             failure = reranker_error(error, self.name)

@@ -1,0 +1,312 @@
+"""What holds for every reranker behind a network, against servers that fail in every way a server can."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from pipeline.errors import RerankerError
+from pipeline.interfaces import Reranker
+from pipeline.rerankers.cohere import CohereReranker
+from pipeline.rerankers.http import HttpReranker, Shape
+from pipeline.retrying import RetryPolicy
+from tests.loopback import Loopback, Reply
+
+KEY = "secret-Key-1234567890"
+TEXTS = ["nothing of it", "read json files", "how to read json"]
+Pairs = list[tuple[Any, Any]]
+GOOD: Pairs = [(2, 0.9), (1, 0.6), (0, 0.1)]
+
+
+@dataclass
+class Case:
+    """One kind of remote reranker, and how its server answers."""
+
+    name: str
+    provider: str
+    """As its errors name it."""
+    build: Callable[..., Reranker]
+    list_field: str | None
+    """Where the results are in an answer; None for a bare list."""
+    score_field: str
+    key_setting: str
+    url_setting: str
+    waits: list[float] = field(default_factory=list)
+    """Seconds that the retry policy wanted to wait."""
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def make(self, server: Loopback | str, tries: int = 5, **arguments: Any) -> Reranker:
+        url = server if isinstance(server, str) else server.url
+        now = [1000.0]
+
+        def sleep(seconds: float) -> None:
+            self.waits.append(seconds)
+            now[0] += seconds
+
+        policy = RetryPolicy(tries=tries, sleep=sleep, clock=lambda: now[0] + time.monotonic())
+        made = self.build(url, api_key=KEY, retry=policy, **arguments)
+        return self.stack.enter_context(contextlib.closing(made))  # type: ignore[type-var]
+
+    def answer(self, pairs: Pairs) -> Reply:
+        results = [{"index": index, self.score_field: score} for index, score in pairs]
+        return Reply(json=results if self.list_field is None else {"id": "x", self.list_field: results})
+
+
+def _cohere(url: str, **arguments: Any) -> Reranker:
+    made = CohereReranker(base_url=url, **arguments)
+    made._sdk()  # its import takes longer than the shortest timeouts here
+    return made
+
+
+def _http(shape: Shape, **fixed: Any) -> Callable[..., Reranker]:
+    def build(url: str, **arguments: Any) -> Reranker:
+        # Declared, so that one set of scores serves all shapes.
+        return HttpReranker(url, shape=shape, model="m", scores="probability", **fixed, **arguments)
+
+    return build
+
+
+_HTTP = ("RAG_RERANK_API_KEY", "RAG_RERANK_URL")
+_JINA = {"name": "jina", "key_setting": "RAG_JINA_API_KEY", "url_setting": "RAG_JINA_BASE_URL"}
+CASES = [
+    ("cohere-sdk", "cohere", _cohere, "results", "relevance_score", "RAG_COHERE_API_KEY", "RAG_COHERE_BASE_URL"),
+    ("jina", "jina", _http("jina", **_JINA), "results", "relevance_score", "RAG_JINA_API_KEY", "RAG_JINA_BASE_URL"),
+    ("http-jina", "http", _http("jina"), "results", "relevance_score", *_HTTP),
+    ("http-tei", "http", _http("tei"), None, "score", *_HTTP),
+    ("http-cohere", "http", _http("cohere"), "results", "relevance_score", *_HTTP),
+    ("http-voyage", "http", _http("voyage"), "data", "relevance_score", *_HTTP),
+]
+
+
+@pytest.fixture(params=CASES, ids=[case[0] for case in CASES])
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    made = Case(*request.param)
+    with made.stack:
+        yield made
+
+
+def raws(reranker: Reranker) -> list[float]:
+    return [score.raw for score in reranker.score("read json", TEXTS)]
+
+
+def failure(reranker: Reranker) -> RerankerError:
+    with pytest.raises(RerankerError) as caught:
+        reranker.score("read json", TEXTS)
+    return caught.value
+
+
+def test_scores_come_back_in_input_order(case: Case) -> None:
+    """Servers answer best first; the scores are put back by index."""
+    with Loopback([case.answer(GOOD)]) as server:
+        assert [0.1, 0.6, 0.9] == raws(case.make(server))
+
+
+PASSING = {
+    "429": Reply(429, {"message": "slow down"}),
+    "408": Reply(408, {"message": "too slow"}),
+    "500": Reply(500, {"message": "oops"}),
+    "502-html": Reply(502, body=b"<html>bad gateway</html>", content_type="text/html"),
+    "503": Reply(503, {"message": "down"}),
+    "504-empty": Reply(504, body=b"", content_type="text/plain"),
+    "reset": Reply(fault="reset"),
+    "cut-body": Reply(json={"results": []}, fault="cut"),
+    "truncated-json": Reply(body=b'{"results": [{"index": 0, "relev'),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_passing_faults_are_tried_again(case: Case, fault: Reply) -> None:
+    """Two failures, then an answer: the caller sees the answer alone."""
+    with Loopback([fault, fault, case.answer(GOOD)]) as server:
+        assert [0.1, 0.6, 0.9] == raws(case.make(server))
+    assert (3, 2) == (len(server.requests), len(case.waits))
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_lasting_faults_end_in_our_error(case: Case, fault: Reply) -> None:
+    """It names the provider and the status, says how often it was tried, and that later may be better."""
+    with Loopback([fault]) as server:
+        error = failure(case.make(server))
+    status = fault.status if fault.status != 200 or fault.body else None
+    assert (case.provider, status, True, False) == (error.provider, error.status, error.retryable, error.operator)
+    assert "tried 5 times" in str(error)
+    assert 5 == len(server.requests)
+
+
+def test_retry_after_is_obeyed(case: Case) -> None:
+    """The wait is what the server asks for, plus a little jitter."""
+    busy = Reply(429, {"message": "m"}, headers={"Retry-After": "3"})
+    with Loopback([busy, case.answer(GOOD)]) as server:
+        assert [0.1, 0.6, 0.9] == raws(case.make(server))
+    assert 1 == len(case.waits)
+    assert 3.0 <= case.waits[0] <= 3.5
+
+
+@pytest.mark.parametrize("value", ["3600", "Fri, 31 Dec 2038 23:59:59 GMT"])
+def test_a_retry_after_beyond_the_deadline_fails_at_once(case: Case, value: str) -> None:
+    """Seconds or date: there is one request, no wait, and the message says why."""
+    with Loopback([Reply(429, {"message": "m"}, headers={"Retry-After": value})]) as server:
+        error = failure(case.make(server))
+    assert "asks to wait" in str(error)
+    assert "left of the deadline of 30 s" in str(error)
+    assert (1, []) == (len(server.requests), case.waits)
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413, 422, 498, 307])
+def test_refusals_are_not_tried_again(case: Case, status: int) -> None:
+    """One request; the message says what the server said and what to check, and no fallback may hide it."""
+    reply = Reply(status, {"message": "because"}, headers={"Location": "/elsewhere"} if status == 307 else {})
+    with Loopback([reply]) as server:
+        error = failure(case.make(server))
+    advice = {
+        400: "RAG_RERANKER_MODEL",
+        401: case.key_setting,
+        402: "billing",
+        403: case.key_setting,
+        404: f"RAG_RERANKER_MODEL and {case.url_setting}",
+        413: "too large",
+        422: "RAG_RERANKER_MODEL",
+    }.get(status, case.url_setting)
+    assert f"answered {status} (because)" in str(error)
+    assert advice in str(error)
+    assert (case.provider, status, False, True) == (error.provider, error.status, error.retryable, error.operator)
+    assert 1 == len(server.requests)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        ([(0, 0.1), (1, 0.2)], "did not answer for text 2"),
+        ([(0, 0.1), (1, 0.2), (1, 0.3)], "answered twice for text 1"),
+        ([(0, 0.1), (1, 0.2), (3, 0.3)], "answered for text 3, and 3 were sent"),
+        ([(0, 0.1), (1, 0.2), (-1, 0.3)], "answered for text -1"),
+        ([(0, 0.1), (1, 0.2), (None, 0.3)], "answered for text None"),
+        ([(0, 0.1), (1, 0.2), (2, float("nan"))], "score of nan"),
+        ([(0, 0.1), (1, 0.2), (2, None)], "score of nan"),
+        ([(0, 0.1), (1, 0.2), (2, "high")], "score of nan"),
+        ([(0, 0.1), (1, 0.2), (2, 1.5)], "score of 1.5"),
+        ([(0, 0.1), (1, 0.2), (2, -0.5)], "score of -0.5"),
+    ],
+)
+def test_answers_that_make_no_sense_are_errors(case: Case, pairs: Pairs, says: str) -> None:
+    """They are neither guessed at nor asked for again."""
+    with Loopback([case.answer(pairs)]) as server:
+        error = failure(case.make(server))
+    assert says in str(error)
+    assert (case.provider, 1, False) == (error.provider, len(server.requests), error.retryable)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(json={"results": "none", "data": "none"}),
+        Reply(json={"results": [1, 2, 3], "data": [1, 2, 3]}),
+        Reply(json={}),
+        Reply(json=["x"]),
+        Reply(json=None),
+        Reply(body=b"<html>hi</html>", content_type="text/html; charset=utf-8"),
+        Reply(body=b"\xff\xfe", content_type="text/plain"),
+    ],
+    ids=["no-list", "numbers", "empty", "list", "null", "html", "bytes"],
+)
+def test_answers_of_another_form_point_to_the_address(case: Case, reply: Reply) -> None:
+    """Something else listens there."""
+    with Loopback([reply]) as server:
+        error = failure(case.make(server))
+    assert case.url_setting in str(error)
+    assert (1, False) == (len(server.requests), error.retryable)
+
+
+@pytest.mark.parametrize("fault", ["stall", "stall-body", "trickle"])
+def test_slow_servers_are_given_up(case: Case, fault: Any) -> None:
+    """No answer, half a body, or a byte now and then: the request ends with its timeout."""
+    with Loopback([Reply(json={"results": []}, fault=fault)]) as server:
+        reranker = case.make(server, tries=1, timeout_s=0.2)
+        started = time.monotonic()
+        error = failure(reranker)
+        assert time.monotonic() - started < 2.0
+    assert "did not answer within 0.2 s (see RAG_RERANK_TIMEOUT)" in str(error)
+    assert error.retryable
+
+
+def test_the_deadline_bounds_the_last_request(case: Case) -> None:
+    """The timeout of one request is 10 s, and the whole call still ends with the deadline."""
+    with Loopback([Reply(fault="stall")]) as server:
+        reranker = case.make(server, deadline_s=0.3)
+        started = time.monotonic()
+        error = failure(reranker)
+        assert time.monotonic() - started < 2.0
+    assert "deadline of 0.3 s leaves no time" in str(error)
+
+
+def test_an_unreachable_server_is_our_error(case: Case) -> None:
+    """Nobody listens: tried again, then the message names the address and the setting."""
+    with Loopback([Reply()]) as server:
+        url = server.url
+    error = failure(case.make(url))
+    assert "no connection to" in str(error)
+    assert url in str(error)
+    assert case.url_setting in str(error)
+    assert (None, True, 4) == (error.status, error.retryable, len(case.waits))
+
+
+def test_a_server_that_keeps_failing_is_not_asked_for_a_while(case: Case) -> None:
+    """The second call fails at once, without a request: its fallback need not wait. It names the last fault."""
+    with Loopback([Reply(503, {"message": "down"})]) as server:
+        reranker = case.make(server)
+        failure(reranker)
+        error = failure(reranker)
+    assert "failed 5 times in a row" in str(error)
+    assert "answered 503 (down)" in str(error)
+    assert (5, True) == (len(server.requests), error.retryable)
+
+
+LEAKS = {
+    "401-quoting-the-key": Reply(401, {"message": f"invalid api token: {KEY}"}, headers={"X-Your-Key": KEY}),
+    "500": Reply(500, {"message": f"oops {KEY}"}),
+    "html": Reply(body=f"<html>{KEY}".encode(), content_type="text/html"),
+    "reset": Reply(fault="reset"),
+    "other-form": Reply(json={"key": KEY}),
+}
+
+
+@pytest.mark.parametrize("reply", LEAKS.values(), ids=LEAKS)
+def test_the_key_appears_nowhere(case: Case, caplog: pytest.LogCaptureFixture, reply: Reply) -> None:
+    """Not in the message, the chained exceptions' text, the traceback, a repr or a log, though a server quotes it."""
+    caplog.set_level(logging.DEBUG)
+    with Loopback([reply]) as server:
+        reranker = case.make(server)
+        raised = failure(reranker)
+    seen: list[BaseException] = []
+    error: BaseException | None = raised
+    while error is not None:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    texts = [part for one in seen for part in (str(one), repr(one), repr(one.args))]
+    texts += [*traceback.format_exception(raised), repr(reranker), repr(vars(reranker))]
+    texts += [record.getMessage() for record in caplog.records if not record.name.startswith("httpcore")]
+    assert [] == [text for text in texts if KEY in text]
+
+
+def test_credentials_in_the_address_are_not_shown(case: Case) -> None:
+    """A proxy's user and password in the base URL stay out of messages."""
+    with Loopback([Reply(404, {"message": "m"})]) as server:
+        reranker = case.make(server.url.replace("http://", "http://user:hidden@"))
+        error = failure(reranker)
+    assert "hidden" not in str(error) + repr(reranker)
+
+
+def test_one_connection_serves_many_requests(case: Case) -> None:
+    """Connections are kept: a TLS handshake for each query would cost more than the query."""
+    with Loopback([case.answer(GOOD)]) as server:
+        reranker = case.make(server)
+        for _ in range(3):
+            raws(reranker)
+        assert (3, 1) == (len(server.requests), server.connections)
