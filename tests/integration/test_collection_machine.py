@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,11 @@ from pipeline.stores.edge import EdgeStore
 from pipeline.types import Chunk, Document
 from tests.fakes import FakeEmbedder
 
-NAMES = st.sampled_from([f"file{i}.txt" for i in range(6)])
-TEXTS = st.builds(
-    lambda word, sentences: " ".join(f"Sentence {i} is about {word}." for i in range(sentences)),
-    st.sampled_from(["apples", "pears", "plums", "figs"]),
-    st.integers(1, 12),
-)
+WORDS = st.sampled_from(["apples", "pears", "plums", "figs"])
+TEXTS = st.builds(lambda word, count: f"This sentence is about {word}. " * count, WORDS, st.integers(1, 12))
+CHANGES = st.dictionaries(st.sampled_from([f"file{i}.txt" for i in range(5)]), TEXTS | st.none(), min_size=1)
+"""File name -> its new text; None: it goes."""
+KINDS = ("missing", "orphaned", "stale", "changed", "new")
 
 Versions = dict[str, dict[str, bool]]
 """Document id -> content hash -> whether it is complete."""
@@ -90,45 +90,46 @@ class Collection(RuleBasedStateMachine):
             found.setdefault(version.document_id, {})[version.content_hash] = version.complete
         return found
 
-    @initialize(texts=st.dictionaries(NAMES, TEXTS, min_size=1))
-    def start(self, texts: dict[str, str]) -> None:
-        for name, text in texts.items():
-            self.change(name, text)
-        self.ingest(prune=False)
+    @initialize(changes=CHANGES)
+    def start(self, changes: dict[str, str | None]) -> None:
+        self.change(changes)
+        self.ingest(prune=False, reopen=False)
 
-    @rule(name=NAMES, text=TEXTS)
-    def change(self, name: str, text: str) -> None:
-        """A file is made, or gets another text."""
-        path = self.folder / name
-        path.write_text(text)
-        (document,) = load(path)
-        assert isinstance(document, Document)
-        self.files[document.id] = document.content_hash()
+    @rule(changes=CHANGES)
+    def change(self, changes: dict[str, str | None]) -> None:
+        """Files are made, get another text, or go."""
+        for name, text in changes.items():
+            path = self.folder / name
+            self.files.pop(path.as_posix(), None)
+            path.unlink(missing_ok=True)
+            if text is not None:
+                path.write_text(text)
+                (document,) = load(path)
+                assert isinstance(document, Document)
+                self.files[document.id] = document.content_hash()
 
-    @precondition(lambda self: self.files)
-    @rule(data=st.data())
-    def remove(self, data: st.DataObject) -> None:
-        """A file goes."""
-        path = data.draw(st.sampled_from(sorted(self.files)))
-        Path(path).unlink()
-        del self.files[path]
-
-    @rule(prune=st.booleans())
-    def ingest(self, prune: bool) -> None:
+    @rule(prune=st.booleans(), reopen=st.booleans())
+    def ingest(self, prune: bool, reopen: bool) -> None:
         """Afterwards each file's document is there, once and whole; what is gone stays unless it is pruned."""
+        if reopen:
+            self.reopen()
         report = self.rag.ingest(self.folder, prune=prune, max_delete=1.0)
         assert [] == report.failures
         gone = {} if prune else {id_: found for id_, found in self.model.items() if id_ not in self.files}
         self.model = gone | {id_: {content_hash: True} for id_, content_hash in self.files.items()}
 
-    @rule(fuse=st.integers(0, 40), prune=st.booleans())
-    def crash(self, fuse: int, prune: bool) -> None:
+    def reopen(self) -> None:
+        """The program ends and is started again."""
+        self.rag.close()
+        self.rag = self.opened()
+
+    @rule(changes=CHANGES, fuse=st.integers(0, 25), prune=st.booleans(), word=WORDS)
+    def crash(self, changes: dict[str, str | None], fuse: int, prune: bool, word: str) -> None:
         """An ingest ends anywhere: each document that was there is in its old or new state, or in both."""
+        self.change(changes)
         self.store.fuse = fuse
-        try:
+        with suppress(CrashError):
             self.rag.ingest(self.folder, prune=prune, max_delete=1.0)
-        except CrashError:
-            pass
         self.reopen()
         found = self.stored()
         for id_, before in self.model.items():
@@ -139,12 +140,7 @@ class Collection(RuleBasedStateMachine):
         for id_ in found.keys() - self.model.keys():
             assert {self.files[id_]} == found[id_].keys()
         self.model = found
-
-    @rule()
-    def reopen(self) -> None:
-        """The program ends and is started again."""
-        self.rag.close()
-        self.rag = self.opened()
+        self.query(word)
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())
@@ -166,16 +162,14 @@ class Collection(RuleBasedStateMachine):
                 assert any(found[id_].values())
             if id_ in self.files or sum(before.values()) == 1:
                 assert 1 == len(found[id_])
-        broken = {
-            problem.document_id for problem in report.problems if problem.kind in {"missing", "orphaned", "stale"}
-        }
-        assert broken == {id_ for id_, versions in found.items() if [True] != list(versions.values())}
+        told = {kind: {p.document_id for p in report.problems if p.kind == kind} for kind in KINDS}
+        broken = {id_ for id_, versions in found.items() if [True] != list(versions.values())}
+        assert broken == told["missing"] | told["orphaned"] | told["stale"]
         differing = {id_ for id_, now in self.files.items() if not found.get(id_, {}).get(now)}
-        assert differing == {problem.document_id for problem in report.problems if problem.kind in {"changed", "new"}}
+        assert differing == told["changed"] | told["new"]
         self.model = found
 
-    @precondition(lambda self: self.model)
-    @rule(word=st.sampled_from(["apples", "pears", "plums", "figs"]))
+    @rule(word=WORDS)
     def query(self, word: str) -> None:
         """All hits of a document are of one version, each chunk once, and a whole version is preferred."""
         hits = self.rag.query(f"about {word}", top_n=300, top_k=300).hits
