@@ -136,6 +136,7 @@ class Collection(RuleBasedStateMachine):
         for id_, before in self.model.items():
             if prune and id_ not in self.files and id_ not in found:
                 continue
+            assert id_ in found
             assert found[id_].keys() <= before.keys() | {self.files.get(id_, "")}
             assert any(found[id_].values()) or not any(before.values())
         for id_ in found.keys() - self.model.keys():
