@@ -8,14 +8,17 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from pipeline.calibration import load_calibration
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Embedder, Reranker, Store
+from pipeline.score_cache import ScoreCache
 from pipeline.settings import Settings
 from pipeline.types import Document, IngestReport, QueryResult
 
@@ -48,6 +51,10 @@ def build(settings: Settings | None = None) -> Pipeline:
         top_k=settings.top_k,
         threshold=settings.threshold,
         alpha=settings.alpha,
+        fusion=settings.fusion,
+        deadline_ms=settings.deadline_ms,
+        score_cache=build_score_cache(settings),
+        calibrations=partial(load_calibration, calibration_dir(settings)),
         chunk_tokens=settings.chunk_tokens,
         chunk_overlap=settings.chunk_overlap,
         max_file_mb=settings.max_file_mb,
@@ -115,6 +122,19 @@ def build_fallbacks(settings: Settings) -> list[Reranker | None]:
     names = [name.strip() for name in settings.reranker_fallback.split(",") if name.strip()]
     alone = settings.updated(reranker_model=None)
     return [reranker_factory(name)(alone.updated(reranker=name)) for name in names]
+
+
+def build_score_cache(settings: Settings) -> ScoreCache | None:
+    """Scores are kept in memory, or with ``RAG_SCORE_CACHE_DISK`` in a file."""
+    if not settings.score_cache:
+        return None
+    path = settings.data_dir / "cache" / "scores.sqlite" if settings.score_cache_disk else None
+    return ScoreCache(path, settings.score_cache)
+
+
+def calibration_dir(settings: Settings) -> Path:
+    """Where ``rag calibrate`` keeps what it fitted."""
+    return settings.data_dir / "calibration"
 
 
 def reranker_factory(name: str) -> RerankerFactory:

@@ -176,12 +176,47 @@ def evaluate(
 
 
 @app.command()
+def calibrate(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Labelled queries: a folder in BEIR's layout.")],
+    reranker: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of RAG_RERANKER.")] = None,
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="platt (a logistic curve) or isotonic (any rising line).")
+    ] = "platt",
+    precision: Annotated[
+        float,
+        typer.Option(metavar="P", min=0.0, max=1.0, help="Say from which threshold on this share is relevant."),
+    ] = 0.9,
+    max_queries: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first queries.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a reranker's probabilities mean what they say, so that a threshold survives a switch."""
+    from pipeline.display import print_calibration
+    from pipeline.evaluation.calibration import calibrate_dataset
+
+    console = _stderr()
+    outcome = calibrate_dataset(
+        dataset,
+        _settings(**({} if reranker is None else {"reranker": reranker})),
+        method=_one_of(method, "--method", ("platt", "isotonic")),
+        precision=precision,
+        max_queries=max_queries,
+        say=lambda line: console.print(line, highlight=False, markup=False),
+    ).to_dict()
+    if as_json:
+        _print_json(outcome)
+    else:
+        print_calibration(_stdout(), outcome)
+
+
+@app.command()
 def status(as_json: Json = False) -> None:
     """Say what is stored, and with which settings."""
-    from pipeline.build import build_store
+    from pipeline.build import build_store, calibration_dir
+    from pipeline.calibration import all_calibrations
     from pipeline.display import print_pairs
 
     settings = _settings()
+    calibrations = all_calibrations(calibration_dir(settings))
     store = build_store(settings)
     try:
         made_with = store.fingerprint()
@@ -196,6 +231,7 @@ def status(as_json: Json = False) -> None:
             "embedder": settings.embedder,
             "reranker": settings.reranker,
             "search": settings.search,
+            "calibrations": [calibration.to_dict() for calibration in calibrations],
         }
     finally:
         store.close()
@@ -210,6 +246,7 @@ def status(as_json: Json = False) -> None:
         ("search", outcome["search"]),
         ("reranker", outcome["reranker"]),
     ]
+    rows += [("calibrated", f"{one.reranker} ({one.method}, on {one.dataset})") for one in calibrations]
     if made_with is None:
         rows.append(("state", "nothing ingested yet: rag ingest PATH"))
     else:
@@ -328,6 +365,14 @@ def parse_where(conditions: list[str]) -> dict[str, Any]:
         else:
             where[key] = value
     return where
+
+
+def _one_of(value: str, option: str, allowed: tuple[str, ...]) -> Any:
+    from pipeline.errors import SettingsError
+
+    if value not in allowed:
+        raise SettingsError(f"{option} {value!r}: there are {', '.join(allowed)}")
+    return value
 
 
 def _json_or_text(text: str) -> Any:

@@ -11,31 +11,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline import scoring
-from pipeline.errors import FingerprintError, RerankerError, SettingsError
+from pipeline.answering import answer, one_version_each
+from pipeline.calibration import Calibration
+from pipeline.errors import FingerprintError, SettingsError
 from pipeline.ingestion import collection, transfer
-from pipeline.ingestion.changes import answering, by_document
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.ingestion.verify import verify as verify_store
 from pipeline.interfaces import Embedder, Reranker, Store
-from pipeline.reranking import Reranked, rerank
+from pipeline.reranking import Scorer, rerank
+from pipeline.score_cache import ScoreCache
 from pipeline.types import (
-    Candidate,
     Document,
     DocumentVersion,
     ExportReport,
     Fingerprint,
-    FirstStage,
-    Hit,
     HybridFusion,
     ImportReport,
     IngestReport,
     QueryResult,
     SearchMode,
+    StageFusion,
     StoredDocument,
     VerifyReport,
 )
+from pipeline.windows import Passage
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -49,7 +49,9 @@ class Pipeline:
     """Two-stage retrieval. Safe to share between threads; close it, or use it in a ``with`` block.
 
     ``reranker=None`` answers in first-stage order; ``fallbacks`` are asked in turn where it fails. ``alpha=None`` takes
-    the reranker's own default.
+    the reranker's own default. ``deadline_ms`` is the time that a query may take, in milliseconds: recall is not cut
+    short, reranking is. ``score_cache`` spares scoring what was scored before. ``calibrations`` looks up how a
+    reranker (its name, model and revision) maps raw scores to probabilities.
     """
 
     def __init__(
@@ -65,6 +67,10 @@ class Pipeline:
         top_k: int = 5,
         threshold: float | None = None,
         alpha: float | None = None,
+        fusion: StageFusion = "linear",
+        deadline_ms: float | None = None,
+        score_cache: ScoreCache | None = None,
+        calibrations: Callable[[str], Calibration | None] | None = None,
         chunk_tokens: int = 256,
         chunk_overlap: int = 32,
         max_file_mb: float = 100.0,
@@ -73,6 +79,13 @@ class Pipeline:
         self.store = store
         self.reranker = reranker
         self.fallbacks = tuple(fallbacks)
+        self.score_cache = score_cache
+        self._chain = [
+            None
+            if one is None
+            else Scorer(one, tokenizer=embedder.tokenizer, cache=score_cache, calibrations=calibrations)
+            for one in (reranker, *fallbacks)
+        ]
         self.fallbacks_taken: Counter[str] = Counter()
         """How often each reranker failed and a fallback answered, by the name of the one that failed."""
         self._lock = threading.Lock()
@@ -82,12 +95,14 @@ class Pipeline:
         self.top_k = top_k
         self.threshold = threshold
         self.alpha = alpha
+        self.fusion = fusion
+        self.deadline_ms = deadline_ms
         # A chunk that the model would cut is invisible to dense search from the cut on.
         self.chunk_tokens = min(chunk_tokens, embedder.max_tokens - _PROMPT_TOKENS)
         self.chunk_overlap = min(chunk_overlap, (self.chunk_tokens - 1) // 2)
         self.max_file_bytes = int(max_file_mb * 1e6)
         self._checked = False
-        self._check(top_n, top_k, threshold, alpha)
+        self._check(top_n, top_k, threshold, alpha, deadline_ms)
 
     @classmethod
     def from_settings(cls, settings: Settings | None = None) -> Pipeline:
@@ -122,11 +137,13 @@ class Pipeline:
         threshold: float | None = None,
         alpha: float | None = None,
         where: Mapping[str, Any] | None = None,
+        deadline_ms: float | None = None,
     ) -> QueryResult:
         """Recalls ``top_n`` candidates, reranks them, and returns the best ``top_k``.
 
         Arguments left out come from the pipeline. ``where`` filters on metadata in the first stage (see
-        :meth:`pipeline.interfaces.Store.search`). ``threshold`` drops hits whose rerank probability is below it.
+        :meth:`pipeline.interfaces.Store.search`). ``threshold`` drops hits whose rerank probability is below it, or
+        that were not reranked because of the deadline.
 
         Raises:
             SettingsError: an argument is wrong.
@@ -138,7 +155,9 @@ class Pipeline:
         top_k = min(self.top_k, top_n) if top_k is None else top_k
         threshold = self.threshold if threshold is None else threshold
         alpha = self.alpha if alpha is None else alpha
-        self._check(top_n, top_k, threshold, alpha)
+        deadline_ms = self.deadline_ms if deadline_ms is None else deadline_ms
+        self._check(top_n, top_k, threshold, alpha, deadline_ms)
+        until = None if deadline_ms is None else time.monotonic() + deadline_ms / 1e3
         if not text.strip():
             raise SettingsError("the query is empty: ask something")
         self._check_fingerprint_for_query()
@@ -149,33 +168,33 @@ class Pipeline:
         candidates = self.store.search(
             text, vector, limit=top_n, mode=self.search_mode, fusion=self.hybrid_fusion, where=where
         )
-        candidates = self._one_version_each(candidates)
+        candidates = one_version_each(candidates, self.store)
         searched = time.perf_counter()
-        answer = rerank(text, candidates, [self.reranker, *self.fallbacks])
+        passages = [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in candidates]
+        outcome = rerank(text, passages, self._chain, until)
         reranked = time.perf_counter()
 
-        warnings = []
-        if not candidates and not self._checked:
-            warnings.append(f"{self.store.name} is empty: ingest documents first")
-        degraded = bool(answer.failures)
-        if degraded:
-            self._count_fallback(answer.failures)
-            # Weight and threshold were chosen for the reranker that failed.
-            alpha = None
-            warnings += [f"reranker {error.provider} failed: {error}" for error in answer.failures]
-            warnings.append(f"{answer.name} answered instead")
-        if threshold is not None and (degraded or answer.scores is None):
-            threshold = None
-            because = "it was meant for another reranker" if degraded else "without a reranker there is no probability"
-            warnings.append(f"the threshold was not applied: {because}")
-        hits = self._hits(candidates, answer, alpha=alpha, threshold=threshold)[:top_k]
+        if outcome.failures:
+            with self._lock:
+                self.fallbacks_taken.update(error.provider for error in outcome.failures)
+        found = answer(
+            candidates,
+            outcome,
+            top_k=top_k,
+            threshold=threshold,
+            alpha=alpha,
+            fusion=self.fusion,
+            deadline_ms=deadline_ms,
+        )
+        empty = [f"{self.store.name} is empty: ingest documents first"] if not candidates and not self._checked else []
         return QueryResult(
             query=text,
-            hits=hits,
-            reranker=answer.name,
+            hits=found.hits,
+            reranker=found.reranker,
             candidates=len(candidates),
-            degraded=degraded,
-            warnings=warnings,
+            reranked=found.reranked,
+            degraded=found.degraded,
+            warnings=empty + found.warnings,
             timings_ms={
                 "embed": (embedded - start) * 1e3,
                 "search": (searched - embedded) * 1e3,
@@ -187,55 +206,6 @@ class Pipeline:
     async def aquery(self, text: str, **options: Any) -> QueryResult:
         """:meth:`query` in a thread, for asynchronous programs."""
         return await asyncio.to_thread(self.query, text, **options)
-
-    def _count_fallback(self, failures: Sequence[RerankerError]) -> None:
-        with self._lock:
-            self.fallbacks_taken.update(error.provider for error in failures)
-
-    @staticmethod
-    def _hits(
-        candidates: Sequence[Candidate], answer: Reranked, *, alpha: float | None, threshold: float | None
-    ) -> list[Hit]:
-        rerank = answer.scores
-        if answer.reranker is None or rerank is None:
-            scores = scoring.first_stage_scores(candidates)
-        else:
-            weight = answer.reranker.default_alpha if alpha is None else alpha
-            scores = scoring.final_scores(candidates, rerank, alpha=weight, scale=answer.reranker.scale)
-        order = scoring.order(candidates, scores, rerank)
-        if rerank is not None and threshold is not None:
-            order = [i for i in order if rerank[i].probability >= threshold]
-        return [
-            Hit(
-                rank=rank,
-                chunk=candidates[i].chunk,
-                score=scores[i],
-                first_stage=FirstStage(candidates[i].rank, candidates[i].score),
-                rerank=None if rerank is None else rerank[i],
-            )
-            for rank, i in enumerate(order, 1)
-        ]
-
-    def _one_version_each(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Leaves out chunks of all but one version of a document.
-
-        Two versions stand side by side while a changed document is written, or after such a write was cut off.
-        Only a complete one may answer; the ledger knows which is.
-        """
-        hashes: dict[str, set[str]] = {}
-        for candidate in candidates:
-            hashes.setdefault(candidate.chunk.document_id, set()).add(candidate.chunk.content_hash)
-        doubled = [id_ for id_, versions in hashes.items() if len(versions) > 1]
-        if not doubled:
-            return list(candidates)
-        keep = {}
-        for id_, versions in by_document(self.store.versions(doubled)).items():
-            keep[id_] = answering(versions).content_hash
-        return [
-            candidate
-            for candidate in candidates
-            if keep.get(candidate.chunk.document_id, candidate.chunk.content_hash) == candidate.chunk.content_hash
-        ]
 
     # --------------------------------------------------------------- ingest
 
@@ -365,6 +335,8 @@ class Pipeline:
             close = getattr(part, "close", None)
             if close is not None:
                 close()
+        if self.score_cache is not None:
+            self.score_cache.close()
 
     def __enter__(self) -> Self:
         return self
@@ -377,7 +349,7 @@ class Pipeline:
     # --------------------------------------------------------------- checks
 
     @staticmethod
-    def _check(top_n: int, top_k: int, threshold: float | None, alpha: float | None) -> None:
+    def _check(top_n: int, top_k: int, threshold: float | None, alpha: float | None, deadline_ms: float | None) -> None:
         if not 1 <= top_n <= 1000:
             raise SettingsError(f"top_n must be between 1 and 1000, not {top_n}")
         if not 1 <= top_k <= top_n:
@@ -385,6 +357,8 @@ class Pipeline:
         for name, value in (("threshold", threshold), ("alpha", alpha)):
             if value is not None and not 0.0 <= value <= 1.0:
                 raise SettingsError(f"{name} must be between 0 and 1, not {value:g}")
+        if deadline_ms is not None and not deadline_ms > 0:
+            raise SettingsError(f"deadline_ms must be over 0, not {deadline_ms:g}")
 
     def _check_fingerprint_for_query(self) -> None:
         """Once a pipeline: vectors of another model would give wrong answers without any error."""

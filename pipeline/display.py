@@ -98,9 +98,15 @@ def _hit(hit: Hit, query: str) -> Group:
     below = [
         Text("  ".join(parts), style="dim"),
         Text(hit.source, style="dim", overflow="fold"),
-        snippet(hit.text, query),
+        snippet(_matched(hit), query),
     ]
     return Group(head, Padding(Group(*below), (0, 0, 1, 3)))
+
+
+def _matched(hit: Hit) -> str:
+    """The text, or the window of it that the reranker found best."""
+    window = hit.rerank.window if hit.rerank is not None else None
+    return hit.text if window is None else hit.text[slice(*window)]
 
 
 def print_report(console: Console, report: IngestReport) -> None:
@@ -140,6 +146,34 @@ def print_eval(console: Console, outcome: dict[str, Any]) -> None:
         latency = run["latency_ms"]
         table.add_row(run["search"], run["reranker"], *values, f"{latency['p50']:.1f}", f"{latency['p95']:.1f}")
     console.print(table)
+
+
+def print_calibration(console: Console, outcome: dict[str, Any]) -> None:
+    """What ``rag calibrate`` fitted, and how far probabilities were from the truth before and after."""
+    error, half = outcome["calibration_error"], outcome["precision_at_half"]
+    threshold = outcome["threshold"]
+
+    def share(value: float | None) -> str:
+        return "no hit" if value is None else f"{value:.3f}"
+
+    print_pairs(
+        console,
+        [
+            ("reranker", outcome["reranker"]),
+            (
+                "fitted on",
+                f"{outcome['dataset']}: {outcome['queries']} queries, {outcome['pairs']} candidates, "
+                f"{outcome['relevant']} of them relevant ({outcome['method']})",
+            ),
+            ("calibration error", f"{error['before']:.4f} before, {error['after']:.4f} after"),
+            ("relevant over 0.5", f"{share(half['before'])} before, {share(half['after'])} after"),
+            (
+                f"precision {outcome['precision']:g}",
+                "never reached" if threshold is None else f"from RAG_THRESHOLD={threshold:g} on",
+            ),
+            ("kept in", f"{outcome['file']} (remove it to undo)"),
+        ],
+    )
 
 
 def print_verification(console: Console, report: VerifyReport) -> None:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from tokenizers import Tokenizer
+
 from pipeline.errors import RagError, SettingsError
 
 M = TypeVar("M")
@@ -85,6 +87,32 @@ def snapshot(name: str, revision: str | None) -> Path | None:
         return None
     except HFValidationError as error:
         raise ModelError(f"{name!r} is neither a folder nor a Hugging Face name (owner/model)") from error
+
+
+def identity(model: str, revision: str | None, organization: str) -> str | None:
+    """Name and revision: the content of a folder, the commit of a model from the hub; None while it is not cached.
+
+    Raises:
+        ModelError: it is the path of a folder that does not exist.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return f"{folder.resolve().name}@{content_hash(folder)}"
+    name = hub_name(model, organization)
+    cached = snapshot(name, revision)
+    # The cache names a snapshot's folder by its commit.
+    return f"{name}@{cached.name[:12]}" if cached else None
+
+
+def counting_tokenizer(tokenizer: object) -> Tokenizer | None:
+    """A copy of a transformers tokenizer that neither cuts nor pads; None for one that only Python has."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, Tokenizer):
+        return None
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
 
 
 def content_hash(folder: Path) -> str:

@@ -53,7 +53,17 @@ class Embedder(Protocol):
 
 
 class Reranker(Protocol):
-    """Scores texts against a query. It never sorts, cuts or filters: that is done once, in the core."""
+    """Scores texts against a query. It never sorts, cuts or filters: that is done once, in the core.
+
+    A reranker may have more attributes, which are used where they are there:
+
+    - ``identity`` (str or None): model and revision whose scores these are. Only with it can scores be cached and
+      calibrated, because both are wrong for another model.
+    - ``max_tokens`` (int or None): longest pair of query and text that it reads; longer texts then come as windows.
+      ``tokenizer`` (tokenizers.Tokenizer or None) counts them, otherwise the embedder's does.
+    - ``keeps_deadline`` (True): it obeys :mod:`pipeline.deadline` by itself, as those that wait for a network must.
+      Any other is given only as many texts as it is expected to score in time.
+    """
 
     name: str
     scale: ScoreScale

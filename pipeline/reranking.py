@@ -1,16 +1,173 @@
-"""The second stage with its fallbacks: who scores, and who answers where the first choice fails."""
+"""The second stage: scores for the candidates, and who answers where the first choice fails or time runs out."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+from tokenizers import Tokenizer
+
+from pipeline import deadline
+from pipeline.calibration import Calibration
 from pipeline.errors import RerankerError
 from pipeline.interfaces import Reranker
-from pipeline.types import Candidate, RerankScore
+from pipeline.score_cache import ScoreCache
+from pipeline.scoring import logit
+from pipeline.text import well_formed
+from pipeline.types import RerankScore
+from pipeline.windows import Passage, Window, shorten_query, windows
 
 log = logging.getLogger(__name__)
+
+# Where nothing is known of a reranker's pace yet: few enough to be soon done, enough to measure by.
+_FIRST_SLICE = 4
+# Share of the time left that one slice may be expected to take; what is over is used by the next one.
+_CAUTION = 0.7
+# Weight of the newest measurement of the pace.
+_NEWEST = 0.5
+# What the pace is multiplied by where it left no room for a single passage.
+_FORGETTING = 0.8
+
+
+class Scorer:
+    """A reranker with everything that is the same for all of them.
+
+    Blank passages get the lowest score and are not sent; equal ones are scored once; scores that are known come from
+    the cache; passages too long for the model are scored in windows; probabilities are calibrated where the reranker
+    is. Safe to share between threads.
+
+    ``tokenizer`` counts for rerankers whose own tokenizer is out of reach. ``calibrations`` looks a calibration up by
+    the reranker's name, model and revision.
+    """
+
+    def __init__(
+        self,
+        reranker: Reranker,
+        *,
+        tokenizer: Tokenizer,
+        cache: ScoreCache | None = None,
+        calibrations: Callable[[str], Calibration | None] | None = None,
+    ) -> None:
+        self.reranker = reranker
+        self._tokenizer = tokenizer
+        self._cache = cache
+        self._calibrations = calibrations
+        self._calibration: tuple[str, Calibration | None] | None = None
+        self._pace: float | None = None  # seconds a character
+        self._lock = threading.Lock()
+
+    @property
+    def identity(self) -> str | None:
+        """Name, model and revision; None where the reranker does not say which model it runs."""
+        model = getattr(self.reranker, "identity", None)
+        return f"{self.reranker.name} {model}" if model else None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The map from its raw scores to probabilities, if there is one."""
+        identity = self.identity
+        if identity is None or self._calibrations is None:
+            return None
+        known = self._calibration
+        if known is None or known[0] != identity:
+            known = self._calibration = (identity, self._calibrations(identity))
+        return known[1]
+
+    def score(self, query: str, passages: Sequence[Passage], until: float | None = None) -> list[RerankScore | None]:
+        """One score a passage, in input order; None for those that were not reached.
+
+        ``until`` is a moment on ``time.monotonic``. A reranker that keeps deadlines by itself fails if it cannot
+        score all until then; any other gets as many passages, from the first on, as are expected to be done by then.
+
+        Raises:
+            RerankerError: the reranker failed, or its answer has another length than the question.
+        """
+        distinct = [passage for passage in dict.fromkeys(passages) if passage.whole.strip()]
+        identity = self.identity if self._cache is not None else None
+        known: dict[Passage, RerankScore] = {}
+        if self._cache is not None and identity is not None:
+            known = self._cache.get(identity, query, distinct)
+        fresh = self._in_time(query, [passage for passage in distinct if passage not in known], until)
+        if self._cache is not None and identity is not None and fresh:
+            self._cache.put(identity, query, fresh)
+        known |= fresh
+        lowest = 0.0 if self.reranker.scale == "probability" else logit(0.0)
+        blank = RerankScore(lowest, 0.0)
+        scores = [known.get(passage, None if passage.whole.strip() else blank) for passage in passages]
+        calibration = self.calibration
+        if calibration is None:
+            return list(scores)
+        return [None if one is None else calibration.apply([one], self.reranker.scale)[0] for one in scores]
+
+    def _in_time(self, query: str, passages: Sequence[Passage], until: float | None) -> dict[Passage, RerankScore]:
+        """Scores of the passages, or of as many from the first on as are expected to be done in time."""
+        scores: dict[Passage, RerankScore] = {}
+        keeps = until is None or getattr(self.reranker, "keeps_deadline", False)
+        while len(scores) < len(passages):
+            part = passages[len(scores) :]
+            start = time.monotonic()
+            if until is not None and not keeps:
+                part = part[: self._fitting(part, until - start)]
+            if not part:
+                break
+            with deadline.until(until) if until is not None and keeps else nullcontext():
+                scores.update(zip(part, self._judged(query, part), strict=True))
+            self._measured(part, time.monotonic() - start)
+        return scores
+
+    def _fitting(self, passages: Sequence[Passage], left: float) -> int:
+        """How many of the passages, from the first on, can be expected to be scored in the seconds that are left."""
+        if left <= 0:
+            return 0
+        if self._pace is None:
+            return _FIRST_SLICE
+        characters = left * _CAUTION / self._pace
+        count = 0
+        for passage in passages:
+            characters -= len(passage.whole)
+            if characters < 0:
+                break
+            count += 1
+        if not count:
+            with self._lock:  # so that one slow call does not keep the reranker out for good
+                self._pace *= _FORGETTING
+        return count
+
+    def _measured(self, passages: Sequence[Passage], seconds: float) -> None:
+        pace = seconds / max(1, sum(len(passage.whole) for passage in passages))
+        with self._lock:
+            self._pace = pace if self._pace is None else (1 - _NEWEST) * self._pace + _NEWEST * pace
+
+    def _judged(self, query: str, passages: Sequence[Passage]) -> list[RerankScore]:
+        """One score a passage: that of its best window."""
+        query, cut = self._windows(query, passages)
+        texts = [window.text for one in cut for window in one]
+        scores = self.reranker.score(query, texts)
+        if len(scores) != len(texts):
+            raise RerankerError(
+                f"reranker {self.reranker.name} gave {len(scores)} scores for {len(texts)} texts",
+                provider=self.reranker.name,
+            )
+        rest = iter(scores)
+        best = []
+        for one in cut:
+            judged = [(next(rest), window) for window in one]
+            score, window = max(judged, key=lambda pair: pair[0].raw)
+            best.append(RerankScore(score.raw, score.probability, window.span))
+        return best
+
+    def _windows(self, query: str, passages: Sequence[Passage]) -> tuple[str, list[list[Window]]]:
+        max_tokens = getattr(self.reranker, "max_tokens", None)
+        if max_tokens is None:
+            return query, [[Window(passage.whole, None)] for passage in passages]
+        tokenizer = getattr(self.reranker, "tokenizer", None) or self._tokenizer
+        clean = [Passage(well_formed(passage.title), well_formed(passage.text)) for passage in passages]
+        query, room = shorten_query(well_formed(query), tokenizer, max_tokens)
+        return query, windows(clean, tokenizer, room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +176,8 @@ class Reranked:
 
     reranker: Reranker | None
     """Who answered; None keeps the order of the first stage."""
-    scores: list[RerankScore] | None
-    """One a candidate, or None where no reranker answered."""
+    scores: list[RerankScore | None] | None
+    """One a candidate, None for those that time did not reach; None as a whole where no reranker answered."""
     failures: list[RerankerError] = field(default_factory=list)
     """Of those asked before; not empty means that a fallback answered."""
 
@@ -30,8 +187,13 @@ class Reranked:
         return "none" if self.reranker is None else self.reranker.name
 
 
-def rerank(query: str, candidates: Sequence[Candidate], chain: Sequence[Reranker | None]) -> Reranked:
+def rerank(
+    query: str, passages: Sequence[Passage], chain: Sequence[Scorer | None], until: float | None = None
+) -> Reranked:
     """Asks the first of the chain, and the next one where it fails; None in the chain never fails.
+
+    Until ``until`` (a moment on ``time.monotonic``) there is an answer. So a reranker that waits for others may take
+    half of what is left where a fallback stands behind it that needs time, too.
 
     An error that the operator must mend (a wrong key, model or address) is raised at once: a fallback would hide it
     for good. So is the last one's error.
@@ -40,25 +202,20 @@ def rerank(query: str, candidates: Sequence[Candidate], chain: Sequence[Reranker
         RerankerError: no reranker of the chain answered, or one is set up wrongly.
     """
     failures: list[RerankerError] = []
-    for place, reranker in enumerate(chain):
+    for place, scorer in enumerate(chain):
+        if scorer is None:
+            return Reranked(None, None, failures)
+        if not passages:
+            return Reranked(scorer.reranker, [], failures)
+        limit = until
+        if until is not None and any(chain[place + 1 :]) and getattr(scorer.reranker, "keeps_deadline", False):
+            now = time.monotonic()
+            limit = now + (until - now) / 2
         try:
-            return Reranked(reranker, _score(reranker, query, candidates), failures)
+            return Reranked(scorer.reranker, scorer.score(query, passages, limit), failures)
         except RerankerError as error:
             if error.operator or place + 1 == len(chain):
                 raise
             log.warning("reranker %s failed, the next one is asked: %s", error.provider, error)
             failures.append(error)
     raise ValueError("the chain of rerankers is empty")
-
-
-def _score(reranker: Reranker | None, query: str, candidates: Sequence[Candidate]) -> list[RerankScore] | None:
-    if reranker is None:
-        return None
-    if not candidates:
-        return []
-    scores = reranker.score(query, [candidate.chunk.full_text for candidate in candidates])
-    if len(scores) != len(candidates):
-        raise RerankerError(
-            f"reranker {reranker.name} gave {len(scores)} scores for {len(candidates)} texts", provider=reranker.name
-        )
-    return scores

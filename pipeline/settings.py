@@ -16,7 +16,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import SettingsError
-from pipeline.types import HybridFusion, SearchMode
+from pipeline.types import HybridFusion, SearchMode, StageFusion
 
 PREFIX = "RAG_"
 # Variables of the test suite; they configure no pipeline.
@@ -119,6 +119,20 @@ class Settings(BaseSettings):
         le=1,
         description="weight of the rerank score against the first-stage score in the final order, 0-1; empty: by "
         "reranker (`embedded`: as measured; others: 1.0)",
+    )
+    fusion: StageFusion = Field(
+        "linear",
+        description="how first stage and reranker make the final order: `linear` adds their standardised scores, `rrf` "
+        "their reciprocal ranks, both weighted by `RAG_ALPHA`",
+    )
+    deadline_ms: float | None = Field(
+        None, gt=0, description="milliseconds that a query may take; reranking is cut short or falls back to keep it"
+    )
+    score_cache: int = Field(
+        10_000, ge=0, le=10_000_000, description="rerank scores that are kept for the same query and text; 0: none"
+    )
+    score_cache_disk: bool = Field(
+        False, description="keep them in a file under `RAG_DATA_DIR`, for the next process, instead of in memory"
     )
     chunk_tokens: int = Field(256, ge=16, le=8192, description="longest chunk, in the embedder's own tokens")
     chunk_overlap: int = Field(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 SearchMode = Literal["hybrid", "dense", "sparse"]
 HybridFusion = Literal["dbsf", "rrf"]
+StageFusion = Literal["linear", "rrf"]
 ScoreScale = Literal["logit", "probability"]
 
 # Namespace of the chunk ids: any fixed UUID does, but it must never change.
@@ -154,6 +155,8 @@ class RerankScore:
 
     raw: float
     probability: float
+    window: tuple[int, int] | None = None
+    """Which part of the chunk's text, in characters, this is the score of; None for the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,7 @@ class Hit:
     """Final score in [0, 1]: see :func:`pipeline.scoring.final_scores`."""
     first_stage: FirstStage
     rerank: RerankScore | None
-    """None where no reranker ran."""
+    """None where no reranker ran, or time ran out before it came to this one."""
 
     @property
     def text(self) -> str:
@@ -203,7 +206,14 @@ class Hit:
 
     def to_dict(self) -> dict[str, Any]:
         """The hit as in the JSON output of ``rag query``."""
-        rerank = None if self.rerank is None else {"probability": self.rerank.probability, "raw": self.rerank.raw}
+        rerank = None
+        if self.rerank is not None:
+            window = self.rerank.window
+            rerank = {
+                "probability": self.rerank.probability,
+                "raw": self.rerank.raw,
+                "window": None if window is None else list(window),
+            }
         return {
             "rank": self.rank,
             "id": self.chunk.id,
@@ -230,6 +240,8 @@ class QueryResult:
     """How many chunks the first stage recalled."""
     timings_ms: Mapping[str, float]
     """Milliseconds for "embed", "search", "rerank" and "total"."""
+    reranked: int = 0
+    """How many of the candidates a reranker scored: fewer than all where a deadline cut it short."""
     degraded: bool = False
     """True where not the reranker that was asked for answered."""
     warnings: list[str] = field(default_factory=list)
@@ -243,6 +255,7 @@ class QueryResult:
             "warnings": list(self.warnings),
             "hits": [hit.to_dict() for hit in self.hits],
             "candidates": self.candidates,
+            "reranked": self.reranked,
             "timings_ms": {name: round(value, 3) for name, value in self.timings_ms.items()},
         }
 

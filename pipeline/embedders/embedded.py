@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from pipeline.errors import EmbedderError
 from pipeline.inference.folder import ModelFolder
 from pipeline.models import EMBEDDER
 
@@ -32,13 +33,18 @@ class EmbeddedEmbedder:
 
     def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of shape (len(texts), dimension), of length 1."""
-        prefix = self._model.config["document_prefix"]
-        return self._model.embed([prefix + text for text in texts])
+        return self._embed([self._model.config["document_prefix"] + text for text in texts])
 
     def embed_query(self, text: str) -> NDArray[np.float32]:
         """Vector of shape (dimension,), of length 1."""
-        vector: NDArray[np.float32] = self._model.embed([self._model.config["query_prefix"] + text])[0]
+        vector: NDArray[np.float32] = self._embed([self._model.config["query_prefix"] + text])[0]
         return vector
+
+    def _embed(self, texts: list[str]) -> NDArray[np.float32]:
+        try:
+            return self._model.embed(texts)
+        except RuntimeError as error:  # OpenVINO's only exception: out of memory, mostly, or a damaged file
+            raise EmbedderError(f"{self.name} failed: {error}") from error
 
 
 def embedded_tokenizer() -> Tokenizer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer
 
 from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import EmbedderError
-from pipeline.hub import ModelError, content_hash, hub_name, load_model, pick_device, snapshot
+from pipeline.hub import ModelError, counting_tokenizer, identity, load_model, pick_device
 from pipeline.text import well_formed
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class SentenceTransformersEmbedder:
                 instead="RAG_EMBEDDER=embedded",
                 open_model=lambda name, local: _open(name, revision, device, local),
             )
-            self.name = _identity(model, revision)
+            self.name = identity(model, revision, _ORGANIZATION) or f"{model}@{revision or 'main'}"
         except ModelError as error:
             raise EmbedderError(str(error)) from error
         self._batch_size = batch_size
@@ -109,25 +108,10 @@ def _prompt(model: SentenceTransformer, *, query: bool) -> str:
     return next(iter(sides[0] if query else sides[1]), "")
 
 
-def _identity(model: str, revision: str | None) -> str:
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return f"{folder.resolve().name}@{content_hash(folder)}"
-    name = hub_name(model, _ORGANIZATION)
-    cached = snapshot(name, revision)
-    # The cache names a snapshot's folder by its commit.
-    return f"{name}@{cached.name[:12] if cached else revision or 'main'}"
-
-
 def _tokenizer(model: SentenceTransformer, name: str) -> Tokenizer:
-    """A copy of the model's own tokenizer that neither cuts nor pads."""
-    own = model.tokenizer
-    backend = getattr(own, "backend_tokenizer", own)
-    if not isinstance(backend, Tokenizer):
+    tokenizer = counting_tokenizer(model.tokenizer)
+    if tokenizer is None:
         raise EmbedderError(
             f"{name} has no fast tokenizer, which cutting texts into chunks needs; choose a model with tokenizer.json"
         )
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    return copy
+    return tokenizer

@@ -7,6 +7,7 @@ activations quantised as they come use the CPU's integer dot products; what stay
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.inference.combining import Combiner
+
 if TYPE_CHECKING:
     import openvino
 
@@ -25,8 +28,14 @@ if TYPE_CHECKING:
 TOKEN_BUDGET = 1024
 # Lengths are padded up to a multiple of this, so that shapes repeat and their kernels are found again.
 LENGTH_STEP = 8
+# At least so many padded tokens, where there are more cores than full batches.
+LEAST_BUDGET = 256
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 # Activations are quantised in groups of this many values: smaller is more exact, larger is faster.
 ACTIVATION_GROUP = 128
+# Most sequences that calls of several threads are joined to, as the candidates of two queries. On a CPU longer batches
+# gain nothing, and everyone in one waits for its end.
+TOGETHER = 128
 
 _engines: dict[tuple[Path, Path | None], Engine] = {}
 _engines_lock = threading.Lock()
@@ -47,11 +56,15 @@ class Engine:
     def __init__(self, model: Path, cache_dir: Path | None = None, pad_id: int = 0) -> None:
         compiled = _compile(model, cache_dir)
         self._pad_id = pad_id
+        self._streams = int(compiled.get_property("NUM_STREAMS"))
         # Twice as many requests as streams: while one is being collected, the next already runs.
         self._requests: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
-        for _ in range(2 * int(compiled.get_property("NUM_STREAMS"))):
+        for _ in range(2 * self._streams):
             self._requests.put(compiled.create_infer_request())
         self._width = int(compiled.output(0).partial_shape[1].get_length())
+        self._together: Combiner[Sequence[int], NDArray[np.float32]] = Combiner(
+            lambda sequences: list(self.run(sequences)), TOGETHER
+        )
 
     def run(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Output rows of shape (len(sequences), width), in input order.
@@ -63,6 +76,12 @@ class Engine:
         places = {sequence: place for place, sequence in enumerate(distinct)}
         rows = self._run(distinct)
         return rows[[places[tuple(sequence)] for sequence in sequences]]
+
+    def run_together(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """As :meth:`run`, and in one with the calls that other threads make meanwhile."""
+        if not sequences:
+            return np.empty((0, self._width), dtype=np.float32)
+        return np.stack(self._together.run(sequences))
 
     def _run(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Output rows of sequences sorted from the longest to the shortest."""
@@ -78,7 +97,8 @@ class Engine:
                 self._requests.put(request)
 
         try:
-            for rows in batches([len(sequence) for sequence in sequences]):
+            lengths = [len(sequence) for sequence in sequences]
+            for rows in batches(lengths, budget(lengths, self._streams)):
                 inputs = self._inputs(sequences[rows])  # first: if it fails, no request is held
                 request = self._free_request(blocking=not running)
                 while request is None:
@@ -106,6 +126,12 @@ class Engine:
             ids[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = 1
         return {0: ids, 1: mask}
+
+
+def budget(lengths: Sequence[int], streams: int) -> int:
+    """Padded tokens for a batch: so many that a core is well used, so few that no core is left without a batch."""
+    share = sum(map(padded, lengths)) // max(1, streams)
+    return max(LEAST_BUDGET, min(TOKEN_BUDGET, share))
 
 
 def batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> Iterator[slice]:
@@ -143,5 +169,15 @@ def _compile(model: Path, cache_dir: Path | None) -> openvino.CompiledModel:
 
 
 def _cores() -> int:
-    """Cores that this process may use; containers and ``taskset`` allow fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """Cores that this process may use: containers and ``taskset`` allow fewer than the machine has."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min(allowed, _quota(_CPU_MAX, allowed)))
+
+
+def _quota(cpu_max: Path, unlimited: int) -> int:
+    """CPUs that the control group grants, rounded up (Linux cgroup v2: "quota period" in microseconds, or "max")."""
+    try:
+        quota, period = cpu_max.read_text(encoding="ascii").split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no such file, or no limit
+        return unlimited

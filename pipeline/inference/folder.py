@@ -95,4 +95,4 @@ class ModelFolder:
         asked = self.ids([query])[0][: room // 2]
         head = start + asked + end + end
         tail = room - len(asked)
-        return self.engine.run([head + ids[:tail] + end for ids in self.ids(texts)])[:, 0]
+        return self.engine.run_together([head + ids[:tail] + end for ids in self.ids(texts)])[:, 0]

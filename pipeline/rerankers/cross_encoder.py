@@ -6,11 +6,15 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Tokenizer
+
 from pipeline.errors import RerankerError
-from pipeline.hub import ModelError, load_model, pick_device
+from pipeline.hub import ModelError, counting_tokenizer, identity, load_model, pick_device
+from pipeline.inference.combining import Combiner
 from pipeline.scoring import sigmoid
 from pipeline.text import well_formed
 from pipeline.types import RerankScore, ScoreScale
@@ -18,9 +22,16 @@ from pipeline.types import RerankScore, ScoreScale
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
+ORGANIZATION = "cross-encoder"
+"""Whose model a name without an owner is."""
+
 # Tokens of a batch, padding included. Small on CPUs: 8 passages at once run about twice as fast as 32, because
 # activations stay in the cache and little is padded. On GPUs only memory counts.
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
+# Most pairs that calls of several threads are joined to: the candidates of a few queries.
+_TOGETHER = 256
+# Tokenizers without a limit of their own give a number like 1e30.
+_UNLIMITED = 1_000_000
 
 
 class CrossEncoderReranker:
@@ -50,9 +61,38 @@ class CrossEncoderReranker:
         self._device = device
         self._max_length = max_length
         self._batch_tokens = batch_tokens
+        self._identity: str | None = None
+        self._identity_lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"CrossEncoderReranker({self.model!r}, name={self.name!r}, device={self._device!r})"
+
+    @property
+    def identity(self) -> str | None:
+        """Model and revision: the commit of a model from the hub, the content of a folder; None until it is known."""
+        with self._identity_lock:
+            if self._identity is None:
+                try:
+                    self._identity = identity(self.model, self.revision, ORGANIZATION)
+                except ModelError:  # scoring says what is wrong with it
+                    return None
+            return self._identity
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest pair of query and text, in tokens."""
+        return self._loaded().max_tokens
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's own."""
+        return self._loaded().tokenizer
+
+    def _loaded(self) -> _Model:
+        try:
+            return _shared(self.model, self.revision, self._device, self._max_length)
+        except ModelError as error:
+            raise RerankerError(str(error), provider=self.name, operator=True) from error
 
     def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
         """See :meth:`pipeline.interfaces.Reranker.score`. Equal texts are scored once."""
@@ -60,11 +100,9 @@ class CrossEncoderReranker:
             return []
         clean = [well_formed(text) for text in texts]
         unique = list(dict.fromkeys(clean))
+        model = self._loaded()
         try:
-            model = _shared(self.model, self.revision, self._device, self._max_length)
             logits = dict(zip(unique, model.logits(well_formed(query), unique, self._batch_tokens), strict=True))
-        except ModelError as error:
-            raise RerankerError(str(error), provider=self.name, operator=True) from error
         except RuntimeError as error:
             # Out of memory, mostly: less load may heal it.
             raise RerankerError(f"{self.model} failed: {error}", provider=self.name, retryable=True) from error
@@ -78,12 +116,12 @@ class CrossEncoderReranker:
 
 
 class _Model:
-    """A loaded model, one forward pass at a time: its tokenizer may not be used by two threads."""
+    """A loaded model, one forward pass at a time: its own tokenizer may not be used by two threads."""
 
     def __init__(self, model: CrossEncoder, device: str) -> None:
         self._model = model
         self._kind = device.partition(":")[0]
-        self._lock = threading.Lock()
+        self._together: Combiner[tuple[str, str, int], float] = Combiner(self._forward, _TOGETHER)
         self._bf16 = self._kind == "cpu" and _cpu_has_bf16()
         if model.num_labels != 1:
             raise ModelError(
@@ -94,31 +132,47 @@ class _Model:
         _keep_head_exact(model)
 
     def logits(self, query: str, texts: list[str], batch_tokens: int | None) -> list[float]:
-        """One logit for each text, in input order.
+        """One logit for each text, in input order; calls that other threads make meanwhile go along in one."""
+        budget = batch_tokens or _BATCH_TOKENS.get(self._kind, 2048)
+        return self._together.run([(query, text, budget) for text in texts])
 
-        Batches hold texts of like length, and the same ones whatever the order of the input: in bf16 a logit
+    def _forward(self, items: list[tuple[str, str, int]]) -> list[float]:
+        """Logits of (query, text, tokens of a batch).
+
+        Batches hold pairs of like length, and the same ones whatever the order of the input: in bf16 a logit
         changes in the third digit with the shape of its batch.
         """
         from torch.nn import Identity
 
-        with self._lock:
-            asked, *answers = (len(ids) for ids in self._ids([query, *texts]))
-            limit = self._model.max_seq_length or math.inf
-            lengths = [int(min(asked + length, limit)) for length in answers]
-            order = sorted(range(len(texts)), key=lambda i: (-lengths[i], texts[i]))
-            logits = [math.nan] * len(texts)
-            for batch in _batches(order, lengths, batch_tokens or _BATCH_TOKENS.get(self._kind, 2048)):
-                with self._autocast():
-                    # Asked for without activation: by default each model applies the one its configuration names.
-                    scores = self._model.predict(
-                        [(query, texts[i]) for i in batch],
-                        batch_size=len(batch),
-                        activation_fn=Identity(),
-                        show_progress_bar=False,
-                    )
-                for i, score in zip(batch, scores.tolist(), strict=True):
-                    logits[i] = score
-            return logits
+        distinct = list(dict.fromkeys(part for query, text, _ in items for part in (query, text)))
+        count = dict(zip(distinct, map(len, self._ids(distinct)), strict=True))
+        limit = self._model.max_seq_length or math.inf
+        lengths = [int(min(count[query] + count[text], limit)) for query, text, _ in items]
+        order = sorted(range(len(items)), key=lambda i: (-lengths[i], items[i]))
+        logits = [math.nan] * len(items)
+        for batch in _batches(order, lengths, min(budget for _, _, budget in items)):
+            with self._autocast():
+                # Asked for without activation: by default each model applies the one its configuration names.
+                scores = self._model.predict(
+                    [items[i][:2] for i in batch],
+                    batch_size=len(batch),
+                    activation_fn=Identity(),
+                    show_progress_bar=False,
+                )
+            for i, score in zip(batch, scores.tolist(), strict=True):
+                logits[i] = score
+        return logits
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """A copy that counts whole texts; None for a tokenizer that only Python has."""
+        return counting_tokenizer(self._model.tokenizer)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest pair that the model reads, in tokens; None where it does not say."""
+        length = self._model.max_seq_length
+        return int(length) if length and length < _UNLIMITED else None
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         # verbose: else it warns of texts longer than the model, which are cut later.
@@ -183,7 +237,7 @@ def _shared(model: str, revision: str | None, device: str, max_length: int | Non
             _models[key] = load_model(
                 place,
                 revision=revision,
-                organization="cross-encoder",
+                organization=ORGANIZATION,
                 instead="RAG_RERANKER=embedded",
                 open_model=lambda name, local: _open(name, revision, device, max_length, local),
             )

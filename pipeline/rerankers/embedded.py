@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
+from pipeline.errors import RerankerError
 from pipeline.inference.folder import ModelFolder
 from pipeline.models import RERANKER
 from pipeline.scoring import sigmoid
@@ -22,11 +25,21 @@ class EmbeddedReranker:
     def __init__(self, folder: Path | None = None, cache_dir: Path | None = None, name: str = "embedded") -> None:
         self._model = ModelFolder(folder or RERANKER, "cross-encoder", cache_dir)
         self.name = name
-        self.model = self._model.name
+        self.model = self.identity = self._model.name
+        self.max_tokens = self._model.max_tokens
         self.default_alpha = float(self._model.config["default_alpha"])
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own."""
+        return self._model.tokenizer
 
     def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
         """One score a text, in input order: the model's logit, and its sigmoid in float64."""
         if not texts:
             return []
-        return [RerankScore(logit, sigmoid(logit)) for logit in self._model.logits(query, texts).tolist()]
+        try:
+            logits = self._model.logits(query, texts).tolist()
+        except RuntimeError as error:  # OpenVINO's only exception: out of memory, mostly, or a damaged file
+            raise RerankerError(f"{self.model} failed: {error}", provider=self.name, retryable=True) from error
+        return [RerankScore(logit, sigmoid(logit)) for logit in logits]

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.inference.engine import LENGTH_STEP, batches, padded
+from pipeline.inference.engine import LEAST_BUDGET, LENGTH_STEP, TOKEN_BUDGET, _quota, batches, budget, padded
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=60).map(lambda lengths: sorted(lengths, reverse=True))
 
@@ -39,3 +41,22 @@ def test_padding_is_less_than_a_step(length: int) -> None:
     """Lengths grow to the next multiple of the step, so that few shapes come up."""
     assert 0 == padded(length) % LENGTH_STEP
     assert 0 <= padded(length) - length < LENGTH_STEP
+
+
+@pytest.mark.parametrize(
+    ("count", "streams", "expected"),
+    [(100, 2, TOKEN_BUDGET), (50, 16, 500), (2, 16, LEAST_BUDGET), (0, 2, LEAST_BUDGET)],
+)
+def test_many_cores_get_smaller_batches(count: int, streams: int, expected: int) -> None:
+    """Fifty candidates on sixteen cores: as many batches as cores, not a few full ones."""
+    assert expected == budget([160] * count, streams)
+
+
+@pytest.mark.parametrize(
+    ("content", "cores"), [("200000 100000", 2), ("150000 100000", 2), ("max 100000", 8), ("", 8), (None, 8)]
+)
+def test_a_containers_cpu_quota_is_obeyed(tmp_path: Path, content: str | None, cores: int) -> None:
+    """More threads than the quota has CPUs would be stopped in turn."""
+    if content is not None:
+        (tmp_path / "cpu.max").write_text(content)
+    assert cores == _quota(tmp_path / "cpu.max", 8)

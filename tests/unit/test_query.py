@@ -176,7 +176,7 @@ def test_only_one_version_of_a_document_answers() -> None:
 def test_the_json_has_the_fields_of_the_interface() -> None:
     """Programs outside read these names."""
     value = pipeline(preferring("car")).query("apple").to_dict()
-    assert ["query", "reranker", "degraded", "warnings", "hits", "candidates", "timings_ms"] == list(value)
+    assert ["query", "reranker", "degraded", "warnings", "hits", "candidates", "reranked", "timings_ms"] == list(value)
     assert {
         "rank",
         "id",
@@ -189,6 +189,7 @@ def test_the_json_has_the_fields_of_the_interface() -> None:
         "first_stage",
         "metadata",
     } == set(value["hits"][0])
+    assert {"probability", "raw", "window"} == set(value["hits"][0]["rerank"])
     assert {"embed", "search", "rerank", "total"} == set(value["timings_ms"])
 
 
@@ -257,3 +258,74 @@ def test_a_wrong_key_never_falls_back() -> None:
     """It would be hidden for good: the operator must hear of it."""
     with pytest.raises(RerankerError, match="remote is down"):
         pipeline(Failing(operator=True), fallbacks=[None]).query("apple")
+
+
+class Slow(FakeReranker):
+    """Takes a second a text on a clock of its own."""
+
+    def __init__(self, clock: list[float]) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def score(self, query: str, texts: Any) -> list[RerankScore]:
+        self.clock[0] += len(texts)
+        return super().score(query, texts)
+
+
+def hurried(monkeypatch: pytest.MonkeyPatch, deadline_ms: float, **options: Any) -> Pipeline:
+    """A pipeline over ten texts of equal length, whose reranker would take ten seconds."""
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    rag = Pipeline(
+        embedder=FakeEmbedder(), store=FakeStore(), reranker=Slow(clock), deadline_ms=deadline_ms, top_k=10, **options
+    )
+    rag.ingest([Document(id=f"{i}", text=f"apple number {i} " + "pear " * i + "plum " * (10 - i)) for i in range(10)])
+    return rag
+
+
+def test_a_deadline_reranks_what_fits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best of the first stage are reranked; the rest stand below them in first-stage order."""
+    result = hurried(monkeypatch, 8000).query("apple pear")
+    assert 4 <= result.reranked < 10
+    assert [True] * result.reranked + [False] * (10 - result.reranked) == [
+        hit.rerank is not None for hit in result.hits
+    ]
+    assert set(range(1, result.reranked + 1)) == {hit.first_stage.rank for hit in result.hits[: result.reranked]}
+    rest = [hit.first_stage.rank for hit in result.hits[result.reranked :]]
+    assert sorted(rest) == rest
+    scores = [hit.score for hit in result.hits]
+    assert sorted(scores, reverse=True) == scores
+    assert not result.degraded
+    assert f"left time to rerank {result.reranked} of 10" in result.warnings[0]
+
+
+def test_hits_that_time_did_not_reach_are_under_any_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known of them, and a threshold promises that something is."""
+    result = hurried(monkeypatch, 8000).query("apple pear", threshold=0.0)
+    assert result.reranked == len(result.hits) < 10
+
+
+def test_no_time_at_all_is_the_order_of_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no reranker had been there, and that is said: degraded."""
+    rag = hurried(monkeypatch, 4000)
+    rag.query("apple pear")  # measures its pace: a second a text
+    result = rag.query("apple pear", deadline_ms=1, threshold=0.5)
+    assert (True, "none", 0, 10) == (result.degraded, result.reranker, result.reranked, len(result.hits))
+    assert any("threshold was not applied" in warning for warning in result.warnings)
+
+
+def test_without_a_deadline_all_are_reranked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices would cost speed where there is no hurry."""
+    rag = hurried(monkeypatch, 1e9)
+    rag.deadline_ms = None
+    result = rag.query("apple pear")
+    assert isinstance(rag.reranker, FakeReranker)
+    assert (10, [10]) == (result.reranked, [len(texts) for _, texts in rag.reranker.calls])
+
+
+def test_rank_fusion_is_chosen_by_name() -> None:
+    """``rrf`` needs no scores of comparable size; the first of both stages has score 1."""
+    rag = pipeline(preferring("apple"), fusion="rrf", alpha=0.5)
+    best = rag.query("apple fruit").hits[0]
+    assert best.document_id == "apple"
+    assert pytest.approx(1.0) == best.score

@@ -1,0 +1,111 @@
+"""From candidates and what the second stage came to, to the hits and what has to be said about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline import scoring
+from pipeline.ingestion.changes import answering, by_document
+from pipeline.interfaces import Store
+from pipeline.reranking import Reranked
+from pipeline.types import Candidate, FirstStage, Hit, StageFusion
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The hits, and how they came about."""
+
+    hits: list[Hit]
+    reranker: str
+    """Name of who answered."""
+    reranked: int
+    """Candidates that have a rerank score."""
+    degraded: bool
+    warnings: list[str]
+
+
+def answer(
+    candidates: Sequence[Candidate],
+    outcome: Reranked,
+    *,
+    top_k: int,
+    threshold: float | None,
+    alpha: float | None,
+    fusion: StageFusion,
+    deadline_ms: float | None,
+) -> Answer:
+    """The best ``top_k`` hits over the threshold.
+
+    Where a fallback answered, or no reranker in time, weight and threshold are not applied, which were chosen for the
+    one that was asked for, and the answer is degraded. Where time ran out before all candidates were reranked, the
+    others stand below; they are under every threshold, because nothing is known of them.
+    """
+    warnings = [f"reranker {error.provider} failed: {error}" for error in outcome.failures]
+    if outcome.failures:
+        warnings.append(f"{outcome.name} answered instead")
+        alpha = None
+    reranked = sum(score is not None for score in outcome.scores or [])
+    degraded = bool(outcome.failures)
+    if outcome.scores is not None and reranked < len(candidates):
+        warnings.append(
+            f"the deadline of {deadline_ms or 0:g} ms left time to rerank {reranked} of {len(candidates)} candidates"
+        )
+        if not reranked:
+            outcome = replace(outcome, reranker=None, scores=None)
+            degraded = True
+    if threshold is not None and (degraded or outcome.scores is None):
+        threshold = None
+        why = "it was meant for another reranker" if outcome.scores else "without a reranker there is no probability"
+        warnings.append(f"the threshold was not applied: {why}")
+    hits = _hits(candidates, outcome, alpha=alpha, fusion=fusion, threshold=threshold)
+    return Answer(hits[:top_k], outcome.name, reranked, degraded, warnings)
+
+
+def _hits(
+    candidates: Sequence[Candidate],
+    outcome: Reranked,
+    *,
+    alpha: float | None,
+    fusion: StageFusion,
+    threshold: float | None,
+) -> list[Hit]:
+    rerank = outcome.scores
+    if outcome.reranker is None or rerank is None:
+        scores = scoring.first_stage_scores(candidates)
+    else:
+        weight = outcome.reranker.default_alpha if alpha is None else alpha
+        scores = scoring.final_scores(candidates, rerank, alpha=weight, fusion=fusion)
+    order = scoring.order(candidates, scores, rerank)
+    if rerank is not None and threshold is not None:
+        order = [i for i in order if (score := rerank[i]) is not None and score.probability >= threshold]
+    return [
+        Hit(
+            rank=rank,
+            chunk=candidates[i].chunk,
+            score=scores[i],
+            first_stage=FirstStage(candidates[i].rank, candidates[i].score),
+            rerank=None if rerank is None else rerank[i],
+        )
+        for rank, i in enumerate(order, 1)
+    ]
+
+
+def one_version_each(candidates: Sequence[Candidate], store: Store) -> list[Candidate]:
+    """Leaves out chunks of all but one version of a document.
+
+    Two versions stand side by side while a changed document is written, or after such a write was cut off. Only a
+    complete one may answer; the ledger knows which is.
+    """
+    hashes: dict[str, set[str]] = {}
+    for candidate in candidates:
+        hashes.setdefault(candidate.chunk.document_id, set()).add(candidate.chunk.content_hash)
+    doubled = [id_ for id_, versions in hashes.items() if len(versions) > 1]
+    if not doubled:
+        return list(candidates)
+    keep = {id_: answering(versions).content_hash for id_, versions in by_document(store.versions(doubled)).items()}
+    return [
+        candidate
+        for candidate in candidates
+        if keep.get(candidate.chunk.document_id, candidate.chunk.content_hash) == candidate.chunk.content_hash
+    ]

@@ -1,0 +1,25 @@
+"""The moment by which the query at hand wants its answer, for whoever waits for others on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+
+
+def current() -> float | None:
+    """The moment on ``time.monotonic``; None where there is no hurry."""
+    return _deadline.get()
+
+
+@contextmanager
+def until(moment: float) -> Iterator[None]:
+    """Inside the block nothing that keeps deadlines takes longer than until ``moment``, nor until one set before."""
+    before = _deadline.get()
+    token = _deadline.set(moment if before is None else min(before, moment))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)

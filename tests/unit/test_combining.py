@@ -1,0 +1,88 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline.inference.combining import Combiner
+
+
+def test_calls_that_come_while_one_runs_are_joined() -> None:
+    """One forward for all that waited, and each call gets its own results, in its order."""
+    batches: list[list[int]] = []
+    waiting = threading.Semaphore(0)
+    go = threading.Event()
+
+    def work(items: list[int]) -> list[int]:
+        batches.append(items)
+        waiting.release()
+        assert go.wait(60)
+        return [10 * item for item in items]
+
+    combiner: Combiner[int, int] = Combiner(work, limit=100)
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(combiner.run, [1])
+        assert waiting.acquire(timeout=60)
+        others = [pool.submit(combiner.run, [i, i + 1]) for i in (20, 30, 40)]
+        while len(combiner._waiting) < 3:  # until all three stand in line
+            pass
+        go.set()
+        assert [10] == first.result()
+        assert [[200, 210], [300, 310], [400, 410]] == [other.result() for other in others]
+    assert [1, 6] == [len(batch) for batch in batches]
+
+
+def test_no_batch_is_larger_than_the_limit_unless_one_call_is() -> None:
+    """So nobody waits for more than that."""
+    sizes: list[int] = []
+
+    def work(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        return items
+
+    combiner: Combiner[int, int] = Combiner(work, limit=8)
+    calls = [list(range(n)) for n in (3, 20, 5, 4, 8, 1) * 20]
+    with ThreadPoolExecutor(8) as pool:
+        assert calls == list(pool.map(combiner.run, calls))
+    assert all(size <= 8 or size == 20 for size in sizes)
+    assert sum(sizes) == sum(map(len, calls))
+
+
+def test_an_error_reaches_only_the_call_that_caused_it() -> None:
+    """Joint work that fails is done again one by one."""
+
+    def work(items: list[int]) -> list[int]:
+        if -1 in items:
+            raise ValueError("no number")
+        return items
+
+    combiner: Combiner[int, int] = Combiner(work, limit=100)
+
+    def ask(i: int) -> object:
+        try:
+            return combiner.run([i])
+        except ValueError as error:
+            return str(error)
+
+    asked = [-1 if i % 7 == 0 else i for i in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        assert ["no number" if i == -1 else [i] for i in asked] == list(pool.map(ask, asked))
+
+
+def test_no_items_are_no_results() -> None:
+    """An empty call is answered too."""
+    assert [] == Combiner(lambda items: items, limit=8).run([])
+
+
+def test_after_an_interrupt_others_go_on() -> None:
+    """A Ctrl-C inside the work must not leave the model locked."""
+    interrupted = [True]
+
+    def work(items: list[int]) -> list[int]:
+        if interrupted.pop() if interrupted else False:
+            raise KeyboardInterrupt
+        return items
+
+    combiner: Combiner[int, int] = Combiner(work, limit=8)
+    with pytest.raises(KeyboardInterrupt):
+        combiner.run([1])
+    assert [2] == combiner.run([2])

@@ -1,0 +1,146 @@
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pipeline import deadline
+from pipeline.calibration import Calibration
+from pipeline.errors import RerankerError
+from pipeline.reranking import Scorer, rerank
+from pipeline.score_cache import ScoreCache
+from pipeline.types import RerankScore
+from pipeline.windows import Passage
+from tests.fakes import FakeReranker, word_tokenizer
+
+
+class Named(FakeReranker):
+    """A reranker that says which model it runs, and how much of a text it reads."""
+
+    def __init__(self, identity: str | None = "model@1", max_tokens: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.identity = identity
+        self.max_tokens = max_tokens
+
+
+def scorer(reranker: FakeReranker, **options: Any) -> Scorer:
+    return Scorer(reranker, tokenizer=word_tokenizer(), **options)
+
+
+def passages(*texts: str) -> list[Passage]:
+    return [Passage("", text) for text in texts]
+
+
+def test_equal_passages_are_scored_once_and_blank_ones_not_at_all() -> None:
+    """They have their places; a blank one has the lowest score of all."""
+    reranker = Named()
+    scores = scorer(reranker).score("apple", passages("an apple", "", "a pear", "an apple", " \n"))
+    assert [("apple", ["an apple", "a pear"])] == reranker.calls
+    assert scores[0] == scores[3]
+    assert scores[1] == scores[4]
+    raws = [score.raw for score in scores if score is not None]
+    assert min(raws) == raws[1] < raws[2] < raws[0]
+
+
+def test_known_scores_are_not_computed_again() -> None:
+    """Only what is new is asked for; another model knows nothing."""
+    cache = ScoreCache()
+    reranker = Named()
+    first = scorer(reranker, cache=cache).score("apple", passages("an apple", "a pear"))
+    again = scorer(reranker, cache=cache).score("apple", passages("a pear", "a plum", "an apple"))
+    assert [first[1], first[0]] == [again[0], again[2]]
+    assert ["a plum"] == reranker.calls[1][1]
+    other = Named("model@2")
+    scorer(other, cache=cache).score("apple", passages("an apple"))
+    assert ["an apple"] == other.calls[0][1]
+
+
+def test_a_reranker_that_does_not_name_its_model_is_not_cached() -> None:
+    """Nobody could tell whether the scores are still its own."""
+    cache = ScoreCache()
+    for _ in range(2):
+        reranker = Named(identity=None)
+        scorer(reranker, cache=cache).score("apple", passages("an apple"))
+        assert 1 == len(reranker.calls)
+
+
+def test_the_best_window_of_a_long_passage_counts() -> None:
+    """And it is said which one that was."""
+    text = "plum " * 60 + "apple fruit here " + "plum " * 60
+    reranker = Named(max_tokens=40)
+    (score,) = scorer(reranker).score("apple fruit", [Passage("Fruit", text)])
+    assert score is not None
+    assert score.window is not None
+    assert "apple fruit" in text[slice(*score.window)]
+    assert max(reranker.score("apple fruit", [text])[0].raw, 0) == score.raw
+    assert all(len(text.split()) <= 38 for text in reranker.calls[0][1])
+
+
+def test_a_long_query_leaves_room_for_the_passage() -> None:
+    """It is cut to half of what the model reads."""
+    reranker = Named(max_tokens=40)
+    scorer(reranker).score("apple " * 100, passages("pear " * 100))
+    ((query, texts),) = reranker.calls
+    assert len(query.split()) == 16
+    assert {16} == {len(text.split()) for text in texts}
+
+
+def test_probabilities_are_calibrated_and_raw_scores_are_not() -> None:
+    """The map belongs to this model; the cache keeps what the model gave."""
+    halved = Calibration("fake model@1", "platt", ((1.0, -1.0),), "d", 1, 1, 1, None, 0.9, "")
+    cache = ScoreCache()
+    maps = {"fake model@1": halved}
+    plain = scorer(Named(), cache=cache).score("apple", passages("an apple"))[0]
+    mapped = scorer(Named(), cache=cache, calibrations=maps.get).score("apple", passages("an apple"))[0]
+    other = scorer(Named("model@2"), calibrations=maps.get).score("apple", passages("an apple"))[0]
+    assert plain is not None
+    assert mapped is not None
+    assert plain == other
+    assert (plain.raw, halved.probability(plain.raw, "logit")) == (mapped.raw, mapped.probability)
+    assert mapped.probability < plain.probability
+
+
+class Remote(FakeReranker):
+    """Keeps deadlines by itself; says until when it may work, and fails."""
+
+    keeps_deadline = True
+
+    def __init__(self) -> None:
+        super().__init__(name="remote")
+        self.until: list[float | None] = []
+
+    def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+        self.until.append(deadline.current())
+        raise RerankerError("too late", provider="remote", retryable=True)
+
+
+@pytest.mark.parametrize(("fallback", "share"), [(True, 0.5), (False, 1.0)])
+def test_a_remote_reranker_leaves_time_for_a_fallback(
+    fallback: bool, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of what is left, where a reranker stands behind it; ``none`` needs no time."""
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    remote = Remote()
+    answer = rerank(
+        "apple", passages("an apple"), [scorer(remote), scorer(Named()) if fallback else None], until=1008.0
+    )
+    assert [1000.0 + 8.0 * share] == remote.until
+    assert (["remote"], "fake" if fallback else "none") == ([e.provider for e in answer.failures], answer.name)
+    assert deadline.current() is None
+
+
+def test_one_slow_call_does_not_keep_a_reranker_out_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model is slow once; where its pace leaves no room it is trusted a little more each time."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+
+    class Loading(Named):
+        def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+            clock[0] += 0.001 if self.calls else 100.0
+            return super().score(query, texts)
+
+    tried = scorer(Loading())
+    tried.score("apple", passages("an apple"), until=clock[0] + 1)
+    reached = 0
+    for _ in range(40):
+        reached += tried.score("apple", passages("an apple"), until=clock[0] + 1)[0] is not None
+    assert reached > 1

@@ -1,0 +1,61 @@
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.windows import Passage, shorten_query, windows
+from tests.fakes import word_tokenizer
+
+TOKENIZER = word_tokenizer()
+LONG = " ".join(f"word{i}" for i in range(100))
+
+
+def test_a_passage_that_fits_is_read_whole() -> None:
+    """Title and text, and no span."""
+    ((window,),) = windows([Passage("Title", "some text")], TOKENIZER, 20)
+    assert ("Title\nsome text", None) == (window.text, window.span)
+
+
+def test_windows_overlap_and_cover_everything() -> None:
+    """Each is as long as the model reads, and a quarter of it comes again in the next."""
+    (cut,) = windows([Passage("", LONG)], TOKENIZER, 40)
+    spans = [window.span for window in cut if window.span is not None]
+    assert (0, len(LONG)) == (spans[0][0], spans[-1][1])
+    assert [40] * 3 == [len(window.text.split()) for window in cut]
+    for (_, end), (start, _) in pairwise(spans):
+        assert len(LONG[start:end].split()) >= 10
+    assert [LONG[start:end] for start, end in spans] == [window.text for window in cut]
+
+
+def test_each_window_has_the_title() -> None:
+    """It says what the part is about; its tokens count."""
+    (cut,) = windows([Passage("On words", LONG)], TOKENIZER, 40)
+    assert len(cut) > 1
+    assert all(window.text.startswith("On words\nword") and len(window.text.split()) <= 40 for window in cut)
+
+
+def test_a_title_that_would_take_a_quarter_of_the_room_is_left_out() -> None:
+    """Else there were little room for the text."""
+    (cut,) = windows([Passage(LONG, LONG)], TOKENIZER, 40)
+    assert all(len(window.text.split()) == 40 for window in cut)
+
+
+@given(st.text(max_size=300), st.integers(3, 30))
+def test_any_text_is_covered(text: str, room: int) -> None:
+    """Whatever the script: from the first character to the last, without a gap."""
+    (cut,) = windows([Passage("", text)], TOKENIZER, room)
+    if cut[0].span is None:
+        assert text == cut[0].text
+        return
+    spans = [window.span for window in cut if window.span is not None]
+    assert (0, len(text)) == (spans[0][0], spans[-1][1])
+    assert all(start <= end for (_, end), (start, _) in pairwise(spans))
+
+
+@pytest.mark.parametrize(("length", "kept"), [(10, 10), (46, 46), (47, 46), (1000, 46)])
+def test_a_long_query_is_cut_to_half_of_the_room(length: int, kept: int) -> None:
+    """The other half is the passage's."""
+    query = " ".join(["q"] * length)
+    short, room = shorten_query(query, TOKENIZER, 100)
+    assert (kept, 92 - kept) == (len(short.split()), room)
