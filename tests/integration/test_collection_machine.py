@@ -94,7 +94,7 @@ class Collection(RuleBasedStateMachine):
     @initialize(changes=CHANGES)
     def start(self, changes: dict[str, str | None]) -> None:
         self.change(changes)
-        self.ingest(prune=False, reopen=False)
+        self.ingest(prune=False)
 
     @rule(changes=CHANGES)
     def change(self, changes: dict[str, str | None]) -> None:
@@ -109,29 +109,28 @@ class Collection(RuleBasedStateMachine):
                 assert isinstance(document, Document)
                 self.files[document.id] = document.content_hash()
 
-    @rule(prune=st.booleans(), reopen=st.booleans())
-    def ingest(self, prune: bool, reopen: bool) -> None:
+    @rule(prune=st.booleans())
+    def ingest(self, prune: bool) -> None:
         """Afterwards each file's document is there, once and whole; what is gone stays unless it is pruned."""
-        if reopen:
-            self.reopen()
         report = self.rag.ingest(self.folder, prune=prune, max_delete=1.0)
         assert [] == report.failures
         gone = {} if prune else {id_: found for id_, found in self.model.items() if id_ not in self.files}
         self.model = gone | {id_: {content_hash: True} for id_, content_hash in self.files.items()}
 
-    def reopen(self) -> None:
-        """The program ends and is started again."""
-        self.rag.close()
-        self.rag = self.opened()
+    @rule(changes=CHANGES, fuse=st.integers(0, 15), prune=st.booleans(), reopen=st.booleans())
+    def crash(self, changes: dict[str, str | None], fuse: int, prune: bool, reopen: bool) -> None:
+        """An ingest ends anywhere: each document that was there is in its old or new state, or in both.
 
-    @rule(changes=CHANGES, fuse=st.integers(0, 15), prune=st.booleans(), word=WORDS)
-    def crash(self, changes: dict[str, str | None], fuse: int, prune: bool, word: str) -> None:
-        """An ingest ends anywhere: each document that was there is in its old or new state, or in both."""
+        The program may be started again after it, or go on.
+        """
         self.change(changes)
         self.store.fuse = fuse
         with suppress(CrashError):
             self.rag.ingest(self.folder, prune=prune, max_delete=1.0)
-        self.reopen()
+        self.store.fuse = None
+        if reopen:
+            self.rag.close()
+            self.rag = self.opened()
         found = self.stored()
         for id_, before in self.model.items():
             if prune and id_ not in self.files and id_ not in found:
@@ -142,7 +141,7 @@ class Collection(RuleBasedStateMachine):
         for id_ in found.keys() - self.model.keys():
             assert {self.files[id_]} == found[id_].keys()
         self.model = found
-        self.query(word)
+        self.query("apples")
 
     @rule(name=NAMES)
     def delete(self, name: str) -> None:
@@ -187,7 +186,7 @@ class Collection(RuleBasedStateMachine):
 
 
 Collection.TestCase.settings = settings(
-    max_examples=25,
+    max_examples=20,
     stateful_step_count=12,
     deadline=None,
     derandomize=True,
