@@ -116,8 +116,9 @@ class Collection(RuleBasedStateMachine):
         assert [] == report.failures
         gone = {} if prune else {id_: found for id_, found in self.model.items() if id_ not in self.files}
         self.model = gone | {id_: {content_hash: True} for id_, content_hash in self.files.items()}
+        self.query("pears")
 
-    @rule(changes=CHANGES, fuse=st.integers(0, 15), prune=st.booleans(), reopen=st.booleans())
+    @rule(changes=CHANGES, fuse=st.integers(0, 10), prune=st.booleans(), reopen=st.booleans())
     def crash(self, changes: dict[str, str | None], fuse: int, prune: bool, reopen: bool) -> None:
         """An ingest ends anywhere: each document that was there is in its old or new state, or in both.
 
@@ -169,7 +170,6 @@ class Collection(RuleBasedStateMachine):
         assert differing == told["changed"] | told["new"]
         self.model = found
 
-    @rule(word=WORDS)
     def query(self, word: str) -> None:
         """All hits of a document are of one version, each chunk once, and a whole version is preferred."""
         hits = self.rag.query(f"about {word}", top_n=300, top_k=300).hits
@@ -186,7 +186,7 @@ class Collection(RuleBasedStateMachine):
 
 
 Collection.TestCase.settings = settings(
-    max_examples=20,
+    max_examples=25,
     stateful_step_count=12,
     deadline=None,
     derandomize=True,
