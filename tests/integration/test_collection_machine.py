@@ -118,11 +118,11 @@ class Collection(RuleBasedStateMachine):
         self.model = gone | {id_: {content_hash: True} for id_, content_hash in self.files.items()}
         self.query("pears")
 
-    @rule(changes=CHANGES, fuse=st.integers(0, 10), prune=st.booleans(), reopen=st.booleans())
-    def crash(self, changes: dict[str, str | None], fuse: int, prune: bool, reopen: bool) -> None:
+    @rule(changes=CHANGES, fuse=st.integers(0, 10), prune=st.booleans(), reopen=st.booleans(), repair=st.booleans())
+    def crash(self, changes: dict[str, str | None], fuse: int, prune: bool, reopen: bool, repair: bool) -> None:
         """An ingest ends anywhere: each document that was there is in its old or new state, or in both.
 
-        The program may be started again after it, or go on.
+        The program may be started again after it, or go on, and the collection be repaired.
         """
         self.change(changes)
         self.store.fuse = fuse
@@ -143,6 +143,12 @@ class Collection(RuleBasedStateMachine):
             assert {self.files[id_]} == found[id_].keys()
         self.model = found
         self.query("apples")
+        if repair:
+            self.repair()
+
+    @rule()
+    def mend(self) -> None:
+        self.repair()
 
     @rule(name=NAMES)
     def delete(self, name: str) -> None:
@@ -152,7 +158,6 @@ class Collection(RuleBasedStateMachine):
         assert None is self.rag.get(id_)
         self.model.pop(id_, None)
 
-    @rule()
     def repair(self) -> None:
         """What a crash left is mended as far as the files allow; no document loses its last whole version."""
         report = self.rag.verify(self.folder, repair=True)
