@@ -31,6 +31,8 @@ from pipeline.stores import shards
 from pipeline.stores.edge import EdgeStore
 from tests import killing
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
+
 ROOT = Path(__file__).parents[2]
 # Where the engine is at work, or the file system.
 ENGINE = (
