@@ -18,6 +18,7 @@ from pipeline.ingestion.loaders import load
 from pipeline.stores.edge import EdgeStore
 from pipeline.types import Chunk, Document
 from tests.fakes import FakeEmbedder
+from tests.killing import in_memory
 
 WORDS = st.sampled_from(["apples", "pears", "plums", "figs"])
 TEXTS = st.builds(lambda word, count: f"This sentence is about {word}. " * count, WORDS, st.integers(1, 12))
@@ -68,7 +69,7 @@ class Collection(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("pipeline.ingestion.run._EMBED_CHUNKS", 5)  # several writes an ingest
-        self.place = tempfile.TemporaryDirectory()
+        self.place = tempfile.TemporaryDirectory(dir=in_memory())
         self.folder = Path(self.place.name).resolve() / "docs"
         self.folder.mkdir()
         self.files: dict[str, str] = {}
@@ -191,7 +192,7 @@ class Collection(RuleBasedStateMachine):
 
 
 Collection.TestCase.settings = settings(
-    max_examples=25,
+    max_examples=40,
     stateful_step_count=12,
     deadline=None,
     derandomize=True,
