@@ -277,6 +277,45 @@ def verify(
         sys.exit(1)
 
 
+@app.command("export")
+def export_collection(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines; gzipped if the name ends in .gz.")],
+    vectors: Annotated[
+        bool, typer.Option("--vectors", help="With the vectors, so that an import need not make them.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the collection into a file."""
+    from pipeline.core import Pipeline
+    from pipeline.display import ingest_progress, print_transfer
+
+    settings = _settings(reranker="none", reranker_fallback="")
+    with Pipeline.from_settings(settings) as rag, ingest_progress(_stderr()) as progress:
+        report = rag.export_to(file, vectors=vectors, progress=progress)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        print_transfer(_stdout(), f"{report.documents} documents, {report.chunks} chunks written to {file}", report)
+
+
+@app.command("import")
+def import_collection(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What rag export wrote.")], as_json: Json = False
+) -> None:
+    """Bring the documents of an exported file into the collection."""
+    from pipeline.core import Pipeline
+    from pipeline.display import ingest_progress, print_transfer
+
+    settings = _settings(reranker="none", reranker_fallback="")
+    with Pipeline.from_settings(settings) as rag, ingest_progress(_stderr()) as progress:
+        report = rag.import_from(file, progress=progress)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        done = f"{report.written} documents written, {report.unchanged} unchanged; {report.chunks_written} chunks"
+        print_transfer(_stdout(), done + (" embedded" if report.embedded else " with their vectors"), report)
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Check that everything the settings ask for is in reach."""

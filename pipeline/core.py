@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pipeline.answering import answer, one_version_each
 from pipeline.calibration import Calibration
 from pipeline.errors import FingerprintError, SettingsError
-from pipeline.ingestion import collection
+from pipeline.ingestion import collection, transfer
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.ingestion.verify import verify as verify_store
@@ -24,8 +24,10 @@ from pipeline.score_cache import ScoreCache
 from pipeline.types import (
     Document,
     DocumentVersion,
+    ExportReport,
     Fingerprint,
     HybridFusion,
+    ImportReport,
     IngestReport,
     QueryResult,
     SearchMode,
@@ -294,6 +296,34 @@ class Pipeline:
         differences = [] if stored is None else stored.differences(self.fingerprint)
         mend = self._ingest_run() if repair and not differences else None
         return verify_store(self.store, items, differences, mend=mend, max_bytes=self.max_file_bytes, progress=progress)
+
+    def export_to(
+        self, path: str | Path, *, vectors: bool = False, progress: Callable[[Progress], None] | None = None
+    ) -> ExportReport:
+        """Writes the collection into a file that :meth:`import_from` reads, on this store or another.
+
+        JSON lines, gzipped if the name ends in ``.gz``. With ``vectors`` an import need not embed the texts again.
+
+        Raises:
+            SettingsError: there is no collection, or the file cannot be written.
+        """
+        return transfer.export_to(self.store, Path(path), vectors=vectors, progress=progress)
+
+    def import_from(self, path: str | Path, *, progress: Callable[[Progress], None] | None = None) -> ImportReport:
+        """Brings the documents of an exported file into the collection; other documents in it stay.
+
+        One that was cut off goes on where it stopped. Vectors of another embedding model are not taken: then the
+        texts are embedded again.
+
+        Raises:
+            SettingsError: the file cannot be read, or is no export.
+            FingerprintError: texts or collection were made with other settings than these.
+            DocumentError: the file is damaged or was cut off; what stands before that is imported.
+        """
+        stored = self.store.fingerprint()
+        if stored is not None:
+            self._refuse_other(stored, ignore=frozenset())
+        return transfer.import_from(self.store, self.embedder, self.fingerprint, Path(path), progress=progress)
 
     # ------------------------------------------------------------- lifetime
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.ingestion.run import Progress
-from pipeline.types import Hit, IngestReport, QueryResult, VerifyReport
+from pipeline.types import ExportReport, Hit, ImportReport, IngestReport, QueryResult, VerifyReport
 
 _SNIPPET_CHARACTERS = 320
 _PLAIN_EVERY_S = 5.0
@@ -194,6 +194,13 @@ def print_verification(console: Console, report: VerifyReport) -> None:
                 line(f"{title + ': ' if title else ''}{kind}: {count - _PROBLEMS_SHOWN} more (all of them with --json)")
     state = "clean" if report.clean else f"{len(report.problems)} problems"
     console.print(f"{report.documents} documents, {report.chunks} chunks: {state}", highlight=False)
+
+
+def print_transfer(console: Console, done: str, report: ExportReport | ImportReport) -> None:
+    """What an export or import did, and what is to be said about it."""
+    for warning in report.warnings:
+        console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
+    console.print(f"{done}  ({report.seconds:.1f} s)", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_pairs(console: Console, rows: list[tuple[str, str]]) -> None:

@@ -127,6 +127,12 @@ class Store(Protocol):
         """The stored chunks of these documents, or of all, in no particular order."""
         ...
 
+    def chunks_with_vectors(
+        self, document_ids: Sequence[str] | None = None
+    ) -> Iterator[tuple[Chunk, NDArray[np.float32]]]:
+        """As :meth:`chunks`, each with its dense vector, of shape (dimension,)."""
+        ...
+
     def search(
         self,
         text: str,

@@ -389,3 +389,48 @@ class VerifyReport:
             "repaired": [asdict(problem) for problem in self.repaired],
             "seconds": round(self.seconds, 3),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export wrote."""
+
+    file: str
+    documents: int
+    chunks: int
+    vectors: bool
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as ``rag export --json`` prints it."""
+        return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What an import did."""
+
+    file: str
+    written: int
+    """Documents."""
+    unchanged: int
+    """Documents that were in the collection already."""
+    chunks_written: int
+    chunks_deleted: int
+    """Chunks of other versions of these documents."""
+    embedded: bool
+    """Whether the vectors were made here rather than taken from the file."""
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as ``rag import --json`` prints it."""
+        return {
+            "file": self.file,
+            "documents": {"written": self.written, "unchanged": self.unchanged},
+            "chunks": {"written": self.chunks_written, "deleted": self.chunks_deleted},
+            "embedded": self.embedded,
+            "warnings": list(self.warnings),
+            "seconds": round(self.seconds, 3),
+        }

@@ -149,6 +149,12 @@ class FakeStore:
             if document_ids is None or chunk.document_id in document_ids:
                 yield chunk
 
+    def chunks_with_vectors(
+        self, document_ids: Sequence[str] | None = None
+    ) -> Iterator[tuple[Chunk, NDArray[np.float32]]]:
+        for chunk in self.chunks(document_ids):
+            yield chunk, self.points[chunk.id][1]
+
     def search(
         self,
         text: str,

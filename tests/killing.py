@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -23,11 +24,6 @@ from pipeline.core import Pipeline
 from pipeline.stores.edge import EdgeStore
 from tests.fakes import FakeEmbedder
 
-# Small batches make many steps of little data.
-pipeline.ingestion.run._EMBED_CHUNKS = 64
-pipeline.stores.edge._WRITE_BATCH = 50
-pipeline.stores.shards.FLUSH_AFTER = 100
-
 FILES = ("stores/edge.py", "stores/shards.py", "stores/locking.py", "ingestion/run.py")
 FUNCTIONS = frozenset(
     {"ensure_ready", "upsert", "delete_documents", "delete_chunks", "delete_versions_except", "optimize", "close"}
@@ -35,6 +31,15 @@ FUNCTIONS = frozenset(
 )
 """The write path: what these files do under these names."""
 DIMENSION = 32
+
+
+def in_memory() -> str | None:
+    """A folder whose files are in memory, if there is one with room: to a process that is killed it is like a disk.
+
+    What a disk takes to write is most of the time of tests that open and close many stores.
+    """
+    shared = Path("/dev/shm")
+    return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 2**30 else None
 
 
 def open_pipeline(store: Path) -> Pipeline:
@@ -89,6 +94,10 @@ def work(job: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs jobs until standard input ends."""
+    # Small batches make many steps of little data.
+    pipeline.ingestion.run._EMBED_CHUNKS = 64
+    pipeline.stores.edge._WRITE_BATCH = 50
+    pipeline.stores.shards.FLUSH_AFTER = 100
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

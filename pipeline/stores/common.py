@@ -75,6 +75,11 @@ def query_vector(vector: NDArray[np.float32] | None, mode: SearchMode) -> list[f
     return numbers
 
 
+def dense_vector(stored: Any) -> NDArray[np.float32]:
+    """The dense vector of a record that was read with its vectors."""
+    return np.asarray(stored[DENSE], dtype=np.float32)
+
+
 def to_candidates(points: Iterable[tuple[object, float, Mapping[str, Any]]]) -> list[Candidate]:
     """Candidates from (point id, score, payload), best first. Equal scores go by id: the engine leaves them open."""
     ordered = sorted(points, key=lambda point: (-point[1], str(point[0])))

@@ -47,6 +47,7 @@ INDEXING_KIB = 20_000
 _FULL_SCAN_KIB = 10_000
 _WRITE_BATCH = 1_000
 _READ_BATCH = 2_000
+_READ_VECTORS = 500
 
 _INDEX_TYPES = {
     "keyword": edge.PayloadSchemaType.Keyword,
@@ -186,6 +187,14 @@ class EdgeStore:
             for _, stored in self._points(batch, payload.CHUNK_FIELDS):
                 yield payload.to_chunk(stored)
 
+    def chunks_with_vectors(
+        self, document_ids: Sequence[str] | None = None
+    ) -> Iterator[tuple[Chunk, NDArray[np.float32]]]:
+        """The stored chunks of these documents, or of all, each with its dense vector."""
+        for batch in common.ledger_batches(document_ids):
+            for record in self._records(batch, payload.CHUNK_FIELDS, vectors=True):
+                yield payload.to_chunk(record.payload or {}), common.dense_vector(record.vector)
+
     def ledger(self) -> Iterator[LedgerEntry]:
         """An entry for each stored chunk."""
         for point_id, stored in self._points(None, payload.LEDGER_FIELDS):
@@ -255,6 +264,12 @@ class EdgeStore:
 
     def _points(self, document_ids: Sequence[str] | None, fields: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Ids and payload fields of the chunks of these documents, or of all."""
+        for record in self._records(document_ids, fields):
+            yield str(record.id), record.payload or {}
+
+    def _records(
+        self, document_ids: Sequence[str] | None, fields: list[str], *, vectors: bool = False
+    ) -> Iterator[edge.Record]:
         if self.fingerprint() is None:
             return
         condition = None
@@ -262,14 +277,14 @@ class EdgeStore:
             names = [payload.clean(document_id) for document_id in document_ids]
             condition = edge.Filter(must=[edge.FieldCondition("document_id", match=edge.MatchAny(names))])
         offset = None
+        limit, wanted = (_READ_VECTORS, [common.DENSE]) if vectors else (_READ_BATCH, False)
         while True:
             request = edge.ScrollRequest(
-                offset=offset, limit=_READ_BATCH, filter=condition, with_payload=fields, with_vector=False
+                offset=offset, limit=limit, filter=condition, with_payload=fields, with_vector=wanted
             )
             with self._engine("read") as (_, engine):
                 records, offset = engine.scroll(request)
-            for record in records:
-                yield str(record.id), record.payload or {}
+            yield from records
             if offset is None:
                 return
 

@@ -41,6 +41,7 @@ METADATA_KEY = "two_stage_rag"
 # A chunk is about 10 kB of JSON at 384 dimensions; the server takes 32 MB in a request.
 _WRITE_BATCH = 128
 _READ_BATCH = 2_000
+_READ_VECTORS = 500
 
 _INDEX_TYPES = {
     "keyword": models.PayloadSchemaType.KEYWORD,
@@ -173,6 +174,14 @@ class ServerStore:
             for _, stored in self._points(batch, payload.CHUNK_FIELDS):
                 yield payload.to_chunk(stored)
 
+    def chunks_with_vectors(
+        self, document_ids: Sequence[str] | None = None
+    ) -> Iterator[tuple[Chunk, NDArray[np.float32]]]:
+        """The stored chunks of these documents, or of all, each with its dense vector."""
+        for batch in common.ledger_batches(document_ids):
+            for record in self._records(batch, payload.CHUNK_FIELDS, vectors=True):
+                yield payload.to_chunk(record.payload or {}), common.dense_vector(record.vector)
+
     def ledger(self) -> Iterator[LedgerEntry]:
         """An entry for each stored chunk."""
         for point_id, stored in self._points(None, payload.LEDGER_FIELDS):
@@ -250,6 +259,12 @@ class ServerStore:
 
     def _points(self, document_ids: Sequence[str] | None, fields: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Ids and payload fields of the chunks of these documents, or of all."""
+        for record in self._records(document_ids, fields):
+            yield str(record.id), record.payload or {}
+
+    def _records(
+        self, document_ids: Sequence[str] | None, fields: list[str], *, vectors: bool = False
+    ) -> Iterator[models.Record]:
         condition = None
         if document_ids is not None:
             names = [payload.clean(document_id) for document_id in document_ids]
@@ -264,15 +279,14 @@ class ServerStore:
                         self._client.scroll,
                         self.collection,
                         scroll_filter=condition,
-                        limit=_READ_BATCH,
+                        limit=_READ_VECTORS if vectors else _READ_BATCH,
                         offset=offset,
                         with_payload=fields,
-                        with_vectors=False,
+                        with_vectors=[common.DENSE] if vectors else False,
                     ),
                 )
             except MissingCollectionError:
                 return
-            for record in records:
-                yield str(record.id), record.payload or {}
+            yield from records
             if offset is None:
                 return

@@ -325,6 +325,20 @@ def test_ledger_has_an_entry_for_each_chunk(store: Store) -> None:
         assert item.id == found[item.id].chunk_id
 
 
+def test_chunks_come_with_their_vectors(store: Store) -> None:
+    """As they were written, for these documents or all; each once, however many there are."""
+    write(store, corpus())
+    for ids in (None, ["doc-2", "doc-5", "unknown"]):
+        found = {item.id: (item, vector) for item, vector in store.chunks_with_vectors(ids)}
+        wanted = [item for item in corpus() if ids is None or item.document_id in ids]
+        assert {item.id: item for item in wanted} == {id_: item for id_, (item, _) in found.items()}
+        for item in wanted:
+            expected = EMBEDDER.embed_documents([item.full_text])[0]
+            np.testing.assert_allclose(expected, found[item.id][1], atol=1e-6)
+    write(store, [chunk("text", "many", i, 1_200) for i in range(1_200)])
+    assert 1_200 == len({item.id for item, _ in store.chunks_with_vectors(["many"])})
+
+
 def test_delete_chunks(store: Store) -> None:
     """These chunks alone; unknown ids are no error."""
     chunks = [chunk(f"text {i}", "doc", i, 1_500) for i in range(1_500)]

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from pipeline.ingestion.verify import Ledger
 from pipeline.stores import shards
 from pipeline.stores.edge import EdgeStore
 from tests import killing
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
 
 ROOT = Path(__file__).parents[2]
 # Where the engine is at work, or the file system.
@@ -154,10 +157,11 @@ def versions(rag: Pipeline) -> dict[str, dict[str, bool]]:
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    made = Rig(tmp_path_factory.mktemp("killed"))
-    yield made
-    made.close()
+def rig() -> Iterator[Rig]:
+    with tempfile.TemporaryDirectory(dir=killing.in_memory()) as folder:
+        made = Rig(Path(folder).resolve())
+        yield made
+        made.close()
 
 
 SCENARIOS = {"first": 10, "second": 20}
