@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.evaluation.command import app as evaluation_app
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -137,42 +139,7 @@ def query(
         print_result(_stdout(), result)
 
 
-@app.command("eval")
-def evaluate(
-    dataset: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATASET", help="A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv."
-        ),
-    ],
-    reranker: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Again for several; by default none and RAG_RERANKER.")
-    ] = None,
-    search: Annotated[
-        list[str] | None, typer.Option(metavar="MODE", help="hybrid, dense or sparse; again for several.")
-    ] = None,
-    max_queries: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Only the first queries, for a quick look.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure retrieval quality and latency on labelled queries."""
-    from pipeline.display import print_eval
-    from pipeline.evaluation.run import evaluate_dataset
-
-    console = _stderr()
-    outcome = evaluate_dataset(
-        dataset,
-        _settings(),
-        rerankers=reranker,
-        searches=search,
-        max_queries=max_queries,
-        say=lambda line: console.print(line, highlight=False, markup=False),
-    )
-    if as_json:
-        _print_json(outcome)
-    else:
-        print_eval(_stdout(), outcome)
+app.add_typer(evaluation_app, name="eval")
 
 
 @app.command()

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console, Group
 from rich.markup import escape
@@ -119,25 +118,6 @@ def print_report(console: Console, report: IngestReport) -> None:
         console.print(Rule("failed", style="red", align="left"))
     for failure in report.failures:
         console.print(f"[red]{escape(failure.source)}[/]: {escape(failure.error)}", soft_wrap=True)
-
-
-def print_eval(console: Console, outcome: dict[str, Any]) -> None:
-    """The table of ``rag eval``."""
-    table = Table(
-        title=f"{outcome['dataset']}: {outcome['queries']} queries, {outcome['documents']} documents",
-        title_justify="left",
-    )
-    skip = {"search", "reranker", "latency_ms"}
-    metrics = list(dict.fromkeys(key for run in outcome["runs"] for key in run if key not in skip))
-    for name in ("search", "reranker"):
-        table.add_column(name)
-    for name in (*metrics, "p50 ms", "p95 ms"):
-        table.add_column(name, justify="right")
-    for run in outcome["runs"]:
-        values = [f"{run[name]:.4f}" if isinstance(run[name], float) else str(run[name]) for name in metrics]
-        latency = run["latency_ms"]
-        table.add_row(run["search"], run["reranker"], *values, f"{latency['p50']:.1f}", f"{latency['p95']:.1f}")
-    console.print(table)
 
 
 def print_pairs(console: Console, rows: list[tuple[str, str]]) -> None:
