@@ -28,7 +28,7 @@ CAVEAT = (
 _MOST_DOCUMENTS = 3
 _QUESTION = re.compile(
     # Only a mark of its own makes a line a question of a FAQ, with the answer on the same line or after it.
-    r"^\s*(?:[-*>]\s+|\d+[.)]\s+)?(?:\*\*|__)?\s*(?:Q|Question|问|问题|问答)\s*\d*\s*[:.：]\s*(?P<text>.+?)(?:\*\*|__)?\s*$",
+    r"^\s*(?:[-*>]\s+|\d+[.)]\s+)?(?:\*\*|__)?\s*(?:Q|Question|问|问题|问答)\s*\d*\s*[:：]\s*(?P<text>.+?)(?:\*\*|__)?\s*$",
     re.MULTILINE | re.IGNORECASE,
 )
 _HAN = re.compile(r"[㐀-鿿豈-﫿]")

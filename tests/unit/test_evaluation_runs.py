@@ -8,10 +8,11 @@ import pytest
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError
 from pipeline.evaluation.plan import RunSpec
-from pipeline.evaluation.run import run_all
+from pipeline.evaluation.run import RunResult, run_all
 from pipeline.evaluation.saved import compare, load, save
 from pipeline.evaluation.summary import outcome
 from pipeline.settings import Settings
+from pipeline.types import SearchMode
 from tests.evaluations import QUERIES, contrary, dataset, evaluation, filled_store
 from tests.fakes import FakeEmbedder, FakeReranker
 
@@ -100,7 +101,7 @@ def test_judgements_that_no_search_agrees_with_are_pointed_out() -> None:
     """Swapped among themselves, ids all exist: only the quality, at that of chance, gives it away."""
     found = evaluation()
     lost = {id_: replace(answer, first=("x",) * 100) for id_, answer in found.first_stages["hybrid"].answers.items()}
-    firsts = {"hybrid": replace(found.first_stages["hybrid"], answers=lost)}
+    firsts: dict[SearchMode, RunResult] = {"hybrid": replace(found.first_stages["hybrid"], answers=lost)}
     assert any(
         "no better than a random order" in line
         for line in outcome(replace(found, documents=5000, first_stages=firsts))["warnings"]

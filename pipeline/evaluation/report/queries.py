@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ class Change:
     difference: float
     """Of nDCG@10."""
     relevant: str
-    """The relevant document that the change is about: the best placed one, before or after."""
+    """The relevant document that made the most of the difference."""
     before: int | None
     after: int | None
     """Its ranks; None where it is not in the list."""
@@ -44,23 +45,34 @@ def changes(evaluation: Evaluation, run: RunResult) -> list[Change]:
     old = metrics_by_query(evaluation.dataset.qrels, before, _METRIC)["ndcg@10"]
     found = []
     for id_, answer in run.answers.items():
-        relevant = [document for document, grade in evaluation.dataset.qrels[id_].items() if grade > 0]
+        difference = run.values["ndcg@10"][id_] - old[id_]
         was, now = _ranks(before[id_]), _ranks(answer.ranking)
-        best = min(relevant, key=lambda document: min(was.get(document, 10**9), now.get(document, 10**9)))
+        moved = {
+            document: grade * (_discount(now.get(document)) - _discount(was.get(document)))
+            for document, grade in evaluation.dataset.qrels[id_].items()
+            if grade > 0
+        }
+        # Of several relevant documents the one that made the most of the difference.
+        chosen = (min if difference < 0 else max)(moved, key=lambda document: moved[document])
         top = answer.ranking[0] if answer.ranking else None
         found.append(
             Change(
                 query=evaluation.dataset.queries[id_],
-                difference=run.values["ndcg@10"][id_] - old[id_],
-                relevant=best,
-                before=was.get(best),
-                after=now.get(best),
+                difference=difference,
+                relevant=chosen,
+                before=was.get(chosen),
+                after=now.get(chosen),
                 top=top,
                 top_before=None if top is None else was.get(top),
                 texts={**other.answers[id_].texts, **answer.texts},
             )
         )
     return found
+
+
+def _discount(rank: int | None) -> float:
+    """What a place is worth to nDCG."""
+    return 0.0 if rank is None else 1 / math.log2(rank + 1)
 
 
 def _ranks(ranking: Sequence[str]) -> dict[str, int]:
