@@ -301,6 +301,29 @@ def test_eval_prints_the_runs_of_the_interface(rag: Rag, tmp_path: Path) -> None
     assert 1.0 == outcome["runs"][0]["recall@5"]
 
 
+def test_ones_own_questions_are_made_measured_reported_and_compared(rag: Rag, docs: Path) -> None:
+    """On the ingested collection, without a dataset from elsewhere."""
+    (docs / "faq.txt").write_text("Q: Which port is for gRPC?\nA: 6334.\n\nQ: Which GPU is needed?\nA: none.\n")
+    rag.json("ingest", str(docs))
+    made = rag.json("eval", "--make-questions", str(docs))
+    assert (str(rag.folder / "questions.jsonl"), 2) == (str(rag.folder / made["path"]), made["questions"])
+    with (rag.folder / "questions.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"question": "集合多久备份一次?", "relevant": ["每天晚上"]}, ensure_ascii=False) + "\n")
+    outcome = rag.json("eval", "questions.jsonl", "--top-n", "3", "--k", "1", "--report", "report.html")
+    assert (3, 6, ["none", "embedded"]) == (
+        outcome["queries"],
+        outcome["documents"],
+        [run["reranker"] for run in outcome["runs"]],
+    )
+    assert outcome["runs"][0]["recall@5"] == 1.0
+    assert "ndcg@1" in outcome["runs"][1]
+    assert "hybrid + embedded" in (rag.folder / "report.html").read_text(encoding="utf-8")
+    first, second = sorted((rag.folder / "data" / "runs").glob("*/*.trec"))[:2]
+    compared = rag.json("eval", "compare", str(first), str(second))
+    assert outcome["runs"][1]["ndcg@10"] == pytest.approx(compared["b"]["ndcg@10"])
+    assert 2 == rag("eval", "--make-questions", str(docs)).returncode
+
+
 def test_switching_the_reranker_needs_no_other_change(rag: Rag, docs: Path, tmp_path: Path) -> None:
     """The same collection and query, the reranker named by one variable: each gives the JSON of the interface."""
     rag.json("ingest", str(docs))
