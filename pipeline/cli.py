@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.evaluation.command import app as evaluation_app
+from pipeline.evaluation import command as evaluation
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,7 +139,8 @@ def query(
         print_result(_stdout(), result)
 
 
-app.add_typer(evaluation_app, name="eval")
+app.add_typer(evaluation.app, name="eval")
+app.command()(evaluation.tune)
 
 
 @app.command()

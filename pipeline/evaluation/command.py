@@ -1,4 +1,7 @@
-"""``rag eval``: arguments in, printed results out. The imports that cost time are inside the commands."""
+"""``rag eval`` and ``rag tune``: arguments in, printed results out.
+
+The imports that cost time are inside the commands.
+"""
 
 from __future__ import annotations
 
@@ -148,6 +151,61 @@ def compare(
         _print_json(found)
     else:
         print_comparison(_stdout(), found)
+
+
+def tune(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="As for rag eval: a BEIR folder, a questions.jsonl, or irds:NAME.")
+    ],
+    budget_ms: Annotated[
+        float, typer.Option(metavar="MS", min=0.1, help="What a whole query may take, at p95.")
+    ] = 500.0,
+    metric: Annotated[
+        str, typer.Option(metavar="NAME", help="What to make the best of, such as recall@5.")
+    ] = "ndcg@10",
+    reranker: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Again for several; by default none and RAG_RERANKER.")
+    ] = None,
+    search: Annotated[
+        list[str] | None, typer.Option(metavar="MODE", help="Again for several; by default all three.")
+    ] = None,
+    top_n: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="Again for several; by default 10, 20, 50 and 100.")
+    ] = None,
+    alpha: Annotated[
+        list[float] | None, typer.Option(metavar="A", help="Again for several; by default five from 0.1 to 1.")
+    ] = None,
+    chunk_tokens: Annotated[
+        list[int] | None,
+        typer.Option(metavar="TOKENS", help="Also try chunks of this size; again for several. Ingests once for each."),
+    ] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only the first queries, for a quick look.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the best settings within a time budget, and print them as lines for .env."""
+    from pipeline.evaluation.terminal import print_tuned
+    from pipeline.evaluation.tune import tune as run
+    from pipeline.settings import Settings
+
+    found = run(
+        dataset,
+        Settings(),
+        budget_ms=budget_ms,
+        metric=metric,
+        searches=search or (),
+        rerankers=reranker or (),
+        top_ns=top_n or (),
+        alphas=alpha or (),
+        chunk_tokens=chunk_tokens or (),
+        max_queries=max_queries,
+        say=_say(),
+    )
+    if as_json:
+        _print_json(found)
+    else:
+        print_tuned(_stdout(), found)
 
 
 def _say() -> Any:

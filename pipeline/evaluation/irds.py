@@ -47,23 +47,30 @@ def from_ir_dataset(name: str, dataset: Any, max_queries: int | None = None) -> 
         for judgement in dataset.qrels_iter():
             qrels.setdefault(str(judgement.query_id), {})[str(judgement.doc_id)] = int(judgement.relevance)
     except (OSError, RuntimeError) as error:  # its downloads fail with either
-        raise SettingsError(f"{PREFIX}{name} could not be fetched: {error}") from error
+        raise _unfetched(name, error) from error
     return judged(
         name=name.replace("/", "-"),
         texts=texts,
         # Some collections judge queries that they do not have.
         qrels={id_: grades for id_, grades in qrels.items() if id_ in texts},
         origin=f"{PREFIX}{name}",
-        corpus=lambda: _documents(dataset),
+        corpus=lambda: _documents(name, dataset),
         max_queries=max_queries,
     )
 
 
-def _documents(dataset: Any) -> Iterator[Document]:
-    for document in dataset.docs_iter():
-        title = str(getattr(document, "title", "") or "")
-        text = str(document.text if hasattr(document, "text") else document.default_text())
-        yield Document(id=str(document.doc_id), text=text, title=title)
+def _documents(name: str, dataset: Any) -> Iterator[Document]:
+    try:
+        for document in dataset.docs_iter():
+            title = str(getattr(document, "title", "") or "")
+            text = str(document.text if hasattr(document, "text") else document.default_text())
+            yield Document(id=str(document.doc_id), text=text, title=title)
+    except (OSError, RuntimeError) as error:
+        raise _unfetched(name, error) from error
+
+
+def _unfetched(name: str, error: Exception) -> SettingsError:
+    return SettingsError(f"{PREFIX}{name} could not be fetched: {error}")
 
 
 def _text(query: Any) -> str:

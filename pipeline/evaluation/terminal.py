@@ -96,6 +96,38 @@ def print_questions(console: Console, found: Mapping[str, Any]) -> None:
     console.print(Text(found["note"]), style="dim")
 
 
+def print_tuned(console: Console, found: Mapping[str, Any]) -> None:
+    """What was chosen, how it does on the queries that had no part in it, and the lines for ``.env``."""
+    metric, queries = found["metric"], found["queries"]
+    console.print(
+        f"{found['dataset']}: {found['tried']} combinations tried on {queries['tuned_on']} queries, "
+        f"{found['within_budget']} within {found['budget_ms']:g} ms",
+        style="bold",
+    )
+    console.print(f"On the other {queries['held_out']} queries:", style="dim")
+    table = _table("", metric, "p50 ms", "p95 ms", "run")
+    for side in ("now", "chosen"):
+        one = found[side]
+        latency = one["latency_ms"]
+        table.add_row(side, f"{one[metric]:.4f}", f"{latency['p50']:.1f}", f"{latency['p95']:.1f}", Text(one["run"]))
+    console.print(table)
+    low, high = found["interval_95"]
+    sure = "more than chance" if found["p"] < 0.05 else "may be chance"
+    console.print(f"difference {found['difference']:+.4f} ({low:+.4f} to {high:+.4f}), p = {found['p']:.3f}: {sure}")
+    if found["threshold"] is not None:
+        kept = found["threshold"]
+        shares = {
+            name: "-" if kept[name] is None else f"{kept[name]:.1%}" for name in ("relevant_kept", "irrelevant_kept")
+        }
+        console.print(
+            f"the threshold keeps {shares['relevant_kept']} of the relevant hits there, and "
+            f"{shares['irrelevant_kept']} of the others"
+        )
+    console.print()
+    for name, value in found["env"].items():
+        console.print(Text(f"{name}={value}"))
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for place, column in enumerate(columns):
