@@ -40,7 +40,7 @@ def _run(evaluation: Evaluation, run: RunResult, first: RunResult | None) -> dic
     answers = list(run.answers.values())
     spec = run.spec
     found: dict[str, Any] = {"search": spec.search, "reranker": spec.reranker, "top_n": spec.top_n}
-    found |= {"alpha": run.alpha, "threshold": spec.threshold}
+    found |= {"alpha": run.alpha, "threshold": spec.threshold, "label": spec.label}
     found |= {name: round(float(np.mean(list(values.values()))), 5) for name, values in run.values.items()}
     found["latency_ms"] = percentiles(answer.latency_ms["total"] for answer in answers) | {
         stage: percentiles(answer.latency_ms[stage] for answer in answers) for stage in STAGES

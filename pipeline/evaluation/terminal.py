@@ -10,22 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 
-def label(run: Mapping[str, Any]) -> str:
-    """Short name of a run of the outcome."""
-    if run["reranker"] == "none":
-        return str(run["search"])
-    parts = [f"{run['search']} + {run['reranker']}", f"top {run['top_n']}"]
-    parts += [f"{name} {run[name]:g}" for name in ("alpha", "threshold") if run[name] is not None]
-    return ", ".join(parts)
-
-
 def print_eval(console: Console, outcome: Mapping[str, Any]) -> None:
     """The table of quality with intervals, and that of the two stages apart."""
     runs = outcome["runs"]
     console.print(f"{outcome['dataset']}: {outcome['queries']} queries, {outcome['documents']} documents", style="bold")
     # The names stand above the tables, which then fit into 80 columns.
     for place, run in enumerate(runs, 1):
-        console.print(Text.assemble((f"{place:>3}  ", "dim"), label(run)))
+        console.print(Text.assemble((f"{place:>3}  ", "dim"), run["label"]))
     console.print()
     quality = _table("", "nDCG@10", "95 % interval", "against 1", "p", "MRR@10", "recall@5", "recall@100")
     stages = _table("", "recall", "nDCG before", "after", "p50 ms", "p95 ms", "embed", "search", "rerank", "pairs/s")
@@ -55,7 +46,7 @@ def print_eval(console: Console, outcome: Mapping[str, Any]) -> None:
     console.print(stages)
     for run in runs:
         if run["cost_per_1000_queries"] is not None:
-            console.print(f"{label(run)}: {run['cost_per_1000_queries']:g} for 1,000 queries", highlight=False)
+            console.print(f"{run['label']}: {run['cost_per_1000_queries']:g} for 1,000 queries", highlight=False)
     for warning in outcome["warnings"]:
         console.print(Text.assemble(("note: ", "yellow"), warning))
 

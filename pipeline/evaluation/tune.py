@@ -7,7 +7,7 @@ queries that it was chosen by.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.errors import SettingsError
 from pipeline.evaluation.collection import Say
 from pipeline.evaluation.metrics import metrics_at
-from pipeline.evaluation.plan import RunSpec, cross
+from pipeline.evaluation.plan import cross
 from pipeline.evaluation.run import Answer, Evaluation, RunResult, evaluate
 from pipeline.evaluation.statistics import bootstrap_interval, paired_p
 from pipeline.evaluation.summary import percentiles
@@ -76,9 +76,10 @@ def tune(
     depths = [n for n in top_ns or TOP_NS if n >= settings.top_k]
     if not depths:
         raise SettingsError(f"--top-n must be at least RAG_TOP_K ({settings.top_k})")
-    now = RunSpec(settings.search, settings.reranker, settings.top_n, settings.alpha)
+    now = cross(settings, rerankers=[settings.reranker])
     tried = cross(settings, searches=searches or SEARCHES, rerankers=rerankers, top_ns=depths, alphas=alphas or ALPHAS)
-    specs = list(dict.fromkeys([now, *(RunSpec(s.search, s.reranker, s.top_n, s.alpha) for s in tried)]))
+    # The threshold is chosen last: it drops hits and changes no order.
+    specs = list(dict.fromkeys(replace(spec, threshold=None) for spec in (*now, *tried)))
     trials: list[Trial] = []
     evaluation: Evaluation | None = None
     for size in dict.fromkeys([settings.chunk_tokens, *chunk_tokens]):

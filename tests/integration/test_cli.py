@@ -324,6 +324,25 @@ def test_ones_own_questions_are_made_measured_reported_and_compared(rag: Rag, do
     assert 2 == rag("eval", "--make-questions", str(docs)).returncode
 
 
+def test_tune_prints_lines_for_env(rag: Rag, tmp_path: Path) -> None:
+    """Through the real engine, for two sizes of chunks."""
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    names = [f"{a} {b}" for a in ("red", "green", "blue", "grey", "black") for b in ("north", "south", "east", "west")]
+    (folder / "corpus.jsonl").write_text(
+        "\n".join(json.dumps({"_id": str(i), "text": f"The room {name} is open."}) for i, name in enumerate(names))
+    )
+    (folder / "queries.jsonl").write_text(
+        "\n".join(json.dumps({"_id": f"q{i}", "text": f"room {name}"}) for i, name in enumerate(names))
+    )
+    (folder / "qrels" / "test.tsv").write_text("".join(f"q{i}\t{i}\t1\n" for i in range(len(names))))
+    options = ["--budget-ms", "60000", "--chunk-tokens", "64"]
+    found = rag.json("tune", str(folder), *options, RAG_RERANKER="none")
+    assert (2 * 3, {"tuned_on": 10, "held_out": 10}) == (found["tried"], found["queries"])
+    assert {"RAG_SEARCH", "RAG_RERANKER"} <= set(found["env"])
+    assert found["chosen"]["ndcg@10"] > 0.5
+
+
 def test_switching_the_reranker_needs_no_other_change(rag: Rag, docs: Path, tmp_path: Path) -> None:
     """The same collection and query, the reranker named by one variable: each gives the JSON of the interface."""
     rag.json("ingest", str(docs))

@@ -1,9 +1,11 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError
@@ -11,6 +13,7 @@ from pipeline.evaluation.plan import RunSpec
 from pipeline.evaluation.run import RunResult, run_all
 from pipeline.evaluation.saved import compare, load, save
 from pipeline.evaluation.summary import outcome
+from pipeline.evaluation.terminal import print_comparison, print_eval
 from pipeline.settings import Settings
 from pipeline.types import SearchMode
 from tests.evaluations import QUERIES, contrary, dataset, evaluation, filled_store
@@ -204,3 +207,16 @@ def test_what_is_no_saved_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(SettingsError, match="bad"):
         load(tmp_path / "bad.json")
+
+
+def test_the_tables_fit_a_narrow_terminal(saved: Path) -> None:
+    """Names stand above the tables, so that 80 columns hold every number."""
+    console = Console(file=(out := StringIO()), width=80)
+    print_eval(console, outcome(evaluation()))
+    print_comparison(console, compare(*map(load, paths(saved))))
+    shown = out.getvalue()
+    assert "  2  hybrid + contrary, top 4\n" in shown
+    assert "A  hybrid\nB  hybrid + contrary, top 4\n" in shown
+    assert "note: 5 queries are few" in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80

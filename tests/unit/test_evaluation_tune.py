@@ -1,12 +1,15 @@
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pipeline.errors import SettingsError
 from pipeline.evaluation.dataset import Dataset
 from pipeline.evaluation.plan import RunSpec
 from pipeline.evaluation.run import Answer, Evaluation, RunResult
+from pipeline.evaluation.terminal import print_tuned
 from pipeline.evaluation.tune import Trial, report, split, threshold, tune
 from pipeline.settings import Settings
 
@@ -70,6 +73,16 @@ def test_the_printed_lines_are_settings(monkeypatch: pytest.MonkeyPatch) -> None
     for name, value in found["env"].items():
         monkeypatch.setenv(name, value)
     assert ("embedded", 100, 0.5) == ((s := Settings()).reranker, s.top_n, s.alpha)
+
+
+def test_the_lines_for_env_can_be_copied() -> None:
+    """Each on a line of its own, below the figures of the held-out half."""
+    console = Console(file=(out := StringIO()), width=80)
+    print_tuned(console, report(evaluation(TRIALS), TRIALS, SETTINGS, budget_ms=500, metric="ndcg@10"))
+    shown = out.getvalue()
+    assert "RAG_TOP_N=100\nRAG_ALPHA=0.5\n" in shown
+    assert "On the other 20 queries" in shown
+    assert "+0.1000" in shown
 
 
 def test_a_wider_budget_lets_the_slow_one_win() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 440
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 46
 COLOURS = 8
 """How many series the style sheet has colours for (``--s1`` to ``--s8``)."""
 
@@ -91,10 +91,10 @@ def lines(series: Sequence[Line], *, x_label: str, y_label: str, name: str) -> s
 
 def interval(value: float, low: float, high: float, *, bounds: tuple[float, float], colour: int, name: str) -> str:
     """A mean with its interval on a scale that all rows of a table share."""
-    span = (bounds[1] - bounds[0]) or 1.0
+    span = bounds[1] - bounds[0]
 
     def x(v: float) -> float:
-        return 6 + 108 * (v - bounds[0]) / span
+        return 6 + 108 * ((v - bounds[0]) / span if span else 0.5)
 
     return (
         f'<svg class="strip c{colour}" viewBox="0 0 120 16" role="img" aria-label="{escape(name)}">'

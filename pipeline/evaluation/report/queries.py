@@ -112,12 +112,12 @@ def _panel(found: Sequence[Change]) -> str:
     worse = sorted((c for c in found if c.difference < -1e-9), key=lambda c: c.difference)
     better = sorted((c for c in found if c.difference > 1e-9), key=lambda c: -c.difference)
     equal = len(found) - len(worse) - len(better)
+    if not worse and not better:
+        return f'<p class="tally">All {equal} queries as before.</p>'
     tally = (
         f'<p class="tally"><strong class="up">{len(better)} better</strong> · {equal} as before · '
         f'<strong class="down">{len(worse)} worse</strong></p>'
     )
-    if not worse and not better:
-        return tally
     chart = charts.changes([c.difference for c in worse + better], name="Change of nDCG@10 by query")
     pieces = [tally, f'<div class="changes">{chart}</div>']
     for title, some, limit in (("Worse", worse, _WORST), ("Better", better, _BEST)):

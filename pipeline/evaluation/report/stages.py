@@ -58,8 +58,8 @@ def scores(evaluation: Evaluation, labels: Sequence[str]) -> str:
     return section(
         "scores",
         "Scores",
-        "Rerank probabilities of candidates. The further apart the two are, the more a threshold can do. Candidates "
-        "that nobody judged count as irrelevant.",
+        "Rerank probabilities of the candidate chunks; one counts as relevant where its document is. The further "
+        "apart the two are, the more a threshold can do.",
         panels("Run", shown),
     )
 
