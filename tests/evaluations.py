@@ -20,7 +20,7 @@ TEXTS = {
     "备份": "每天晚上都会对集合做一次快照,并复制到另一台机器。",
     "rerank": "A cross-encoder reads question & passage together, and gives <one> score.",
     "keys": "The API key stands in the header; a wrong key is answered with 401.",
-    "folders/with space": "Folders are read recursively; hidden files and folders are left out.",
+    "folders/with space 100%": "Folders are read recursively; hidden files and folders are left out.",
 }
 QUERIES = {
     "q1": "port for gRPC requests",
@@ -34,7 +34,7 @@ QRELS = {
     "q2": {"backup": 2, "备份": 1},
     "q3": {"备份": 1},
     "q4": {"keys": 1, "rerank": 0},
-    "q5": {"folders/with space": 1},
+    "q5": {"folders/with space 100%": 1},
 }
 
 

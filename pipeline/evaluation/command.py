@@ -124,16 +124,20 @@ def evaluate(
     say = _say()
     evaluation = run(dataset, settings, specs, metrics=metrics_at(k or ()), max_queries=max_queries, say=say)
     found = outcome(evaluation)
-    say(f"saved in {save(evaluation, found, runs or settings.data_dir / 'runs')}")
-    if report is not None:
-        from pipeline.evaluation.report.page import page
-
-        report.write_text(page(evaluation, found), encoding="utf-8", errors="replace")
-        say(f"report: {report}")
     if as_json:
         _print_json(found)
     else:
         print_eval(_stdout(), found)
+    # After the results, which a full disk must not take away.
+    try:
+        say(f"saved in {save(evaluation, found, runs or settings.data_dir / 'runs')}")
+        if report is not None:
+            from pipeline.evaluation.report.page import page
+
+            report.write_text(page(evaluation, found), encoding="utf-8", errors="replace")
+            say(f"report: {report}")
+    except OSError as error:
+        raise SettingsError(f"cannot write {error.filename}: {error.strerror}") from error
 
 
 @app.command()

@@ -84,13 +84,13 @@ class RememberedStore(_Memo):
 
 
 class RememberedReranker(_Memo):
-    """A reranker whose scores are remembered; ``pairs`` counts the texts that it was asked for, remembered or not."""
+    """A reranker whose scores are remembered."""
 
     def __init__(self, inner: Reranker) -> None:
         super().__init__()
         self._inner = inner
         self.texts: list[str] = []
-        """Of the last call."""
+        """Those of the last call, remembered or not, since it was emptied."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

@@ -60,17 +60,9 @@ def resolve(path: Path, questions: Iterable[Question], store: Store, max_queries
         SettingsError: the collection is empty, or something relevant is nowhere in it.
     """
     questions = list(questions)[:max_queries]
-    by_source: dict[str, set[str]] = {}
-    ids: set[str] = set()
-    for version in store.versions():
-        ids.add(version.document_id)
-        _note_source(by_source, version)
-    if not ids:
+    found: dict[str, set[str]] = {wanted: set() for question in questions for wanted in question.relevant}
+    if not _look_up(found, store.versions()):
         raise SettingsError(f"{store.name} is empty: ingest the documents that {path} asks about first")
-
-    found: dict[str, set[str]] = {}
-    for wanted in {relevant for question in questions for relevant in question.relevant}:
-        found[wanted] = {wanted} if wanted in ids else _sources(wanted, by_source)
     _search_answers({wanted: documents for wanted, documents in found.items() if not documents}, store.chunks())
 
     qrels: dict[str, dict[str, int]] = {}
@@ -92,19 +84,30 @@ def resolve(path: Path, questions: Iterable[Question], store: Store, max_queries
     )
 
 
-def _note_source(by_source: dict[str, set[str]], version: DocumentVersion) -> None:
-    """Every end of a source's path leads to its documents, so that a set of questions moves with its folder."""
-    parts = version.source.split("/")
-    for start in range(len(parts)):
-        if end := "/".join(parts[start:]):
-            by_source.setdefault(end, set()).add(version.document_id)
+def _look_up(found: Mapping[str, set[str]], versions: Iterable[DocumentVersion]) -> int:
+    """Adds to each wanted string the document with this id, else those with this source; returns how many there are.
 
-
-def _sources(wanted: str, by_source: Mapping[str, set[str]]) -> set[str]:
-    for path in (wanted, wanted.removeprefix("./"), os.path.realpath(wanted)):
-        if path in by_source:
-            return set(by_source[path])
-    return set()
+    A path matches by its end, too, so that a file of questions moves with its folder.
+    """
+    paths: dict[str, set[str]] = {}
+    for wanted in found:
+        real = os.path.realpath(wanted) if os.path.exists(wanted) else wanted  # noqa: PTH110  Path raises on an answer
+        for path in (wanted, wanted.removeprefix("./"), real):
+            paths.setdefault(path, set()).add(wanted)
+    ids: set[str] = set()
+    sources: dict[str, set[str]] = {}
+    count = 0
+    for version in versions:
+        count += 1
+        if version.document_id in found:
+            ids.add(version.document_id)
+        parts = version.source.split("/")
+        for start in range(len(parts)):
+            for wanted in paths.get("/".join(parts[start:]), ()):
+                sources.setdefault(wanted, set()).add(version.document_id)
+    for wanted, documents in found.items():
+        documents |= {wanted} if wanted in ids else sources.get(wanted, set())
+    return count
 
 
 def _search_answers(answers: Mapping[str, set[str]], chunks: Iterable[Chunk]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pipeline.build import build_embedder, build_reranker
@@ -86,12 +87,16 @@ def evaluate(
     # Built before any work, so that a wrong name or a missing key is found at once.
     rerankers = {spec.reranker: build_reranker(settings.updated(reranker=spec.reranker)) for spec in specs}
     embedder = build_embedder(settings)
-    dataset, store = open_dataset(name, settings, embedder, max_queries=max_queries, say=say)
-    try:
+    with ExitStack() as open_parts:
+        for part in (embedder, *rerankers.values()):
+            # Only parts that talk to an endpoint hold anything.
+            close = getattr(part, "close", None)
+            if close is not None:
+                open_parts.callback(close)
+        dataset, store = open_dataset(name, settings, embedder, max_queries=max_queries, say=say)
+        open_parts.callback(store.close)
         say(f"{dataset.name}: {len(specs)} runs of {len(dataset.queries)} queries")
         return run_all(dataset, settings, specs, embedder, store, rerankers, metrics=metrics, say=say)
-    finally:
-        store.close()
 
 
 def run_all(
@@ -173,6 +178,9 @@ class _Parts:
         for part in timed.values():
             if part is not None:
                 part.ms = 0.0
+        if reranker is not None:
+            # It is not asked where nothing was recalled.
+            reranker.texts = []
         result = self._pipeline(spec).query(text)
         latency = {stage: 0.0 if part is None else part.ms for stage, part in timed.items()}
         # The pipeline's own share: everything that is in no stage.

@@ -95,6 +95,7 @@ def load(path: Path) -> SavedRun:
             record["label"], record["dataset"], queries, _read_qrels(qrels_path), values, record["latency_ms"]
         )
         rankings = _read_trec(trec)
+        spelled = _spelled(values)
     except OSError as error:
         raise SettingsError(
             f"{path} is no saved run: {error.filename} cannot be read. rag eval prints the folder that it saves to"
@@ -103,7 +104,6 @@ def load(path: Path) -> SavedRun:
         raise SettingsError(f"{path} is no saved run, or was changed: {error!r}") from error
     if set(saved.qrels) != set(queries) or any(set(of) != set(queries) for of in values.values()):
         raise SettingsError(f"{qrels_path} and {stem}.json are not of the same queries: were files swapped?")
-    spelled = _spelled(values)
     again = metrics_by_query(saved.qrels, rankings, spelled)
     for metric, by_query in again.items():
         for query, value in by_query.items():
@@ -176,7 +176,7 @@ def _read_trec(path: Path) -> dict[str, list[str]]:
     scored: dict[str, dict[str, float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         query, _, document, _, score, _ = line.split()
-        scored.setdefault(unquote(query), {})[unquote(document)] = float(score)
+        scored.setdefault(_unescaped(query), {})[_unescaped(document)] = float(score)
     return {query: sorted(of, key=lambda document: -of[document]) for query, of in scored.items()}
 
 
@@ -184,7 +184,7 @@ def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         query, _, document, grade = line.split()
-        qrels.setdefault(unquote(query), {})[unquote(document)] = int(grade)
+        qrels.setdefault(_unescaped(query), {})[_unescaped(document)] = int(grade)
     return qrels
 
 
@@ -194,6 +194,10 @@ def _escaped(id_: str) -> str:
         c if not c.isspace() and c != "%" and c.isprintable() else quote(c, safe="", errors="surrogatepass")
         for c in id_
     )
+
+
+def _unescaped(id_: str) -> str:
+    return unquote(id_, errors="surrogatepass")
 
 
 def _slug(text: str) -> str:

@@ -117,7 +117,8 @@ def _table(outcome: Mapping[str, Any], labels: Sequence[str]) -> str:
     return section(
         "runs",
         "Runs",
-        "Means over all queries. The best of each column is bold; a difference counts where its p is small.",
+        "Means over all queries. The best of each column is bold; a difference counts where its p is small. A "
+        "reranked run has no more than its top N, so its recall@100 is at most that of N candidates.",
         table([*head, "cost of 1,000<br>queries"] if priced else head, rows),
     )
 
