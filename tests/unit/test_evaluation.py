@@ -14,6 +14,8 @@ from pipeline.evaluation.plan import RunSpec, cross
 from pipeline.evaluation.statistics import bootstrap_interval, paired_p
 from pipeline.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("plain_settings")
+
 
 def write(folder: Path, *, qrels: str, queries: dict[str, str] | None = None) -> Path:
     (folder / "qrels").mkdir(parents=True)

@@ -18,6 +18,8 @@ from pipeline.settings import Settings
 from tests.evaluations import QUERIES, evaluation
 from tests.fakes import FakeReranker
 
+pytestmark = pytest.mark.usefixtures("plain_settings")
+
 VOID = frozenset({"meta", "link", "br"})
 
 

@@ -19,6 +19,8 @@ from pipeline.types import SearchMode
 from tests.evaluations import QUERIES, contrary, dataset, evaluation, filled_store
 from tests.fakes import FakeEmbedder, FakeReranker
 
+pytestmark = pytest.mark.usefixtures("plain_settings")
+
 
 def test_a_run_ranks_as_the_pipeline_does() -> None:
     """Remembered parts change no order; neither do other runs beside it."""

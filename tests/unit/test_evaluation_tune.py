@@ -13,9 +13,14 @@ from pipeline.evaluation.terminal import print_tuned
 from pipeline.evaluation.tune import Trial, report, split, threshold, tune
 from pipeline.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("plain_settings")
+
 IDS = [f"q{i}" for i in range(40)]
 QRELS = {id_: {"right": 1} for id_ in IDS}
-SETTINGS = Settings(data_dir=Path("unused"), top_k=3)
+
+
+def settings() -> Settings:
+    return Settings(data_dir=Path("unused"), top_k=3)
 
 
 def trial(
@@ -36,7 +41,7 @@ def trial(
 
 def evaluation(trials: Sequence[Trial]) -> Evaluation:
     dataset = Dataset("set", dict.fromkeys(IDS, "text"), QRELS)
-    return Evaluation(dataset, 100, [one.run for one in trials], {}, SETTINGS, "fake")
+    return Evaluation(dataset, 100, [one.run for one in trials], {}, settings(), "fake")
 
 
 NOW = trial(RunSpec("hybrid", "embedded", 50), ms=300, quality=[0.5, 0.7])
@@ -48,7 +53,7 @@ TRIALS = [NOW, BETTER, SLOW]
 
 def test_the_best_within_the_budget_is_chosen() -> None:
     """And put beside the settings as they are, with the lines that get it."""
-    found = report(evaluation(TRIALS), TRIALS, SETTINGS, budget_ms=500, metric="ndcg@10")
+    found = report(evaluation(TRIALS), TRIALS, settings(), budget_ms=500, metric="ndcg@10")
     assert ("hybrid + embedded, top 100, alpha 0.5", 3, 2) == (
         found["chosen"]["run"],
         found["tried"],
@@ -69,7 +74,7 @@ def test_the_best_within_the_budget_is_chosen() -> None:
 
 def test_the_printed_lines_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every one of them is taken by the settings class as it is."""
-    found = report(evaluation(TRIALS), TRIALS, SETTINGS, budget_ms=500, metric="ndcg@10")
+    found = report(evaluation(TRIALS), TRIALS, settings(), budget_ms=500, metric="ndcg@10")
     for name, value in found["env"].items():
         monkeypatch.setenv(name, value)
     assert ("embedded", 100, 0.5) == ((s := Settings()).reranker, s.top_n, s.alpha)
@@ -78,7 +83,7 @@ def test_the_printed_lines_are_settings(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_lines_for_env_can_be_copied() -> None:
     """Each on a line of its own, below the figures of the held-out half."""
     console = Console(file=(out := StringIO()), width=80)
-    print_tuned(console, report(evaluation(TRIALS), TRIALS, SETTINGS, budget_ms=500, metric="ndcg@10"))
+    print_tuned(console, report(evaluation(TRIALS), TRIALS, settings(), budget_ms=500, metric="ndcg@10"))
     shown = out.getvalue()
     assert "RAG_TOP_N=100\nRAG_ALPHA=0.5\n" in shown
     assert "On the other 20 queries" in shown
@@ -87,20 +92,22 @@ def test_the_lines_for_env_can_be_copied() -> None:
 
 def test_a_wider_budget_lets_the_slow_one_win() -> None:
     """Latency alone kept it out."""
-    found = report(evaluation(TRIALS), TRIALS, SETTINGS, budget_ms=1000, metric="ndcg@10")
+    found = report(evaluation(TRIALS), TRIALS, settings(), budget_ms=1000, metric="ndcg@10")
     assert "cohere" == found["env"]["RAG_RERANKER"]
 
 
 def test_of_equals_the_fastest_is_chosen() -> None:
     """Time is not spent for nothing."""
     trials = [*TRIALS, EQUAL]
-    assert "dense" == report(evaluation(trials), trials, SETTINGS, budget_ms=500, metric="ndcg@10")["env"]["RAG_SEARCH"]
+    assert (
+        "dense" == report(evaluation(trials), trials, settings(), budget_ms=500, metric="ndcg@10")["env"]["RAG_SEARCH"]
+    )
 
 
 def test_a_budget_that_nothing_meets_is_an_error() -> None:
     """With the fastest there is."""
     with pytest.raises(SettingsError, match=r"nothing answers within 10 ms.*top 50 with 300 ms"):
-        report(evaluation(TRIALS), TRIALS, SETTINGS, budget_ms=10, metric="ndcg@10")
+        report(evaluation(TRIALS), TRIALS, settings(), budget_ms=10, metric="ndcg@10")
 
 
 def test_the_choice_sees_one_half_and_the_report_the_other() -> None:
@@ -109,7 +116,7 @@ def test_the_choice_sees_one_half_and_the_report_the_other() -> None:
     values = {"ndcg@10": {**dict.fromkeys(tuned_on, 1.0), **dict.fromkeys(held_out, 0.0)}}
     lucky = Trial(256, RunResult(RunSpec("sparse", "none", 100), None, NOW.run.answers, values))
     trials = [NOW, lucky]
-    found = report(evaluation(trials), trials, SETTINGS, budget_ms=500, metric="ndcg@10")
+    found = report(evaluation(trials), trials, settings(), budget_ms=500, metric="ndcg@10")
     assert ("sparse", 0.0) == (found["chosen"]["run"], found["chosen"]["ndcg@10"])
     assert found["difference"] < -0.5
     assert {"RAG_SEARCH": "sparse", "RAG_RERANKER": "none"} == found["env"]
@@ -139,7 +146,7 @@ def test_the_threshold_keeps_the_relevant_hits() -> None:
     )
     assert 0.73 == threshold(one.run, QRELS, IDS, 3)
     assert 0.05 == threshold(one.run, QRELS, IDS, 4)
-    found = report(evaluation([one]), [one], SETTINGS, budget_ms=5, metric="ndcg@10")
+    found = report(evaluation([one]), [one], settings(), budget_ms=5, metric="ndcg@10")
     assert {"value": 0.73, "relevant_kept": 1.0, "irrelevant_kept": 0.5} == found["threshold"]
     assert "0.73" == found["env"]["RAG_THRESHOLD"]
 
@@ -163,4 +170,4 @@ def test_wrong_options_are_refused_before_any_work(tmp_path: Path, options: dict
     questions = tmp_path / "questions.jsonl"
     questions.write_text("")
     with pytest.raises(SettingsError, match=said):
-        tune(str(questions), SETTINGS, budget_ms=1, say=print, **options)  # type: ignore[arg-type]
+        tune(str(questions), settings(), budget_ms=1, say=print, **options)  # type: ignore[arg-type]
