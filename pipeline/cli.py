@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.evaluation import command as evaluation
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -137,47 +139,15 @@ def query(
         print_result(_stdout(), result)
 
 
-@app.command("eval")
-def evaluate(
-    dataset: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATASET", help="A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv."
-        ),
-    ],
-    reranker: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Again for several; by default none and RAG_RERANKER.")
-    ] = None,
-    search: Annotated[
-        list[str] | None, typer.Option(metavar="MODE", help="hybrid, dense or sparse; again for several.")
-    ] = None,
-    max_queries: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Only the first queries, for a quick look.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure retrieval quality and latency on labelled queries."""
-    from pipeline.display import print_eval
-    from pipeline.evaluation.run import evaluate_dataset
-
-    console = _stderr()
-    outcome = evaluate_dataset(
-        dataset,
-        _settings(),
-        rerankers=reranker,
-        searches=search,
-        max_queries=max_queries,
-        say=lambda line: console.print(line, highlight=False, markup=False),
-    )
-    if as_json:
-        _print_json(outcome)
-    else:
-        print_eval(_stdout(), outcome)
+app.add_typer(evaluation.app, name="eval")
+app.command()(evaluation.tune)
 
 
 @app.command()
 def calibrate(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Labelled queries: a folder in BEIR's layout.")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Labelled queries, as for rag eval: a folder, or questions.jsonl.")
+    ],
     reranker: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of RAG_RERANKER.")] = None,
     method: Annotated[
         str, typer.Option(metavar="METHOD", help="platt (a logistic curve) or isotonic (any rising line).")
@@ -190,8 +160,8 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Make a reranker's probabilities mean what they say, so that a threshold survives a switch."""
-    from pipeline.display import print_calibration
     from pipeline.evaluation.calibration import calibrate_dataset
+    from pipeline.evaluation.terminal import print_calibration
 
     console = _stderr()
     outcome = calibrate_dataset(

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console, Group
 from rich.markup import escape
@@ -127,53 +126,6 @@ def print_report(console: Console, report: IngestReport) -> None:
         console.print(Rule("failed", style="red", align="left"))
     for failure in report.failures:
         console.print(f"[red]{escape(failure.source)}[/]: {escape(failure.error)}", soft_wrap=True)
-
-
-def print_eval(console: Console, outcome: dict[str, Any]) -> None:
-    """The table of ``rag eval``."""
-    table = Table(
-        title=f"{outcome['dataset']}: {outcome['queries']} queries, {outcome['documents']} documents",
-        title_justify="left",
-    )
-    skip = {"search", "reranker", "latency_ms"}
-    metrics = list(dict.fromkeys(key for run in outcome["runs"] for key in run if key not in skip))
-    for name in ("search", "reranker"):
-        table.add_column(name)
-    for name in (*metrics, "p50 ms", "p95 ms"):
-        table.add_column(name, justify="right")
-    for run in outcome["runs"]:
-        values = [f"{run[name]:.4f}" if isinstance(run[name], float) else str(run[name]) for name in metrics]
-        latency = run["latency_ms"]
-        table.add_row(run["search"], run["reranker"], *values, f"{latency['p50']:.1f}", f"{latency['p95']:.1f}")
-    console.print(table)
-
-
-def print_calibration(console: Console, outcome: dict[str, Any]) -> None:
-    """What ``rag calibrate`` fitted, and how far probabilities were from the truth before and after."""
-    error, half = outcome["calibration_error"], outcome["precision_at_half"]
-    threshold = outcome["threshold"]
-
-    def share(value: float | None) -> str:
-        return "no hit" if value is None else f"{value:.3f}"
-
-    print_pairs(
-        console,
-        [
-            ("reranker", outcome["reranker"]),
-            (
-                "fitted on",
-                f"{outcome['dataset']}: {outcome['queries']} queries, {outcome['pairs']} candidates, "
-                f"{outcome['relevant']} of them relevant ({outcome['method']})",
-            ),
-            ("calibration error", f"{error['before']:.4f} before, {error['after']:.4f} after"),
-            ("relevant over 0.5", f"{share(half['before'])} before, {share(half['after'])} after"),
-            (
-                f"precision {outcome['precision']:g}",
-                "never reached" if threshold is None else f"from RAG_THRESHOLD={threshold:g} on",
-            ),
-            ("kept in", f"{outcome['file']} (remove it to undo)"),
-        ],
-    )
 
 
 def print_verification(console: Console, report: VerifyReport) -> None:

@@ -128,6 +128,14 @@ class Settings(BaseSettings):
         description="for `http`: longest pair of query and text that the model reads; longer texts are sent "
         "in windows; empty: left to the endpoint",
     )
+    rerank_price: float | None = Field(
+        None,
+        ge=0,
+        description="for `rag eval`: price of 1,000 requests to a reranker that bills them, up to 100 documents each",
+    )
+    rerank_token_price: float | None = Field(
+        None, ge=0, description="for `rag eval`: price of 1,000,000 tokens at a reranker that bills tokens"
+    )
     top_n: int = Field(50, ge=1, le=1000, description="candidates recalled by the first stage, 1-1000")
     top_k: int = Field(5, ge=1, le=1000, description="hits returned, 1-`RAG_TOP_N`")
     threshold: float | None = Field(None, ge=0, le=1, description="drop hits whose rerank probability is below it, 0-1")

@@ -15,8 +15,8 @@ from pipeline.build import build_embedder, build_reranker, calibration_dir
 from pipeline.calibration import Calibration, Method, save_calibration
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError
-from pipeline.evaluation.corpus import open_corpus
-from pipeline.evaluation.dataset import Dataset, read_dataset
+from pipeline.evaluation.collection import open_dataset
+from pipeline.evaluation.dataset import Dataset
 from pipeline.reranking import Scorer
 from pipeline.scoring import logit
 from pipeline.settings import Settings
@@ -71,7 +71,7 @@ class Outcome:
 
 
 def calibrate_dataset(
-    folder: Path,
+    name: str,
     settings: Settings,
     *,
     method: Method = "platt",
@@ -85,15 +85,15 @@ def calibrate_dataset(
     what is kept is fitted on all of them. Candidates without a judgement count as irrelevant, as in nDCG.
 
     Raises:
-        SettingsError: the folder is no dataset, there is no reranker, it does not say which model it runs, too
+        SettingsError: there is no such dataset, there is no reranker, it does not say which model it runs, too
             little is relevant, or its scores do not rise with relevance.
     """
-    dataset = read_dataset(folder, max_queries)
     reranker = build_reranker(settings)
     if reranker is None:
         raise SettingsError("RAG_RERANKER=none has no scores to calibrate: choose a reranker with --reranker")
     embedder = build_embedder(settings)
-    with open_corpus(dataset, settings, embedder, say) as store:
+    dataset, store = open_dataset(name, settings, embedder, max_queries=max_queries, say=say)
+    try:
         rag = Pipeline(
             embedder=embedder,
             store=store,
@@ -106,6 +106,8 @@ def calibrate_dataset(
             chunk_overlap=settings.chunk_overlap,
         )
         pairs = judged_pairs(rag, dataset, say)
+    finally:
+        store.close()
     identity = Scorer(reranker, tokenizer=embedder.tokenizer).identity
     if identity is None:
         raise SettingsError(f"reranker {reranker.name} does not say which model it runs, so nothing can be kept for it")
@@ -146,7 +148,7 @@ def judged_pairs(rag: Pipeline, dataset: Dataset, say: Callable[[str], None]) ->
     pairs = Pairs(np.array(queries), np.array(raw), np.array(probability), np.array(marks, dtype=bool))
     if not pairs.relevant.any() or pairs.relevant.all():
         raise SettingsError(
-            f"{dataset.folder}: {'no' if len(pairs) == 0 or not pairs.relevant.any() else 'every'} candidate is "
+            f"{dataset.name}: {'no' if len(pairs) == 0 or not pairs.relevant.any() else 'every'} candidate is "
             "relevant; a calibration needs both kinds"
         )
     return pairs

@@ -1,10 +1,10 @@
-"""Labelled queries in BEIR's layout (Thakur et al. 2021): corpus.jsonl, queries.jsonl, qrels/test.tsv."""
+"""Labelled queries over a corpus; read from BEIR's layout (Thakur et al. 2021)."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,31 @@ from typing import Any
 from pipeline.errors import SettingsError
 from pipeline.types import Document
 
+# A few judged documents are missing from the corpus of some published datasets; more than this is another corpus.
+_MISSING_ALLOWED = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Queries with judgements; the corpus is read as a stream."""
+    """Queries with judgements."""
 
     name: str
-    folder: Path
     queries: dict[str, str]
-    """Query id -> text, only those with a judgement."""
+    """Query id -> text, only those with a relevant document."""
     qrels: dict[str, dict[str, int]]
-    """Query id -> document id -> relevance, as judged."""
+    """Query id -> document id -> relevance, as judged; the same queries in the same order."""
+    origin: Path | str = ""
+    """Where it was read from."""
+    corpus: Callable[[], Iterator[Document]] | None = None
+    """Reads the documents as a stream; None where they are in the collection of the settings already."""
 
     def documents(self) -> Iterator[Document]:
-        """The corpus, one document a line."""
-        for number, line in _lines(self.folder / "corpus.jsonl"):
-            yield Document(
-                id=_field(line, "_id", self.folder / "corpus.jsonl", number),
-                text=str(line.get("text", "")),
-                title=str(line.get("title") or ""),
-                metadata=line.get("metadata") or {},
-            )
+        """The corpus; nothing where there is none."""
+        return iter(()) if self.corpus is None else self.corpus()
 
 
 def read_dataset(folder: Path, max_queries: int | None = None) -> Dataset:
-    """Reads queries and judgements.
+    """Reads queries and judgements of a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv.
 
     Raises:
         SettingsError: a file is missing or malformed, or queries and judgements do not belong together.
@@ -49,38 +49,98 @@ def read_dataset(folder: Path, max_queries: int | None = None) -> Dataset:
             )
     texts = {
         _field(line, "_id", folder / "queries.jsonl", number): _field(line, "text", folder / "queries.jsonl", number)
-        for number, line in _lines(folder / "queries.jsonl")
+        for number, line in json_lines(folder / "queries.jsonl")
     }
-    qrels = _read_qrels(folder / "qrels" / "test.tsv")
-    unknown = [id_ for id_ in qrels if id_ not in texts]
-    if unknown:
-        raise SettingsError(
-            f"{folder}: {len(unknown)} of {len(qrels)} judged queries are not in queries.jsonl (such as "
-            f"{unknown[0]!r}): do qrels and queries belong to the same dataset?"
-        )
-    judged = [id_ for id_ in texts if any(grade > 0 for grade in qrels.get(id_, {}).values())]
-    if not judged:
-        raise SettingsError(f"{folder}: no query has a relevant document in qrels/test.tsv")
-    chosen = judged[:max_queries]
-    return Dataset(
+    return judged(
         name=folder.resolve().name,
-        folder=folder,
-        queries={id_: texts[id_] for id_ in chosen},
-        qrels={id_: qrels[id_] for id_ in chosen},
+        texts=texts,
+        qrels=_read_qrels(folder / "qrels" / "test.tsv"),
+        origin=folder.resolve(),
+        corpus=lambda: _corpus(folder / "corpus.jsonl"),
+        max_queries=max_queries,
     )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    value = json.loads(line)
-                except ValueError as error:
-                    raise SettingsError(f"{path}, line {number}: not JSON ({error})") from error
-                if not isinstance(value, dict):
-                    raise SettingsError(f"{path}, line {number}: not a JSON object")
-                yield number, value
+def judged(
+    *,
+    name: str,
+    texts: dict[str, str],
+    qrels: dict[str, dict[str, int]],
+    origin: Path | str,
+    corpus: Callable[[], Iterator[Document]] | None,
+    max_queries: int | None,
+) -> Dataset:
+    """The dataset of the queries that have a relevant document, or of the first ``max_queries`` of them.
+
+    Raises:
+        SettingsError: a judged query has no text, or no query has a relevant document.
+    """
+    unknown = [id_ for id_ in qrels if id_ not in texts]
+    if unknown:
+        raise SettingsError(
+            f"{origin}: {len(unknown)} of {len(qrels)} judged queries are not among the queries (such as "
+            f"{unknown[0]!r}): do qrels and queries belong to the same dataset?"
+        )
+    answerable = [id_ for id_ in texts if any(grade > 0 for grade in qrels.get(id_, {}).values())]
+    if not answerable:
+        raise SettingsError(f"{origin}: no query has a relevant document in its judgements")
+    chosen = answerable[:max_queries]
+    return Dataset(
+        name=name,
+        queries={id_: texts[id_] for id_ in chosen},
+        qrels={id_: qrels[id_] for id_ in chosen},
+        origin=origin,
+        corpus=corpus,
+    )
+
+
+def check_documents(dataset: Dataset, known: Set[str]) -> str | None:
+    """Compares the relevant documents with those that exist; a line to show where a few are missing.
+
+    Raises:
+        SettingsError: so many are missing that the judgements are of another corpus.
+    """
+    relevant = {id_ for grades in dataset.qrels.values() for id_, grade in grades.items() if grade > 0}
+    missing = sorted(relevant - known)
+    if len(missing) > _MISSING_ALLOWED * len(relevant):
+        raise SettingsError(
+            f"{dataset.origin}: {len(missing)} of {len(relevant)} relevant documents are not in the corpus (such as "
+            f"{missing[0]!r}): do qrels and corpus belong to the same dataset?"
+        )
+    if missing:
+        return f"{len(missing)} of {len(relevant)} relevant documents are not in the corpus, such as {missing[0]!r}"
+    return None
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file with their line numbers.
+
+    Raises:
+        SettingsError: the file cannot be read, or a line is no JSON object.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        value = json.loads(line)
+                    except ValueError as error:
+                        raise SettingsError(f"{path}, line {number}: not JSON ({error})") from error
+                    if not isinstance(value, dict):
+                        raise SettingsError(f"{path}, line {number}: not a JSON object")
+                    yield number, value
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+
+
+def _corpus(path: Path) -> Iterator[Document]:
+    for number, line in json_lines(path):
+        yield Document(
+            id=_field(line, "_id", path, number),
+            text=str(line.get("text", "")),
+            title=str(line.get("title") or ""),
+            metadata=line.get("metadata") or {},
+        )
 
 
 def _field(line: dict[str, Any], name: str, path: Path, number: int) -> str:

@@ -6,14 +6,36 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.errors import SettingsError
 
-#: Name in our output -> name in ir-measures.
-METRICS = {"ndcg@10": "nDCG@10", "mrr@10": "RR@10", "recall@5": "R@5", "recall@100": "R@100"}
+Qrels = Mapping[str, Mapping[str, int]]
+"""Query id -> document id -> relevance; 0 and below is irrelevant."""
+Rankings = Mapping[str, Sequence[str]]
+"""Query id -> document ids, best first."""
+
+#: Name in our output -> name in ir-measures. A document that nobody judged counts as irrelevant in all of them.
+METRICS = {
+    "ndcg@10": "nDCG@10",
+    "mrr@10": "RR@10",
+    "recall@5": "R@5",
+    "recall@100": "R@100",
+    "precision@5": "P@5",
+    "map": "AP",
+}
 
 
-def mean_metrics(qrels: Mapping[str, Mapping[str, int]], rankings: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Each metric's mean over all judged queries; a query without results counts as 0.
+def metrics_at(depths: Sequence[int]) -> dict[str, str]:
+    """:data:`METRICS`, and nDCG, MRR, recall and precision at each further depth."""
+    more = {
+        f"{name}@{k}": f"{spelled}@{k}"
+        for k in depths
+        for name, spelled in (("ndcg", "nDCG"), ("mrr", "RR"), ("recall", "R"), ("precision", "P"))
+    }
+    return {**METRICS, **more}
 
-    ``rankings`` has document ids, best first. Reciprocal rank is cut at 10, and an unjudged document is irrelevant.
+
+def metrics_by_query(
+    qrels: Qrels, rankings: Rankings, metrics: Mapping[str, str] = METRICS
+) -> dict[str, dict[str, float]]:
+    """Metric -> query -> value, for every judged query in the order of ``qrels``; one without results counts as 0.
 
     Raises:
         SettingsError: a ranking is for a query without judgements: the ids do not match.
@@ -22,12 +44,23 @@ def mean_metrics(qrels: Mapping[str, Mapping[str, int]], rankings: Mapping[str, 
 
     unknown = [id_ for id_ in rankings if id_ not in qrels]
     if unknown:
-        raise SettingsError(f"{len(unknown)} ranked queries have no judgements, such as {unknown[0]!r}")
+        raise SettingsError(
+            f"{len(unknown)} of {len(rankings)} ranked queries have no judgements, such as {unknown[0]!r}: do run and "
+            "qrels belong to the same dataset?"
+        )
     # trec_eval orders by score, so places become scores.
     run = {
         query: {document: float(len(ranking) - place) for place, document in enumerate(ranking)}
         for query, ranking in rankings.items()
     }
-    measures = {name: ir_measures.parse_measure(spelled) for name, spelled in METRICS.items()}
-    found = ir_measures.calc_aggregate(list(measures.values()), {q: dict(d) for q, d in qrels.items()}, run)
-    return {name: float(found[measure]) for name, measure in measures.items()}
+    measures = {ir_measures.parse_measure(spelled): name for name, spelled in metrics.items()}
+    found = {name: dict.fromkeys(qrels, 0.0) for name in metrics}
+    for value in ir_measures.iter_calc(list(measures), {q: dict(d) for q, d in qrels.items()}, run):
+        found[measures[value.measure]][value.query_id] = float(value.value)
+    return found
+
+
+def mean_metrics(qrels: Qrels, rankings: Rankings, metrics: Mapping[str, str] = METRICS) -> dict[str, float]:
+    """Each metric's mean over all judged queries; see :func:`metrics_by_query`."""
+    by_query = metrics_by_query(qrels, rankings, metrics)
+    return {name: sum(values.values()) / len(values) for name, values in by_query.items()}

@@ -1,141 +1,244 @@
-"""``rag eval``: a labelled dataset through the real pipeline, for any search modes and rerankers."""
+"""Every query of a dataset through every run, by the real pipeline."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
-
-from pipeline.build import build_embedder, build_reranker
+from pipeline.build import build_embedder, build_reranker, calibration_dir
+from pipeline.calibration import load_calibration
 from pipeline.core import Pipeline
-from pipeline.errors import SettingsError
-from pipeline.evaluation.dataset import Dataset, read_dataset
-from pipeline.evaluation.metrics import mean_metrics
-from pipeline.interfaces import Embedder, Reranker
+from pipeline.evaluation.collection import Say, open_dataset
+from pipeline.evaluation.dataset import Dataset
+from pipeline.evaluation.memo import RememberedEmbedder, RememberedReranker, RememberedStore
+from pipeline.evaluation.metrics import METRICS, metrics_by_query
+from pipeline.evaluation.plan import RECALL_DEPTH, RunSpec
+from pipeline.interfaces import Embedder, Reranker, Store
 from pipeline.settings import Settings
-from pipeline.stores import bm25
-from pipeline.stores.edge import EdgeStore
-from pipeline.types import Hit, SearchMode
+from pipeline.types import Hit, QueryResult, SearchMode
 
-# Without a reranker a deeper list costs nothing, and recall@100 needs it.
-_RECALL_DEPTH = 100
+_SAY_EVERY_S = 10.0
+STAGES = ("embed", "search", "rerank")
 
 
-def evaluate_dataset(
-    folder: Path,
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one run made of one query. A document's place is that of its best chunk."""
+
+    ranking: tuple[str, ...]
+    """Documents, best first; without those below the threshold."""
+    first: tuple[str, ...]
+    """All candidates' documents in the order of the first stage."""
+    scores: tuple[tuple[str, float], ...]
+    """(document, rerank probability) of each candidate chunk; empty without a reranker."""
+    texts: Mapping[str, str]
+    """Document -> its best chunk, for the first hit and for the relevant documents that were recalled."""
+    hits: int
+    """Chunks that passed the threshold."""
+    latency_ms: Mapping[str, float]
+    """By stage, and "total"."""
+    tokens: int
+    """Sent to the reranker, counted by the embedder's tokenizer; 0 where they were not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One run over all queries."""
+
+    spec: RunSpec
+    alpha: float | None
+    """The weight that was in force; None without a reranker."""
+    answers: Mapping[str, Answer]
+    values: Mapping[str, Mapping[str, float]]
+    """Metric -> query -> value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All runs over one dataset."""
+
+    dataset: Dataset
+    documents: int
+    runs: Sequence[RunResult]
+    first_stages: Mapping[SearchMode, RunResult]
+    """Search mode -> its first stage alone, as deep as the deepest run and at least 100 chunks."""
+    settings: Settings
+    embedder: str
+
+
+def evaluate(
+    name: str,
     settings: Settings,
+    specs: Sequence[RunSpec],
     *,
-    rerankers: Sequence[str] | None = None,
-    searches: Sequence[str] | None = None,
+    metrics: Mapping[str, str] = METRICS,
     max_queries: int | None = None,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Every search mode with every reranker; the result is as ``rag eval --json`` prints it.
+    say: Say,
+) -> Evaluation:
+    """Runs every spec over the dataset called ``name`` (see :func:`pipeline.evaluation.collection.open_dataset`).
 
-    The corpus goes into an embedded collection of its own under the data directory, cut as the settings say; a
-    second evaluation finds it there. A document's place in a ranking is that of its best chunk.
+    Query by query, all runs one after the other: what the machine does meanwhile touches all of them alike.
 
     Raises:
-        SettingsError: the folder is no dataset, or a name is unknown.
+        SettingsError: there is no such dataset or reranker, or the dataset's parts do not belong together.
+        RerankerError, StoreError, EmbedderError: that part failed.
     """
-    dataset = read_dataset(folder, max_queries)
-    modes = [_search_mode(name) for name in searches or [settings.search]]
     # Built before any work, so that a wrong name or a missing key is found at once.
-    names = list(dict.fromkeys(rerankers or ["none", settings.reranker]))
-    built = {name: build_reranker(settings.updated(reranker=name)) for name in names}
+    rerankers = {spec.reranker: build_reranker(settings.updated(reranker=spec.reranker)) for spec in specs}
     embedder = build_embedder(settings)
-    # Another model or chunking gets a collection of its own, so that switching back costs nothing.
-    made_with = (
-        dataset.folder.resolve(),
-        embedder.name,
-        settings.chunk_tokens,
-        settings.chunk_overlap,
-        bm25.DESCRIPTION,
-    )
-    key = hashlib.blake2b(repr(made_with).encode(), digest_size=6).hexdigest()
-    store = EdgeStore(settings.data_dir / "eval" / f"{dataset.name}-{key}")
-    runs = []
-    with Pipeline(
-        embedder=embedder,
-        store=store,
-        chunk_tokens=settings.chunk_tokens,
-        chunk_overlap=settings.chunk_overlap,
-    ) as base:
-        report = base.ingest(dataset.documents(), progress=_progress(say))
-        for failure in report.failures:
-            say(f"{failure.source}: {failure.error}")
-        current = {document.id for document in dataset.documents()}
-        store.delete_documents([old.document_id for old in store.versions() if old.document_id not in current])
-        documents = store.count().documents
-        for mode in modes:
-            for name in names:
-                say(f"{mode} + {name}: {len(dataset.queries)} queries")
-                runs.append(_run(dataset, settings, embedder, base, built[name], mode))
-    return {"dataset": dataset.name, "queries": len(dataset.queries), "documents": documents, "runs": runs}
+    with ExitStack() as open_parts:
+        for part in (embedder, *rerankers.values()):
+            # Only parts that talk to an endpoint hold anything.
+            close = getattr(part, "close", None)
+            if close is not None:
+                open_parts.callback(close)
+        dataset, store = open_dataset(name, settings, embedder, max_queries=max_queries, say=say)
+        open_parts.callback(store.close)
+        say(f"{dataset.name}: {len(specs)} runs of {len(dataset.queries)} queries")
+        return run_all(dataset, settings, specs, embedder, store, rerankers, metrics=metrics, say=say)
 
 
-def _run(
+def run_all(
     dataset: Dataset,
     settings: Settings,
+    specs: Sequence[RunSpec],
     embedder: Embedder,
-    base: Pipeline,
-    reranker: Reranker | None,
-    mode: SearchMode,
-) -> dict[str, Any]:
-    top_n = max(settings.top_n, _RECALL_DEPTH) if reranker is None else settings.top_n
-    rag = Pipeline(
-        embedder=embedder,
-        store=base.store,
-        reranker=reranker,
-        search=mode,
-        hybrid_fusion=settings.hybrid_fusion,
-        top_n=top_n,
-        top_k=top_n,
-        alpha=settings.alpha,
-        chunk_tokens=settings.chunk_tokens,
-        chunk_overlap=settings.chunk_overlap,
+    store: Store,
+    rerankers: Mapping[str, Reranker | None],
+    *,
+    metrics: Mapping[str, str] = METRICS,
+    say: Say,
+) -> Evaluation:
+    """:func:`evaluate` over parts that are there already."""
+    depth = max(RECALL_DEPTH, *(spec.top_n for spec in specs))
+    modes = dict.fromkeys(spec.search for spec in specs)
+    firsts = {mode: RunSpec(mode, "none", depth) for mode in modes}
+    parts = _Parts(settings, embedder, store, rerankers)
+    answers: dict[RunSpec, dict[str, Answer]] = {spec: {} for spec in (*specs, *firsts.values())}
+    parts.warm_up(answers, next(iter(dataset.queries.values())))
+    said = time.monotonic()
+    for done, (id_, text) in enumerate(dataset.queries.items()):
+        if time.monotonic() - said > _SAY_EVERY_S:
+            said = time.monotonic()
+            say(f"{done} of {len(dataset.queries)} queries")
+        relevant = {document for document, grade in dataset.qrels[id_].items() if grade > 0}
+        for spec, so_far in answers.items():
+            so_far[id_] = parts.answer(spec, text, relevant)
+        parts.forget()
+
+    def result(spec: RunSpec) -> RunResult:
+        rankings = {id_: answer.ranking for id_, answer in answers[spec].items()}
+        return RunResult(spec, parts.alpha(spec), answers[spec], metrics_by_query(dataset.qrels, rankings, metrics))
+
+    return Evaluation(
+        dataset=dataset,
+        documents=store.count().documents,
+        runs=[result(spec) for spec in specs],
+        first_stages={mode: result(spec) for mode, spec in firsts.items()},
+        settings=settings,
+        embedder=embedder.name,
     )
-    # Loading a model is not part of a query's latency.
-    rag.query(next(iter(dataset.queries.values())))
-    rankings, latencies = {}, []
-    for id_, text in dataset.queries.items():
-        start = time.perf_counter()
-        result = rag.query(text)
-        latencies.append((time.perf_counter() - start) * 1e3)
-        rankings[id_] = unique_documents(result.hits)
-    p50, p95 = np.percentile(latencies, [50, 95])
-    return {
-        "search": mode,
-        "reranker": "none" if reranker is None else reranker.name,
-        **{name: round(value, 5) for name, value in mean_metrics(dataset.qrels, rankings).items()},
-        "latency_ms": {"p50": round(float(p50), 2), "p95": round(float(p95), 2)},
-    }
 
 
-def unique_documents(hits: Iterable[Hit]) -> list[str]:
+class _Parts:
+    """The pipelines of all runs, over shared parts that remember."""
+
+    def __init__(
+        self, settings: Settings, embedder: Embedder, store: Store, rerankers: Mapping[str, Reranker | None]
+    ) -> None:
+        self._settings = settings
+        self._embedder = RememberedEmbedder(embedder)
+        self._store = RememberedStore(store)
+        self._rerankers = {
+            name: None if reranker is None else RememberedReranker(reranker) for name, reranker in rerankers.items()
+        }
+        self._pipelines: dict[RunSpec, Pipeline] = {}
+
+    def warm_up(self, specs: Iterable[RunSpec], text: str) -> None:
+        """Loads what is loaded at the first call: that is no part of a query's latency."""
+        for spec in specs:
+            self._pipeline(spec).query(text)
+        self.forget()
+
+    def forget(self) -> None:
+        for part in (self._embedder, self._store, *self._rerankers.values()):
+            if part is not None:
+                part.forget()
+
+    def alpha(self, spec: RunSpec) -> float | None:
+        reranker = self._rerankers.get(spec.reranker)
+        if reranker is None:
+            return None
+        return float(reranker.default_alpha) if spec.alpha is None else spec.alpha
+
+    def answer(self, spec: RunSpec, text: str, relevant: set[str]) -> Answer:
+        reranker = self._rerankers.get(spec.reranker)
+        timed = {"embed": self._embedder, "search": self._store, "rerank": reranker}
+        for part in timed.values():
+            if part is not None:
+                part.ms = 0.0
+        if reranker is not None:
+            # It is not asked where nothing was recalled.
+            reranker.texts = []
+        result = self._pipeline(spec).query(text)
+        latency = {stage: 0.0 if part is None else part.ms for stage, part in timed.items()}
+        # The pipeline's own share: everything that is in no stage.
+        rest = result.timings_ms["total"] - sum(result.timings_ms[stage] for stage in STAGES)
+        hits = result.hits
+        if spec.threshold is not None:
+            # Everything is remembered, so this is the order alone.
+            hits = self._pipeline(spec).query(text, threshold=spec.threshold).hits
+        tokens = self._tokens(text, reranker.texts) if reranker is not None else 0
+        return _answer(result, hits, relevant, {**latency, "total": sum(latency.values()) + rest}, tokens)
+
+    def _tokens(self, query: str, texts: Sequence[str]) -> int:
+        if self._settings.rerank_token_price is None:
+            return 0
+        tokenizer = self._embedder.tokenizer
+        encoded = tokenizer.encode_batch([query, *texts], add_special_tokens=False)
+        # A cross-encoder reads the query with every text.
+        return sum(len(text.ids) for text in encoded[1:]) + len(encoded[0].ids) * len(texts)
+
+    def _pipeline(self, spec: RunSpec) -> Pipeline:
+        if spec not in self._pipelines:
+            self._pipelines[spec] = Pipeline(
+                embedder=self._embedder,
+                store=self._store,
+                reranker=self._rerankers.get(spec.reranker),
+                search=spec.search,
+                hybrid_fusion=self._settings.hybrid_fusion,
+                top_n=spec.top_n,
+                top_k=spec.top_n,
+                alpha=spec.alpha,
+                fusion=self._settings.fusion,
+                calibrations=partial(load_calibration, calibration_dir(self._settings)),
+                chunk_tokens=self._settings.chunk_tokens,
+                chunk_overlap=self._settings.chunk_overlap,
+            )
+        return self._pipelines[spec]
+
+
+def _answer(
+    result: QueryResult, passed: Sequence[Hit], relevant: set[str], latency: dict[str, float], tokens: int
+) -> Answer:
+    texts: dict[str, str] = {}
+    for hit in result.hits:
+        if hit.rank == 1 or hit.document_id in relevant:
+            texts.setdefault(hit.document_id, hit.chunk.full_text)
+    return Answer(
+        ranking=unique_documents(passed),
+        first=unique_documents(sorted(result.hits, key=lambda hit: hit.first_stage.rank)),
+        scores=tuple((hit.document_id, hit.rerank.probability) for hit in result.hits if hit.rerank is not None),
+        texts=texts,
+        hits=len(passed),
+        latency_ms=latency,
+        tokens=tokens,
+    )
+
+
+def unique_documents(hits: Iterable[Hit]) -> tuple[str, ...]:
     """Document ids in the order of their best chunk."""
-    return list(dict.fromkeys(hit.document_id for hit in hits))
-
-
-def _search_mode(name: str) -> SearchMode:
-    for mode in get_args(SearchMode):
-        if name == mode:
-            return mode  # type: ignore[no-any-return]
-    raise SettingsError(f"--search {name!r}: there are {', '.join(get_args(SearchMode))}")
-
-
-def _progress(say: Callable[[str], None]) -> Callable[[Any], None]:
-    last = time.monotonic()
-
-    def show(step: Any) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if step.message or now - last > 5:
-            last = now
-            say(step.message or f"{step.documents} documents, {step.chunks} chunks written")
-
-    return show
+    return tuple(dict.fromkeys(hit.document_id for hit in hits))

@@ -111,11 +111,8 @@ def _rag() -> Pipeline:
     return rag
 
 
-def _dataset(tmp: object, **qrels: int) -> Dataset:
-    made: Dataset = object.__new__(Dataset)
-    for name, value in {"name": "d", "folder": tmp, "queries": {"q": "apple"}, "qrels": {"q": qrels}}.items():
-        object.__setattr__(made, name, value)
-    return made
+def _dataset(**qrels: int) -> Dataset:
+    return Dataset("d", {"q": "apple"}, {"q": qrels})
 
 
 def test_of_a_relevant_document_only_the_best_chunk_counts() -> None:
@@ -123,11 +120,11 @@ def test_of_a_relevant_document_only_the_best_chunk_counts() -> None:
     rag = _rag()
     chunks = rag.store.count().chunks
     assert chunks > 3
-    pairs = judged_pairs(rag, _dataset(None, long=1), lambda _: None)
+    pairs = judged_pairs(rag, _dataset(long=1), lambda _: None)
     assert [True, False] == pairs.relevant.tolist()
     assert pairs.raw[0] == max(pairs.raw)
     assert math.isclose(pairs.probability[0], sigmoid(pairs.raw[0]))
-    irrelevant = judged_pairs(rag, _dataset(None, other=1), lambda _: None)
+    irrelevant = judged_pairs(rag, _dataset(other=1), lambda _: None)
     assert chunks == len(irrelevant)
     assert 1 == irrelevant.relevant.sum()
 
@@ -135,4 +132,4 @@ def test_of_a_relevant_document_only_the_best_chunk_counts() -> None:
 def test_a_dataset_of_other_documents_is_refused() -> None:
     """Nothing relevant among the candidates: there is nothing to learn from."""
     with pytest.raises(SettingsError, match="no candidate is relevant"):
-        judged_pairs(_rag(), _dataset(None, unknown=1), lambda _: None)
+        judged_pairs(_rag(), _dataset(unknown=1), lambda _: None)

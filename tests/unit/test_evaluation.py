@@ -1,12 +1,20 @@
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
 from pipeline.errors import SettingsError
-from pipeline.evaluation.dataset import read_dataset
-from pipeline.evaluation.metrics import mean_metrics
+from pipeline.evaluation.dataset import Dataset, check_documents, read_dataset
+from pipeline.evaluation.metrics import METRICS, Qrels, Rankings, mean_metrics, metrics_at
+from pipeline.evaluation.plan import RunSpec, cross
+from pipeline.evaluation.statistics import bootstrap_interval, paired_p
+from pipeline.settings import Settings
+
+pytestmark = pytest.mark.usefixtures("plain_settings")
 
 
 def write(folder: Path, *, qrels: str, queries: dict[str, str] | None = None) -> Path:
@@ -72,3 +80,132 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", qrels="q1\td1\n")
     with pytest.raises(SettingsError, match="line 1"):
         read_dataset(folder)
+
+
+def by_the_book(qrels: Qrels, rankings: Rankings) -> dict[str, float]:
+    """The metrics by their textbook definitions, independent of any library."""
+    sums = dict.fromkeys(METRICS, 0.0)
+    for query, grades in qrels.items():
+        ranking = list(rankings.get(query, ()))
+        relevant = {document for document, grade in grades.items() if grade > 0}
+        gains = [grades.get(document, 0) / math.log2(place + 1) for place, document in enumerate(ranking[:10], 1)]
+        ideal = sorted(grades.values(), reverse=True)[:10]
+        sums["ndcg@10"] += sum(gains) / sum(grade / math.log2(place + 1) for place, grade in enumerate(ideal, 1))
+        places = [place for place, document in enumerate(ranking, 1) if document in relevant]
+        sums["mrr@10"] += 1 / places[0] if places and places[0] <= 10 else 0
+        sums["recall@5"] += sum(place <= 5 for place in places) / len(relevant)
+        sums["recall@100"] += sum(place <= 100 for place in places) / len(relevant)
+        sums["precision@5"] += sum(place <= 5 for place in places) / 5
+        sums["map"] += sum(found / place for found, place in enumerate(places, 1)) / len(relevant)
+    return {name: total / len(qrels) for name, total in sums.items()}
+
+
+def random_run(seed: int) -> tuple[dict[str, dict[str, int]], dict[str, list[str]]]:
+    """Graded judgements and rankings of several lengths, one query without any result."""
+    random = Random(seed)
+    documents = [f"d{i}" for i in range(150)]
+    qrels = {f"q{i}": {d: random.randint(1, 3) for d in random.sample(documents, 1 + i % 12)} for i in range(30)}
+    rankings = {query: random.sample(documents, 5 + 11 * i % 146) for i, query in enumerate(qrels)}
+    rankings["q7"] = []
+    return qrels, rankings
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_metric_agrees_with_its_definition(seed: int) -> None:
+    """On random rankings with graded judgements."""
+    qrels, rankings = random_run(seed)
+    assert mean_metrics(qrels, rankings) == pytest.approx(by_the_book(qrels, rankings))
+
+
+BROKEN: dict[str, Callable[[Qrels, Rankings], dict[str, float]]] = {
+    "another depth": lambda qrels, run: mean_metrics(qrels, run, {**METRICS, "ndcg@10": "nDCG@5"}),
+    "no cut": lambda qrels, run: mean_metrics(qrels, run, {**METRICS, "mrr@10": "RR"}),
+    "grades ignored": lambda qrels, run: mean_metrics({q: dict.fromkeys(of, 1) for q, of in qrels.items()}, run),
+    "worst first": lambda qrels, run: mean_metrics(qrels, {q: list(reversed(of)) for q, of in run.items()}),
+    "failed queries left out": lambda qrels, run: mean_metrics(
+        {q: qrels[q] for q in run if run[q]}, {q: run[q] for q in run if run[q]}
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_metric_is_caught(broken: str) -> None:
+    """The comparison with the definitions fails for each way in which a metric is easily got wrong."""
+    qrels, rankings = random_run(0)
+    assert BROKEN[broken](qrels, rankings) != pytest.approx(by_the_book(qrels, rankings))
+
+
+def test_swapped_judgements_are_caught(tmp_path: Path) -> None:
+    """Judgements of another corpus with the same query ids: their documents are not there."""
+    dataset = read_dataset(write(tmp_path / "set", qrels="q1\tx1\t1\nq2\tx2\t1\n"))
+    with pytest.raises(SettingsError, match=r"2 of 2 relevant documents are not in the corpus.*same dataset"):
+        check_documents(dataset, {document.id for document in dataset.documents()})
+
+
+def test_a_few_missing_documents_are_said() -> None:
+    """Some published datasets have them; they are no reason to stop."""
+    relevant = {f"q{i}": {f"d{i}": 1} for i in range(20)}
+    dataset = Dataset("set", dict.fromkeys(relevant, "text"), relevant)
+    known = {f"d{i}" for i in range(19)}
+    assert "1 of 20 relevant documents are not in the corpus, such as 'd19'" == check_documents(dataset, known)
+    assert check_documents(dataset, known | {"d19"}) is None
+
+
+def test_deeper_metrics_are_added() -> None:
+    """``--k`` adds to what is always there."""
+    qrels = {"q": {"c": 1}}
+    found = mean_metrics(qrels, {"q": ["a", "b", "c"]}, metrics_at([3]))
+    assert (1 / math.log2(4), 1 / 3, 1.0, 1 / 3) == pytest.approx(
+        tuple(found[name] for name in ("ndcg@3", "mrr@3", "recall@3", "precision@3"))
+    )
+    assert set(METRICS) < set(found)
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_more_queries() -> None:
+    """Width falls with the root of the number of queries; about 2 * 1.96 * deviation / root(n)."""
+    few, many = [0.0, 1.0] * 20, [0.0, 1.0] * 320
+    low, high = bootstrap_interval(few)
+    assert 2 * 1.96 * 0.5 / math.sqrt(40) == pytest.approx(high - low, rel=0.1)
+    assert low < 0.5 < high
+    narrow = bootstrap_interval(many)
+    assert (high - low) / 4 == pytest.approx(narrow[1] - narrow[0], rel=0.1)
+    assert (low, high) == bootstrap_interval(few)
+
+
+def test_the_paired_test_tells_chance_from_difference() -> None:
+    """Equal runs: 1. A small gain on every query: sure. Gains and losses alike: not."""
+    random = Random(1)
+    first = [random.random() for _ in range(100)]
+    assert 1.0 == paired_p(first, first)
+    assert paired_p(first, [value + 0.01 for value in first]) < 0.001
+    noise = [value + (0.1 if i % 2 else -0.1) for i, value in enumerate(first)]
+    assert paired_p(first, noise) > 0.5
+    # Three queries cannot be surer than 1/4, whatever the difference.
+    assert 0.25 == pytest.approx(paired_p([0, 0, 0], [1, 1, 1]), abs=0.02)
+
+
+def test_a_paired_test_of_different_queries_is_an_error() -> None:
+    """There is nothing to pair."""
+    with pytest.raises(SettingsError, match="same queries"):
+        paired_p([0.1], [0.1, 0.2])
+
+
+def test_runs_are_crossed_and_a_run_without_reranker_appears_once() -> None:
+    """Alpha and depth mean nothing to it."""
+    settings = Settings(data_dir="unused")
+    found = cross(
+        settings, searches=["hybrid", "sparse"], rerankers=["none", "embedded"], top_ns=[20, 50], alphas=[0.2, 1]
+    )
+    assert 2 * (1 + 2 * 2) == len(found)
+    assert [RunSpec("hybrid", "none", 100), RunSpec("hybrid", "embedded", 20, 0.2)] == found[:2]
+    assert [("none", 100), ("embedded", 50)] == [(spec.reranker, spec.top_n) for spec in cross(settings)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"searches": ["x"]}, "hybrid, dense, sparse"), ({"top_ns": [0]}, "1 and 1000"), ({"alphas": [2.0]}, "--alpha")],
+)
+def test_runs_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
+    """With the option and what it takes."""
+    with pytest.raises(SettingsError, match=said):
+        cross(Settings(data_dir="unused"), **options)

@@ -1,0 +1,229 @@
+"""``rag eval`` and ``rag tune``: arguments in, printed results out.
+
+The imports that cost time are inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pipeline.errors import SettingsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RUN = "run"
+
+
+class _RunUnlessNamed(TyperGroup):
+    """``rag eval DATASET`` runs an evaluation; only a subcommand's own name comes before it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands:
+            args = [RUN, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_RunUnlessNamed, add_completion=False, rich_markup_mode=None)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.callback()
+def _group() -> None:
+    """Measure retrieval quality and latency on labelled queries."""
+
+
+@app.command(
+    RUN,
+    epilog="rag eval compare A B compares two saved runs, query by query. Values that are given more than once are "
+    "crossed: two rerankers and two --top-n are four runs.",
+)
+def evaluate(
+    dataset: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATASET",
+            help="A folder in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/test.tsv), a questions.jsonl about "
+            'the ingested collection ({"question", "relevant": [ids, paths or an answer]}), or irds:NAME.',
+        ),
+    ] = None,
+    reranker: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Again for several; by default none and RAG_RERANKER.")
+    ] = None,
+    search: Annotated[
+        list[str] | None, typer.Option(metavar="MODE", help="hybrid, dense or sparse; again for several.")
+    ] = None,
+    top_n: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="Candidates to rerank; again for several.")
+    ] = None,
+    alpha: Annotated[
+        list[float] | None, typer.Option(metavar="A", help="Weight of the rerank score; again for several.")
+    ] = None,
+    threshold: Annotated[
+        list[float] | None, typer.Option(metavar="P", help="Drop hits below it; again for several.")
+    ] = None,
+    k: Annotated[
+        list[int] | None, typer.Option("--k", metavar="K", min=1, help="Metrics at this depth, too; again for several.")
+    ] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only the first queries, for a quick look.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Also write a page with tables, plots and the queries.")
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where runs are saved, instead of runs in RAG_DATA_DIR.")
+    ] = None,
+    make_questions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Instead: write a questions.jsonl from the titles, headings and FAQs of documents."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="What --make-questions writes.")] = Path("questions.jsonl"),
+    as_json: Json = False,
+) -> None:
+    """Measure retrieval quality and latency on labelled queries."""
+    if make_questions is not None:
+        from pipeline.evaluation.known_items import make_questions as make
+        from pipeline.evaluation.terminal import print_questions
+
+        made = make([make_questions], out)
+        if as_json:
+            _print_json(made)
+        else:
+            print_questions(_stdout(), made)
+        return
+    if dataset is None:
+        raise SettingsError("rag eval needs a DATASET, or --make-questions PATH; rag eval --help says more")
+
+    from pipeline.evaluation.metrics import metrics_at
+    from pipeline.evaluation.plan import cross
+    from pipeline.evaluation.run import evaluate as run
+    from pipeline.evaluation.saved import save
+    from pipeline.evaluation.summary import outcome
+    from pipeline.evaluation.terminal import print_eval
+    from pipeline.settings import Settings
+
+    if report is not None and not report.absolute().parent.is_dir():
+        raise SettingsError(f"--report {report}: there is no folder {report.parent}")
+    settings = Settings()
+    specs = cross(
+        settings,
+        searches=search or (),
+        rerankers=reranker or (),
+        top_ns=top_n or (),
+        alphas=alpha or (),
+        thresholds=threshold or (),
+    )
+    say = _say()
+    evaluation = run(dataset, settings, specs, metrics=metrics_at(k or ()), max_queries=max_queries, say=say)
+    found = outcome(evaluation)
+    if as_json:
+        _print_json(found)
+    else:
+        print_eval(_stdout(), found)
+    # After the results, which a full disk must not take away.
+    try:
+        say(f"saved in {save(evaluation, found, runs or settings.data_dir / 'runs')}")
+        if report is not None:
+            from pipeline.evaluation.report.page import page
+
+            report.write_text(page(evaluation, found), encoding="utf-8", errors="replace")
+            say(f"report: {report}")
+    except OSError as error:
+        raise SettingsError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A saved run: its .json or .trec file.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one, over the same queries.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two saved runs, query by query."""
+    from pipeline.evaluation import saved
+    from pipeline.evaluation.terminal import print_comparison
+
+    found = saved.compare(saved.load(a), saved.load(b))
+    if as_json:
+        _print_json(found)
+    else:
+        print_comparison(_stdout(), found)
+
+
+def tune(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="As for rag eval: a BEIR folder, a questions.jsonl, or irds:NAME.")
+    ],
+    budget_ms: Annotated[
+        float, typer.Option(metavar="MS", min=0.1, help="What a whole query may take, at p95.")
+    ] = 500.0,
+    metric: Annotated[
+        str, typer.Option(metavar="NAME", help="What to make the best of, such as recall@5.")
+    ] = "ndcg@10",
+    reranker: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Again for several; by default none and RAG_RERANKER.")
+    ] = None,
+    search: Annotated[
+        list[str] | None, typer.Option(metavar="MODE", help="Again for several; by default all three.")
+    ] = None,
+    top_n: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="Again for several; by default 10, 20, 50 and 100.")
+    ] = None,
+    alpha: Annotated[
+        list[float] | None, typer.Option(metavar="A", help="Again for several; by default five from 0.1 to 1.")
+    ] = None,
+    chunk_tokens: Annotated[
+        list[int] | None,
+        typer.Option(metavar="TOKENS", help="Also try chunks of this size; again for several. Ingests once for each."),
+    ] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only the first queries, for a quick look.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the best settings within a time budget, and print them as lines for .env."""
+    from pipeline.evaluation.terminal import print_tuned
+    from pipeline.evaluation.tune import tune as run
+    from pipeline.settings import Settings
+
+    found = run(
+        dataset,
+        Settings(),
+        budget_ms=budget_ms,
+        metric=metric,
+        searches=search or (),
+        rerankers=reranker or (),
+        top_ns=top_n or (),
+        alphas=alpha or (),
+        chunk_tokens=chunk_tokens or (),
+        max_queries=max_queries,
+        say=_say(),
+    )
+    if as_json:
+        _print_json(found)
+    else:
+        print_tuned(_stdout(), found)
+
+
+def _say() -> Any:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))

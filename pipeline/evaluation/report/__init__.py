@@ -1,0 +1,1 @@
+"""``rag eval --report``: one self-contained page."""

@@ -1,0 +1,156 @@
+"""How ``rag eval`` and its like look on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.display import print_pairs
+
+
+def print_eval(console: Console, outcome: Mapping[str, Any]) -> None:
+    """The table of quality with intervals, and that of the two stages apart."""
+    runs = outcome["runs"]
+    console.print(f"{outcome['dataset']}: {outcome['queries']} queries, {outcome['documents']} documents", style="bold")
+    # The names stand above the tables, which then fit into 80 columns.
+    for place, run in enumerate(runs, 1):
+        console.print(Text.assemble((f"{place:>3}  ", "dim"), run["label"]))
+    console.print()
+    quality = _table("", "nDCG@10", "95 % interval", "against 1", "p", "MRR@10", "recall@5", "recall@100")
+    stages = _table("", "recall", "nDCG before", "after", "p50 ms", "p95 ms", "embed", "search", "rerank", "pairs/s")
+    for place, run in enumerate(runs, 1):
+        low, high = run["interval_95"]["ndcg@10"]
+        test = run["against_first"]["ndcg@10"] if run["against_first"] else None
+        quality.add_row(
+            str(place),
+            f"{run['ndcg@10']:.4f}",
+            f"{low:.3f}-{high:.3f}",
+            f"{test['difference']:+.4f}" if test else "",
+            f"{test['p']:.3f}" if test else "",
+            *(f"{run[metric]:.4f}" for metric in ("mrr@10", "recall@5", "recall@100")),
+        )
+        latency, first = run["latency_ms"], run["first_stage"]
+        stages.add_row(
+            str(place),
+            f"{first['recall']:.4f}",
+            f"{first['ndcg@10']:.4f}",
+            f"{run['ndcg@10']:.4f}",
+            *(f"{latency[p]:.1f}" for p in ("p50", "p95")),
+            *(f"{latency[stage]['p50']:.1f}" for stage in ("embed", "search", "rerank")),
+            "" if run["pairs_per_second"] is None else f"{run['pairs_per_second']:.0f}",
+        )
+    console.print(quality)
+    console.print("\nThe stages apart: recall of all candidates, the ceiling of reranking; nDCG@10; times", style="dim")
+    console.print(stages)
+    for run in runs:
+        if run["cost_per_1000_queries"] is not None:
+            console.print(f"{run['label']}: {run['cost_per_1000_queries']:g} for 1,000 queries", highlight=False)
+    for warning in outcome["warnings"]:
+        console.print(Text.assemble(("note: ", "yellow"), warning))
+
+
+def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
+    """Two saved runs beside each other."""
+    a, b = found["a"], found["b"]
+    console.print(f"{found['dataset']}: {found['queries']} queries", style="bold")
+    console.print(Text(f"A  {a['run']}\nB  {b['run']}"))
+    table = _table("", "A", "B", "B - A", "95 % interval", "p")
+    for metric, test in found["difference"].items():
+        table.add_row(
+            metric,
+            f"{a[metric]:.4f}",
+            f"{b[metric]:.4f}",
+            f"{test['difference']:+.4f}",
+            f"{test['low']:+.4f} to {test['high']:+.4f}",
+            f"{test['p']:.3f}",
+        )
+    for p in ("p50", "p95"):
+        old, new = a["latency_ms"][p], b["latency_ms"][p]
+        table.add_row(f"{p} ms", f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}", "", "")
+    console.print(table)
+    console.print(
+        f"nDCG@10 is better in {found['better']} queries, worse in {found['worse']}, equal in {found['equal']}"
+    )
+    for query in found["most_worse"]:
+        old, new = query["ndcg@10"]
+        console.print(Text(f"  {old:.2f} -> {new:.2f}  {query['query']}"))
+
+
+def print_questions(console: Console, found: Mapping[str, Any]) -> None:
+    """What was made, and what it is good for."""
+    kinds = ", ".join(f"{count} from {kind}s" for kind, count in found["kinds"].items())
+    console.print(
+        Text(f"{found['path']}: {found['questions']} questions ({kinds}) over {found['documents']} documents")
+    )
+    console.print(Text(found["note"]), style="dim")
+
+
+def print_tuned(console: Console, found: Mapping[str, Any]) -> None:
+    """What was chosen, how it does on the queries that had no part in it, and the lines for ``.env``."""
+    metric, queries = found["metric"], found["queries"]
+    console.print(
+        f"{found['dataset']}: {found['tried']} combinations tried on {queries['tuned_on']} queries, "
+        f"{found['within_budget']} within {found['budget_ms']:g} ms",
+        style="bold",
+    )
+    console.print(f"On the other {queries['held_out']} queries:", style="dim")
+    table = _table("", metric, "p50 ms", "p95 ms", "run")
+    for side in ("now", "chosen"):
+        one = found[side]
+        latency = one["latency_ms"]
+        table.add_row(side, f"{one[metric]:.4f}", f"{latency['p50']:.1f}", f"{latency['p95']:.1f}", Text(one["run"]))
+    console.print(table)
+    low, high = found["interval_95"]
+    sure = "more than chance" if found["p"] < 0.05 else "may be chance"
+    console.print(f"difference {found['difference']:+.4f} ({low:+.4f} to {high:+.4f}), p = {found['p']:.3f}: {sure}")
+    if found["threshold"] is not None:
+        kept = found["threshold"]
+        shares = {
+            name: "-" if kept[name] is None else f"{kept[name]:.1%}" for name in ("relevant_kept", "irrelevant_kept")
+        }
+        console.print(
+            f"the threshold keeps {shares['relevant_kept']} of the relevant hits there, and "
+            f"{shares['irrelevant_kept']} of the others"
+        )
+    console.print()
+    for name, value in found["env"].items():
+        console.print(Text(f"{name}={value}"))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left", no_wrap=bool(place))
+    return table
+
+
+def print_calibration(console: Console, outcome: Mapping[str, Any]) -> None:
+    """What ``rag calibrate`` fitted, and how far probabilities were from the truth before and after."""
+    error, half = outcome["calibration_error"], outcome["precision_at_half"]
+    threshold = outcome["threshold"]
+
+    def share(value: float | None) -> str:
+        return "no hit" if value is None else f"{value:.3f}"
+
+    print_pairs(
+        console,
+        [
+            ("reranker", outcome["reranker"]),
+            (
+                "fitted on",
+                f"{outcome['dataset']}: {outcome['queries']} queries, {outcome['pairs']} candidates, "
+                f"{outcome['relevant']} of them relevant ({outcome['method']})",
+            ),
+            ("calibration error", f"{error['before']:.4f} before, {error['after']:.4f} after"),
+            ("relevant over 0.5", f"{share(half['before'])} before, {share(half['after'])} after"),
+            (
+                f"precision {outcome['precision']:g}",
+                "never reached" if threshold is None else f"from RAG_THRESHOLD={threshold:g} on",
+            ),
+            ("kept in", f"{outcome['file']} (remove it to undo)"),
+        ],
+    )

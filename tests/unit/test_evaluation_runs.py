@@ -1,0 +1,224 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.core import Pipeline
+from pipeline.errors import SettingsError
+from pipeline.evaluation.plan import RunSpec
+from pipeline.evaluation.run import RunResult, run_all
+from pipeline.evaluation.saved import compare, load, save
+from pipeline.evaluation.summary import outcome
+from pipeline.evaluation.terminal import print_comparison, print_eval
+from pipeline.settings import Settings
+from pipeline.types import SearchMode
+from tests.evaluations import QUERIES, contrary, dataset, evaluation, filled_store
+from tests.fakes import FakeEmbedder, FakeReranker
+
+pytestmark = pytest.mark.usefixtures("plain_settings")
+
+
+def test_a_run_ranks_as_the_pipeline_does() -> None:
+    """Remembered parts change no order; neither do other runs beside it."""
+    found = evaluation(
+        [RunSpec("hybrid", "none", 100), RunSpec("hybrid", "contrary", 4), RunSpec("hybrid", "contrary", 4, 0.3)]
+    )
+    for run, alpha in zip(found.runs[1:], (None, 0.3), strict=True):
+        rag = Pipeline(
+            embedder=FakeEmbedder(), store=filled_store(), reranker=contrary(), top_n=4, top_k=4, alpha=alpha
+        )
+        for id_, text in QUERIES.items():
+            assert tuple(hit.document_id for hit in rag.query(text).hits) == run.answers[id_].ranking
+    assert (None, 0.8, 0.3) == tuple(run.alpha for run in found.runs)
+
+
+def test_runs_share_what_they_have_in_common() -> None:
+    """One embedding and one search a query, and one scoring for all weights and thresholds."""
+    reranker, embedder = contrary(), FakeEmbedder()
+    specs = [RunSpec("hybrid", "contrary", 4, alpha, cut) for alpha in (0.1, 0.5, 1.0) for cut in (None, 0.5)]
+    run_all(dataset(), Settings(data_dir=Path("x")), specs, embedder, filled_store(), {"contrary": reranker}, say=print)
+    warm_up = 1
+    assert len(QUERIES) + warm_up == len(reranker.calls)
+
+
+def test_a_threshold_drops_hits_and_keeps_the_first_stage() -> None:
+    """Precision may rise and recall fall; the ceiling is that of all candidates."""
+    plain, cut = evaluation([RunSpec("hybrid", "contrary", 6), RunSpec("hybrid", "contrary", 6, None, 0.75)]).runs
+    for id_ in QUERIES:
+        assert plain.answers[id_].first == cut.answers[id_].first
+        passed = [document for document, probability in plain.answers[id_].scores if probability >= 0.75]
+        assert set(passed) == set(cut.answers[id_].ranking)
+        assert len(passed) == cut.answers[id_].hits < 6
+
+
+def test_the_outcome_has_the_names_of_the_interface() -> None:
+    """And beside them intervals, tests, stages and latencies."""
+    found = outcome(evaluation())
+    assert ("a set", 5, 6) == (found["dataset"], found["queries"], found["documents"])
+    first, second = found["runs"]
+    assert {"search", "reranker", "ndcg@10", "mrr@10", "recall@5", "recall@100", "latency_ms"} <= set(first)
+    assert {"p50", "p95", "embed", "search", "rerank"} == set(first["latency_ms"])
+    assert (None, "contrary", 4, 0.8) == (first["against_first"], second["reranker"], second["top_n"], second["alpha"])
+    test = second["against_first"]["ndcg@10"]
+    assert second["ndcg@10"] - first["ndcg@10"] == pytest.approx(test["difference"], abs=2e-5)
+    assert test["low"] <= test["difference"] <= test["high"]
+    assert (None, True) == (first["pairs_per_second"], second["pairs_per_second"] > 0)
+    assert found == json.loads(json.dumps(found))
+
+
+def test_the_first_stage_is_measured_apart() -> None:
+    """Recall of all candidates bounds every order of them; the curve rises to it."""
+    found = outcome(evaluation())
+    curve = list(found["first_stage"]["hybrid"]["recall"].values())
+    assert sorted(curve) == curve
+    assert 1.0 == curve[-1]
+    reranked = found["runs"][1]
+    assert reranked["recall@100"] == reranked["first_stage"]["recall"] >= reranked["recall@5"]
+    assert found["runs"][0]["ndcg@10"] == pytest.approx(found["runs"][0]["first_stage"]["ndcg@10"])
+
+
+def test_the_time_of_a_query_is_the_sum_of_its_stages() -> None:
+    """Also where another run did the work first."""
+    for run in evaluation([RunSpec("hybrid", "contrary", 4), RunSpec("hybrid", "contrary", 4, 0.1)]).runs:
+        for answer in run.answers.values():
+            stages = sum(answer.latency_ms[stage] for stage in ("embed", "search", "rerank"))
+            assert answer.latency_ms["rerank"] > 0
+            assert answer.latency_ms["total"] >= stages > 0
+
+
+def test_prices_are_those_of_the_settings_and_of_paid_rerankers_alone() -> None:
+    """A request holds up to 100 documents; tokens count query and text of every pair."""
+    specs = [RunSpec("hybrid", name, 4) for name in ("none", "embedded", "cohere")]
+    rerankers = {"none": None, "embedded": FakeReranker(), "cohere": FakeReranker()}
+    requests = evaluation(specs, rerankers, Settings(data_dir=Path("x"), rerank_price=2.0))
+    assert [None, None, 2.0] == [run["cost_per_1000_queries"] for run in outcome(requests)["runs"]]
+    tokens = evaluation(specs, rerankers, Settings(data_dir=Path("x"), rerank_token_price=1.0))
+    sent = [answer.tokens for answer in tokens.runs[2].answers.values()]
+    assert sum(sent) / len(sent) / 1000 == pytest.approx(outcome(tokens)["runs"][2]["cost_per_1000_queries"], abs=1e-4)
+    assert min(sent) > 4 * 4
+
+
+def test_judgements_that_no_search_agrees_with_are_pointed_out() -> None:
+    """Swapped among themselves, ids all exist: only the quality, at that of chance, gives it away."""
+    found = evaluation()
+    lost = {id_: replace(answer, first=("x",) * 100) for id_, answer in found.first_stages["hybrid"].answers.items()}
+    firsts: dict[SearchMode, RunResult] = {"hybrid": replace(found.first_stages["hybrid"], answers=lost)}
+    assert any(
+        "no better than a random order" in line
+        for line in outcome(replace(found, documents=5000, first_stages=firsts))["warnings"]
+    )
+    assert not any("random" in line for line in outcome(replace(found, documents=5000))["warnings"])
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The folder of a saved evaluation of two runs."""
+    found = evaluation()
+    return save(found, outcome(found), tmp_path / "runs")
+
+
+def paths(folder: Path) -> tuple[Path, Path]:
+    first, second = sorted(folder.glob("[0-9]-*.json"))
+    return first, second
+
+
+def test_saved_runs_are_trec_files_that_other_tools_read(saved: Path) -> None:
+    """ir-measures' own readers give the same figures; an id with a space is one field."""
+    import ir_measures
+
+    for path in paths(saved):
+        qrels = ir_measures.read_trec_qrels(str(saved / "qrels.trec"))
+        run = ir_measures.read_trec_run(str(path.with_suffix(".trec")))
+        summary = json.loads(path.read_text())["summary"]
+        measure = ir_measures.parse_measure("nDCG@10")
+        assert summary["ndcg@10"] == pytest.approx(ir_measures.calc_aggregate([measure], qrels, run)[measure], abs=1e-5)
+    assert "folders/with%20space%20100%25" in paths(saved)[0].with_suffix(".trec").read_text()
+
+
+def test_two_saved_runs_are_compared_query_by_query(saved: Path) -> None:
+    """By any of their names; the difference is the one that the evaluation found."""
+    first, second = paths(saved)
+    found = compare(load(first.with_suffix("")), load(second.with_suffix(".trec")))
+    test = json.loads(second.read_text())["summary"]["against_first"]["ndcg@10"]
+    assert test == found["difference"]["ndcg@10"]
+    assert 5 == found["better"] + found["worse"] + found["equal"]
+    assert found["worse"] >= 1
+    worst = found["most_worse"][0]["ndcg@10"]
+    assert worst[1] < worst[0]
+
+
+def test_a_run_is_equal_to_itself(saved: Path) -> None:
+    """No difference, and p is 1."""
+    run = load(paths(saved)[0])
+    found = compare(run, run)
+    assert (0.0, 1.0, 5) == (*(found["difference"]["map"][key] for key in ("difference", "p")), found["equal"])
+
+
+def test_a_shuffled_run_is_caught(saved: Path) -> None:
+    """The metrics are computed again from the ranking; one that was reordered does not give them."""
+    trec = paths(saved)[1].with_suffix(".trec")
+    lines = [line.split() for line in trec.read_text().splitlines()]
+    lines[0][2], lines[1][2] = lines[1][2], lines[0][2]
+    trec.write_text("".join(" ".join(line) + "\n" for line in lines))
+    with pytest.raises(SettingsError, match="does not give the metrics"):
+        load(trec)
+
+
+def test_rankings_under_other_queries_are_caught(saved: Path) -> None:
+    """The right documents in the wrong place."""
+    trec = paths(saved)[0].with_suffix(".trec")
+    swap = {"q1": "q3", "q3": "q1"}
+    lines = (line.split(" ", 1) for line in trec.read_text().splitlines())
+    trec.write_text("".join(f"{swap.get(query, query)} {rest}\n" for query, rest in lines))
+    with pytest.raises(SettingsError, match="does not give the metrics"):
+        load(trec)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("q1 0 ports", "q1 0 keys"), "changed or swapped"),
+        (lambda text: text.replace("q", "other"), "not of the same queries"),
+        (lambda text: text.replace("q1 0 ports 1\n", ""), "not of the same queries"),
+    ],
+)
+def test_swapped_judgements_beside_a_run_are_caught(saved: Path, change: Callable[[str], str], said: str) -> None:
+    """Another document, other queries, or a query that is missing."""
+    qrels = saved / "qrels.trec"
+    qrels.write_text(change(qrels.read_text()))
+    with pytest.raises(SettingsError, match=said):
+        load(paths(saved)[0])
+
+
+def test_runs_over_other_queries_cannot_be_compared(saved: Path, tmp_path: Path) -> None:
+    """Means of different queries say nothing about the runs."""
+    part = evaluation(queries=["q1", "q2"])
+    other = save(part, outcome(part), tmp_path / "other")
+    with pytest.raises(SettingsError, match="3 queries are in one of them alone"):
+        compare(load(paths(saved)[0]), load(paths(other)[0]))
+
+
+def test_what_is_no_saved_run_is_named(tmp_path: Path) -> None:
+    """With what is missing."""
+    with pytest.raises(SettingsError, match=r"nothing\.json"):
+        load(tmp_path / "nothing")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(SettingsError, match="bad"):
+        load(tmp_path / "bad.json")
+
+
+def test_the_tables_fit_a_narrow_terminal(saved: Path) -> None:
+    """Names stand above the tables, so that 80 columns hold every number."""
+    console = Console(file=(out := StringIO()), width=80)
+    print_eval(console, outcome(evaluation()))
+    print_comparison(console, compare(*map(load, paths(saved))))
+    shown = out.getvalue()
+    assert "  2  hybrid + contrary, top 4\n" in shown
+    assert "A  hybrid\nB  hybrid + contrary, top 4\n" in shown
+    assert "note: 5 queries are few" in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
