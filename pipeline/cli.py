@@ -157,6 +157,9 @@ def calibrate(
         typer.Option(metavar="P", min=0.0, max=1.0, help="Say from which threshold on this share is relevant."),
     ] = 0.9,
     max_queries: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first queries.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page: reliability, precision and recall.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a reranker's probabilities mean what they say, so that a threshold survives a switch."""
@@ -171,11 +174,16 @@ def calibrate(
         precision=precision,
         max_queries=max_queries,
         say=lambda line: console.print(line, highlight=False, markup=False),
-    ).to_dict()
+    )
+    if report is not None:
+        from pipeline.evaluation.report.calibration import calibration_page
+
+        report.write_text(calibration_page(outcome), encoding="utf-8")
+        console.print(f"report: {report}", highlight=False, markup=False)
     if as_json:
-        _print_json(outcome)
+        _print_json(outcome.to_dict())
     else:
-        print_calibration(_stdout(), outcome)
+        print_calibration(_stdout(), outcome.to_dict())
 
 
 @app.command()

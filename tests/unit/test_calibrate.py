@@ -1,6 +1,7 @@
 """Fitting of calibrations, on scores whose truth is known."""
 
 import math
+from pathlib import Path
 from random import Random
 from typing import get_args
 
@@ -11,6 +12,7 @@ from pipeline.calibration import Calibration, Method
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError
 from pipeline.evaluation.calibration import (
+    Outcome,
     Pairs,
     calibration_error,
     cross_fitted,
@@ -21,6 +23,7 @@ from pipeline.evaluation.calibration import (
     reliability,
 )
 from pipeline.evaluation.dataset import Dataset
+from pipeline.evaluation.report.calibration import calibration_page
 from pipeline.scoring import sigmoid
 from pipeline.types import Document, ScoreScale
 from tests.fakes import FakeEmbedder, FakeReranker, FakeStore
@@ -133,3 +136,19 @@ def test_a_dataset_of_other_documents_is_refused() -> None:
     """Nothing relevant among the candidates: there is nothing to learn from."""
     with pytest.raises(SettingsError, match="no candidate is relevant"):
         judged_pairs(_rag(), _dataset(unknown=1), lambda _: None)
+
+
+def test_the_report_shows_both_sides_and_loads_nothing() -> None:
+    """Reliability, precision and recall before and after, on one page without network."""
+    pairs = synthetic(3.0, 6.0, 1)
+    after = cross_fitted(pairs, "logit", "platt")
+    made = Calibration(
+        "模型 <m>@1", "platt", fit(pairs, "logit", "platt"), "set", 400, 8000, 2000, 0.7, 0.9, "2026-01-01T00:00:00"
+    )
+    html = calibration_page(Outcome(made, Path("x.json"), pairs, after))
+    assert "模型 &lt;m&gt;@1" in html
+    assert "RAG_THRESHOLD=0.7" in html
+    assert 3 == html.count('<svg class="chart"')
+    assert 6 == html.count("<polyline")
+    assert "http:" not in html
+    assert "https:" not in html

@@ -89,6 +89,31 @@ def lines(series: Sequence[Line], *, x_label: str, y_label: str, name: str) -> s
     return _svg(height, name, parts)
 
 
+def unit_lines(series: Sequence[Line], *, x_label: str, y_label: str, name: str, diagonal: bool = False) -> str:
+    """Lines in the unit square, each point with a dot; ``diagonal`` draws where x equals y."""
+    height = 300
+
+    def x(value: float) -> float:
+        return _LEFT + value * (WIDTH - _LEFT - _RIGHT)
+
+    def y(value: float) -> float:
+        return height - _BOTTOM - value * (height - _TOP - _BOTTOM)
+
+    ticks = {place / 4: f"{place / 4:g}" for place in range(5)}
+    parts = [_grid(height, x, ticks, y, ticks, x_label, y_label)]
+    if diagonal:
+        parts.append(f'<path class="front" d="M{x(0):.1f} {y(0):.1f}L{x(1):.1f} {y(1):.1f}"/>')
+    for line in series:
+        path = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in line.points)
+        dots = "".join(f'<circle class="dot" cx="{x(px):.1f}" cy="{y(py):.1f}" r="4"/>' for px, py in line.points)
+        dash = " dashed" if line.dashed else ""
+        parts.append(
+            f'<g class="c{line.colour}"><title>{escape(line.title)}</title>'
+            f'<polyline class="line{dash}" points="{path}"/>{dots if diagonal else ""}</g>'
+        )
+    return _svg(height, name, parts)
+
+
 def interval(value: float, low: float, high: float, *, bounds: tuple[float, float], colour: int, name: str) -> str:
     """A mean with its interval on a scale that all rows of a table share."""
     span = bounds[1] - bounds[0]

@@ -7,12 +7,12 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from importlib.resources import files
 from typing import Any
 
 from pipeline.evaluation.report import charts, queries, stages
 from pipeline.evaluation.report.parts import (
     colour,
+    document,
     latency,
     legend,
     milliseconds,
@@ -26,8 +26,6 @@ from pipeline.evaluation.run import Evaluation
 from pipeline.evaluation.statistics import RESAMPLES
 from pipeline.evaluation.summary import recall_curve
 
-# What the page may load: nothing, beyond what stands in it.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 # Reranked runs in the plot of recall: the best ones, so that lines can be told apart.
 _CURVES = 3
 _COLUMNS = {
@@ -54,15 +52,7 @@ def page(evaluation: Evaluation, outcome: Mapping[str, Any]) -> str:
             _method(evaluation),
         )
     )
-    here = files("pipeline.evaluation.report")
-    style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><link rel="icon" href="data:,">'
-        f"<title>{text_of(outcome['dataset'])} – retrieval evaluation</title><style>\n{style}</style></head>"
-        f"<body><main>{body}</main><script>\n{script}</script></body></html>\n"
-    )
+    return document(f"{outcome['dataset']} – retrieval evaluation", body)
 
 
 def _header(outcome: Mapping[str, Any], labels: Sequence[str]) -> str:

@@ -5,11 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from html import escape
+from importlib.resources import files
 from typing import Any
 
 from pipeline.evaluation.report.charts import COLOURS
 
+# What the page may load: nothing, beyond what stands in it.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 _HAN = re.compile(r"[㐀-鿿豈-﫿]")
+
+
+def document(title: str, body: str) -> str:
+    """A whole page around the body: one HTML file that asks no network for anything."""
+    here = files("pipeline.evaluation.report")
+    style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><link rel="icon" href="data:,">'
+        f"<title>{text_of(title)}</title><style>\n{style}</style></head>"
+        f"<body><main>{body}</main><script>\n{script}</script></body></html>\n"
+    )
 
 
 def colour(place: int) -> int:
