@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.stores.edge import EdgeStore
 from tests.integration.conftest import Rag
-from tests.loopback import Loopback, Reply, cohere_rerank
+from tests.loopback import Loopback, Reply, cohere_rerank, rerank_server
 from tests.tiny_models import save_cross_encoder
 
 Points = Callable[[], dict[str, tuple[str, str]]]
@@ -343,24 +343,53 @@ def test_tune_prints_lines_for_env(rag: Rag, tmp_path: Path) -> None:
     assert found["chosen"]["ndcg@10"] > 0.5
 
 
+def test_a_calibration_is_kept_shown_and_used(rag: Rag, tmp_path: Path) -> None:
+    """From then on a query's probability is the fitted one; the raw score stays, and the page is written."""
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    names = [f"{a} {b}" for a in ("red", "green", "blue", "grey") for b in ("north", "south", "east", "west")]
+    (folder / "corpus.jsonl").write_text(
+        "\n".join(json.dumps({"_id": str(i), "text": f"The room {name} is open."}) for i, name in enumerate(names))
+    )
+    (folder / "queries.jsonl").write_text(
+        "\n".join(json.dumps({"_id": f"q{i}", "text": f"room {name}"}) for i, name in enumerate(names))
+    )
+    (folder / "qrels" / "test.tsv").write_text("".join(f"q{i}\t{i}\t1\n" for i in range(len(names))))
+    (tmp_path / "rooms.md").write_text("The room red north is open.")
+    rag.json("ingest", str(tmp_path / "rooms.md"))
+    with Loopback(rerank_server("jina")) as server:
+        needed = {"RAG_RERANKER": "http", "RAG_RERANK_URL": server.url, "RAG_TOP_N": "10"}
+        before = rag.json("query", "room red north", **needed)["hits"][0]["rerank"]
+        fitted = rag.json("calibrate", str(folder), "--report", str(tmp_path / "page.html"), **needed)
+        after = rag.json("query", "room red north", **needed)["hits"][0]["rerank"]
+    assert (16, 160, 16) == (fitted["queries"], fitted["pairs"], fitted["relevant"])
+    assert fitted["calibration_error"]["after"] < fitted["calibration_error"]["before"]
+    assert before["raw"] == before["probability"] == after["raw"] < after["probability"]
+    assert [fitted["reranker"]] == [one["reranker"] for one in rag.json("status")["calibrations"]]
+    assert fitted["reranker"] in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_switching_the_reranker_needs_no_other_change(rag: Rag, docs: Path, tmp_path: Path) -> None:
     """The same collection and query, the reranker named by one variable: each gives the JSON of the interface."""
     rag.json("ingest", str(docs))
     folder = save_cross_encoder(tmp_path / "model")
-    with Loopback(cohere_rerank) as server:
+    with Loopback(cohere_rerank) as server, Loopback(rerank_server("jina")) as jina:
         variables: dict[str, dict[str, str]] = {
             "embedded": {},
             "none": {},
             "cross-encoder": {"RAG_RERANKER_MODEL": str(folder)},
             "bge": {"RAG_RERANKER_MODEL": str(folder)},
             "cohere": {"RAG_COHERE_API_KEY": "secret-key", "RAG_COHERE_BASE_URL": server.url},
+            "jina": {"RAG_JINA_API_KEY": "secret-key", "RAG_JINA_BASE_URL": jina.url},
+            "http": {"RAG_RERANK_URL": jina.url},
         }
         results = {
             name: rag.json("query", "gRPC port", code=0, **(needed | {"RAG_RERANKER": name}))
             for name, needed in variables.items()
         }
     for name, result in results.items():
-        assert ["query", "reranker", "degraded", "warnings", "hits", "candidates", "timings_ms"] == list(result)
+        fields = ["query", "reranker", "degraded", "warnings", "hits", "candidates", "reranked", "timings_ms"]
+        assert fields == list(result)
         assert (name, False, 5) == (result["reranker"], result["degraded"], result["candidates"])
         assert [1, 2, 3, 4, 5] == [hit["rank"] for hit in result["hits"]]
         assert all((hit["rerank"] is None) == (name == "none") for hit in result["hits"])
