@@ -6,14 +6,17 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from pipeline.errors import StoreError, StoreLockedError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 class DirectoryLock:
@@ -28,6 +31,7 @@ class DirectoryLock:
         # The lock belongs to the process, not to the thread that happened to ask first.
         self._lock = FileLock(directory / "lock", timeout=0, thread_local=False, is_singleton=False)
         self._holder = directory / "holder.json"
+        self._loan = directory / "builder.lock"
         self._named = False
 
     def acquire(self) -> None:
@@ -39,6 +43,9 @@ class DirectoryLock:
         """
         try:
             self._lock.acquire()
+            if self._lent():
+                self._lock.release()
+                raise self.locked()
         except Timeout as error:
             raise self.locked() from error
         except OSError as error:
@@ -46,6 +53,35 @@ class DirectoryLock:
                 f"cannot write in {self.directory} ({error.strerror or error}): the embedded store needs a directory "
                 "that this user may write to; change its owner or set RAG_DATA_DIR"
             ) from error
+
+    @contextmanager
+    def lent(self) -> Iterator[tuple[int, ...]]:
+        """File descriptors for a child process: while it lives the directory is in use, even if this process is killed.
+
+        A lock of its own, because ``flock`` belongs to an open file, which the child inherits, and not to a process.
+        """
+        if sys.platform == "win32":
+            yield ()
+            return
+        descriptor = os.open(self._loan, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield (descriptor,)
+        finally:
+            os.close(descriptor)
+
+    def _lent(self) -> bool:
+        """Whether a child of a process that died is still at work."""
+        if sys.platform == "win32" or not self._loan.exists():
+            return False
+        descriptor = os.open(self._loan, os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def name_holder(self, pid: int | None = None, command: Sequence[str] | None = None) -> None:
         """Notes who is at work, by default this process, for the message that another process gives."""

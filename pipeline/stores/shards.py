@@ -76,7 +76,6 @@ class OpenShard:
                     self._create(config)
                 self._engine = edge.EdgeShard.load(str(self._files))
             self._read_pending(self._engine)
-            # Only now: the engine may still be in the hands of one who builds the index for a process that died.
             self._lock.name_holder()
             self._open = True
         finally:
@@ -164,11 +163,18 @@ class OpenShard:
             return
         packages = str(Path(edge.__file__).parents[1])
         command = [python, "-I", "-c", _OPTIMIZE, str(self._files), packages]
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as child:
+        with (
+            # Should this process be killed, the child goes on replacing segments: nobody may open them meanwhile.
+            self._lock.lent() as descriptors,
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=descriptors,
+            ) as child,
+        ):
             try:
-                # Should this process be killed, the engine's own lock stays with the child until it is done.
                 self._lock.name_holder(child.pid, [python, "(building the index of", f"{self.directory})"])
                 _, stderr = child.communicate()
             except BaseException:

@@ -165,7 +165,7 @@ def test_a_slow_server_is_given_up(make: Make) -> None:
     """The deadline covers the whole call."""
     with Loopback([Reply(fault="stall")]) as server:
         embedder = make(server.url, dimension=2, deadline_s=0.2)
-        with pytest.raises(EmbedderError, match=r"did not answer within 0\.2 s"):
+        with pytest.raises(EmbedderError, match=r"did not answer within 0\.\d+ s"):
             embedder.embed_query("a")
 
 
