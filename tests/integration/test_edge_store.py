@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.errors import StoreError, StoreLockedError
 from pipeline.stores import shards
 from pipeline.stores.edge import INDEXING_KIB, EdgeStore
+from pipeline.stores.locking import DirectoryLock
 from pipeline.types import Chunk, Fingerprint, StoreCount
 from tests.fakes import FakeEmbedder
 
@@ -410,3 +411,12 @@ def test_what_is_unindexed_is_known_to_the_next_process(vectors: NDArray[np.floa
         store.optimize(told.append)
         store.close()
     assert [f"building the index over {POINTS:,} chunks"] == told
+
+
+def test_the_directory_stays_in_use_while_a_child_builds_the_index(tmp_path: Path) -> None:
+    """Whoever lent it may be dead: opening segments that are being replaced would fail."""
+    lock = DirectoryLock(tmp_path)
+    with DirectoryLock(tmp_path).lent(), pytest.raises(StoreLockedError):
+        lock.acquire()
+    lock.acquire()
+    lock.release()
