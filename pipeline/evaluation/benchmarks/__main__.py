@@ -61,9 +61,7 @@ def peers(
 
 
 @app.command()
-def limit(
-    dataset: DatasetArgument, out: OutOption = Path("runs/benchmarks"), seconds: SecondsOption = 3.0
-) -> None:
+def limit(dataset: DatasetArgument, out: OutOption = Path("runs/benchmarks"), seconds: SecondsOption = 3.0) -> None:
     """The embedded models' arithmetic against a large matrix product on the same engine."""
     _run(out, lambda say: {"limit": _limit(dataset, seconds, say)})
 
@@ -207,7 +205,7 @@ def _limit(folder: Path, seconds: float, say: Callable[[str], None]) -> dict[str
     from pipeline.evaluation.dataset import read_dataset
 
     dataset = read_dataset(folder, 1)
-    texts = [f"{document.title}\n{document.text}" for document in islice(dataset.documents(), 100)]
+    texts = [f"{document.title}\n{document.text}" for document in islice(dataset.documents(), 32)]
     query = next(iter(dataset.queries.values()))
     return measure_limit(_MODELS / "embedder", _MODELS / "reranker", query, texts, seconds=seconds, say=say)
 

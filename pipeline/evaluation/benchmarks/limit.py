@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,18 @@ SIZE = 2048
 def measure_limit(
     embedder: Path, reranker: Path, query: str, texts: Sequence[str], *, seconds: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Products and models by turns, three times, the median of each; rates in GFLOP/s (an int8 operation counts too)."""
+    """Products and models by turns, three times, the median of each; rates in GFLOP/s (int8 ones too)."""
     steps: dict[str, Callable[[], float]] = {}
     for kind in product_kinds():
         steps[f"product {kind}"] = _product(kind)
-    flops = {"embedding": 0.0, "reranking": 0.0}
-    models = {
-        "embedding": (ModelFolder(embedder, "embedder"), lambda folder: folder.embed(texts)),
-        "reranking": (ModelFolder(reranker, "cross-encoder"), lambda folder: folder.logits(query, texts)),
+    embedding, reranking = ModelFolder(embedder, "embedder"), ModelFolder(reranker, "cross-encoder")
+    models: dict[str, tuple[ModelFolder, Callable[[], Any]]] = {
+        "embedding": (embedding, partial(embedding.embed, texts)),
+        "reranking": (reranking, partial(reranking.logits, query, texts)),
     }
     for name, (folder, run) in models.items():
         lengths = _lengths(folder, query if name == "reranking" else None, texts)
-        flops[name] = sum(model_flops(folder.folder / "model.xml", lengths))
-        steps[name] = _rate(lambda folder=folder, run=run: run(folder), flops[name])
+        steps[name] = _rate(run, sum(model_flops(folder.folder / "model.xml", lengths)))
     rates: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(3):
         for name, step in steps.items():
@@ -48,9 +48,7 @@ def measure_limit(
         "share": {
             name: {
                 "of_best": round(medians[name] / best, 3),
-                **{
-                    f"of_{kind}": round(medians[name] / medians[f"product {kind}"], 3) for kind in product_kinds()
-                },
+                **{f"of_{kind}": round(medians[name] / medians[f"product {kind}"], 3) for kind in product_kinds()},
             }
             for name in models
         },
@@ -84,10 +82,12 @@ def model_flops(model: Path, lengths: Sequence[int]) -> list[float]:
         total = 0
         for op in graph.get_ops():
             if op.get_type_name() == "MatMul":
-                shape = list(op.output(0).shape)
                 left = list(op.input_value(0).shape)
                 depth = left[-2] if op.get_attributes().get("transpose_a") else left[-1]
-                total += 2 * depth * int(np.prod(shape))
+                total += 2 * depth * int(np.prod(list(op.output(0).shape)))
+            elif op.get_type_name() == "ScaledDotProductAttention":  # two products, fused
+                keys = list(op.input_value(1).shape)[-2]
+                total += 4 * keys * int(np.prod(list(op.input_value(0).shape)))
         counts.append(total)
     curve = np.polyfit(points, counts, 2)
     return [float(np.polyval(curve, length)) for length in lengths]

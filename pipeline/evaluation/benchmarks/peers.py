@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def run_peers(specs: Sequence[SystemSpec], plan: Plan, say: Callable[[str], None
         with ExitStack() as stack:
             workers: dict[str, Worker] = {}
             for spec in live:
-                _guarded(found[spec.name], lambda spec=spec: _ingest(spec, plan, found[spec.name], workers, stack), say)
+                say(f"{spec.name}: ingest")
+                _guarded(found[spec.name], partial(_ingest, spec, plan, found[spec.name], workers, stack), say)
             texts = list(plan.dataset.queries.values())
             for top_n in plan.top_ns:
                 for clients in plan.clients:
@@ -76,7 +78,7 @@ def run_peers(specs: Sequence[SystemSpec], plan: Plan, say: Callable[[str], None
                         if spec.name in workers and found[spec.name].failure is None:
                             say(f"{spec.name}: {len(texts)} queries, top {top_n}, {clients} clients")
                             worker, measured = workers[spec.name], found[spec.name]
-                            _guarded(measured, lambda w=worker, m=measured: _query(w, m, texts, top_n, clients), say)
+                            _guarded(measured, partial(_query, worker, measured, texts, top_n, clients), say)
             for spec in live:
                 if spec.name in workers and found[spec.name].failure is None:
                     info = workers[spec.name].ask("info", packages=spec.packages)
@@ -85,7 +87,7 @@ def run_peers(specs: Sequence[SystemSpec], plan: Plan, say: Callable[[str], None
         for spec in live:
             if found[spec.name].failure is None:
                 say(f"{spec.name}: cold start")
-                _guarded(found[spec.name], lambda spec=spec: _cold_start(spec, plan, found[spec.name]), say)
+                _guarded(found[spec.name], partial(_cold_start, spec, plan, found[spec.name]), say)
     return found
 
 

@@ -96,9 +96,9 @@ def write_plots(folder: Path, result: Mapping[str, Any]) -> list[Path]:
             title = f"Query, median ms, top {run['top_n']}, {run['clients']} client(s) (shorter is better)"
             charts.setdefault(name, (title, []))[1].append((row["system"], run["p50_ms"]))
     for row in result.get("scale", []):
-        charts.setdefault("scale-search", ("Search of the embedded store, median ms (shorter is better)", []))[1].append(
-            (f"{row['chunks']:,} chunks", row["search"]["unfiltered"]["p50_ms"])
-        )
+        charts.setdefault("scale-search", ("Search of the embedded store, median ms (shorter is better)", []))[
+            1
+        ].append((f"{row['chunks']:,} chunks", row["search"]["unfiltered"]["p50_ms"]))
     for name, (title, bars) in charts.items():
         path = folder / f"{name}.svg"
         path.write_text(bar_chart(title, bars), encoding="utf-8")

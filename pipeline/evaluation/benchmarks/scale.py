@@ -96,9 +96,7 @@ def _chunk(place: int, texts: Sequence[str]) -> Chunk:
     return Chunk(f"document-{place}", "0", 0, 1, text, "", f"document-{place}", {"group": place % _GROUPS})
 
 
-def _search(
-    store: EdgeStore, queries: NDArray[np.float32], where: dict[str, Any] | None
-) -> dict[str, Any]:
+def _search(store: EdgeStore, queries: NDArray[np.float32], where: dict[str, Any] | None) -> dict[str, Any]:
     latencies, shares = [], []
     store.search("", queries[0], limit=_LIMIT, mode="dense", where=where)
     for query in queries:

@@ -91,7 +91,7 @@ def systems(embedder: str, reranker: str) -> list[SystemSpec]:
             "Haystack",
             "peer_haystack.py",
             "qdrant-client, local mode",
-            (*_COMMON, "haystack-ai==3.4.1", "qdrant-haystack==13.1.0", "sentence-transformers-haystack==2.0.0"),
+            (*_COMMON, "haystack-ai==3.4.0", "qdrant-haystack==13.1.0", "sentence-transformers-haystack==2.0.0"),
         ),
     ]
 
@@ -125,7 +125,10 @@ def python_of(spec: SystemSpec, environments: Path, say: Callable[[str], None]) 
     say(f"{spec.name}: installing into {folder}")
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     done = subprocess.run(
-        [str(python), "-m", "pip", "install", "--quiet", *spec.requirements], capture_output=True, text=True, check=False
+        [str(python), "-m", "pip", "install", "--quiet", *spec.requirements],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SettingsError(f"{spec.name}: pip failed in {folder}: {done.stderr.strip()[-500:]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -59,10 +60,8 @@ class Worker:
     def close(self) -> None:
         """Ends the process: it sees the end of its input, and is killed if that does not end it."""
         if self._process.stdin and not self._process.stdin.closed:
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
-            except BrokenPipeError:
-                pass
         try:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:

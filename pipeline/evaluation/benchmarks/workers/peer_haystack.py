@@ -30,9 +30,7 @@ class Haystack:
         )
         model = self._config["embedder"]
         self._indexing = Pipeline()
-        self._indexing.add_component(
-            "embedder", SentenceTransformersDocumentEmbedder(model=model, progress_bar=False)
-        )
+        self._indexing.add_component("embedder", SentenceTransformersDocumentEmbedder(model=model, progress_bar=False))
         self._indexing.add_component("writer", DocumentWriter(document_store=store))
         self._indexing.connect("embedder.documents", "writer.documents")
         self._querying = Pipeline()

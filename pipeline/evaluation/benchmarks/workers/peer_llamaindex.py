@@ -8,7 +8,7 @@ from serving import TOP_K, serve
 
 
 class LlamaIndex:
-    """Batches of 32 instead of its default of 10 for embedding, as sentence-transformers has; otherwise its defaults."""
+    """Its defaults, but for batches of 32 when embedding, as sentence-transformers has, instead of 10."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = config
@@ -30,9 +30,15 @@ class LlamaIndex:
         from llama_index.core.schema import TextNode
 
         self._index.insert_nodes(
-            [TextNode(text=passage["text"], metadata={"passage": passage["id"]},
-                      excluded_embed_metadata_keys=["passage"], excluded_llm_metadata_keys=["passage"])
-             for passage in passages]
+            [
+                TextNode(
+                    text=passage["text"],
+                    metadata={"passage": passage["id"]},
+                    excluded_embed_metadata_keys=["passage"],
+                    excluded_llm_metadata_keys=["passage"],
+                )
+                for passage in passages
+            ]
         )
 
     def query(self, text: str, top_n: int) -> list[str]:

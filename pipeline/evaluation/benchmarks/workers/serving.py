@@ -1,7 +1,7 @@
 """The worker's half of the protocol: a request a line on stdin, an answer a line on stdout, both JSON.
 
 A system is an object with ``load()`` (opens models and what is stored in its folder), ``ingest(passages)`` and
-``query(text, top_n)``, which answers passage ids, best first. Standard library only: it runs in the peers' environments.
+``query(text, top_n)`` (passage ids, best first). Standard library only, because peers run in environments of their own.
 """
 
 from __future__ import annotations
