@@ -1,0 +1,1 @@
+"""Benchmarks: ours beside the peers, against the CPU's limit, and as a collection grows."""

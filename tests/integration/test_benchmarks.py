@@ -1,0 +1,100 @@
+"""The benchmark's own adapter, in its process, through the protocol, with small models."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.evaluation.benchmarks.limit import model_flops
+from pipeline.evaluation.benchmarks.peers import Plan, run_peers, summary
+from pipeline.evaluation.benchmarks.scale import measure_size, noisy
+from pipeline.evaluation.benchmarks.systems import SystemSpec, command, environment, systems
+from pipeline.evaluation.benchmarks.worker import Worker, WorkerError
+from pipeline.evaluation.dataset import read_dataset
+from tests.tiny_models import save_cross_encoder, save_embedder
+
+PASSAGES = [
+    {"id": "json#0", "text": "Use the json module of the standard library."},
+    {"id": "dog#0", "text": "The quick brown fox jumps over the lazy dog."},
+    {"id": "vitamin#0", "text": "Vitamin D and calcium in older people."},
+]
+
+
+def ours(tmp_path: Path) -> SystemSpec:
+    embedder, reranker = save_embedder(tmp_path / "embedder"), save_cross_encoder(tmp_path / "reranker")
+    return systems(str(embedder), str(reranker))[0]
+
+
+def test_our_system_is_measured_from_start_to_end(tmp_path: Path) -> None:
+    """Ingest, queries of one and several clients, a new process on what was stored, and the summary of it all."""
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    (data / "corpus.jsonl").write_text("", encoding="utf-8")
+    queries = [{"_id": "q1", "text": "How do I read JSON?"}, {"_id": "q2", "text": "Who is lazy?"}]
+    (data / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)), encoding="utf-8")
+    (data / "qrels" / "test.tsv").write_text("q1\tjson\t1\nq2\tdog\t1\n", encoding="utf-8")
+    spec = ours(tmp_path)
+    plan = Plan(
+        dataset=read_dataset(data),
+        passages=PASSAGES,
+        embedder="",
+        reranker="",
+        dimension=32,
+        work=tmp_path,
+        pythons={spec.name: Path(sys.executable)},
+        url=None,
+        top_ns=[3],
+        clients=[1, 2],
+        rounds=1,
+    )
+    measured = run_peers([spec], plan, print)[spec.name]
+    assert measured.failure is None
+    result = summary(spec, measured, plan, measured)
+    assert [(3, 1, 0), (3, 2, 0)] == [
+        (run["top_n"], run["clients"], run["failed_queries"]) for run in result["queries"]
+    ]
+    assert [{"json#0", "dog#0", "vitamin#0"}] * 2 == [set(ids) for ids in measured.rankings[3]]
+    assert 1.0 == result["quality"]["3"]["same_results"]
+    assert 0.3 < result["quality"]["3"]["ndcg@10"] <= 1.0
+    assert result["ingest_passages_per_s"] > 0
+    assert result["cold_start_s"] > 0
+    assert result["versions"]["torch"]
+
+
+def test_a_system_that_fails_says_why_and_goes_on(tmp_path: Path) -> None:
+    spec = ours(tmp_path)
+    configuration = {"folder": str(tmp_path), "url": None, "settings": spec.settings}
+    log = tmp_path / "log"
+    with Worker(command(spec, Path(sys.executable)), configuration, environment(spec), log) as worker:
+        with pytest.raises(WorkerError, match="unknown request 'dance'"):
+            worker.ask("dance")
+        assert worker.ask("info", packages=[])["peak_mb"] > 1
+
+
+def test_a_process_that_ends_is_named_with_its_log(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match=r"ended.*\blog\b"):
+        Worker([sys.executable, "-c", "raise SystemExit(3)"], {}, {}, tmp_path / "log")
+
+
+def test_the_embedded_models_cost_what_their_shape_says() -> None:
+    """Products of a BERT of width 384: 12 layers of 24 * 384^2 a token, and 4 * 384 a pair of tokens for attention."""
+    import pipeline
+
+    model = Path(pipeline.__file__).parent / "models" / "embedder" / "model.xml"
+    length = 100
+    expected = 12 * (24 * 384**2 * length + 4 * 384 * length**2)
+    assert pytest.approx(expected, rel=0.02) == model_flops(model, [length])[0]
+
+
+def test_a_small_store_finds_what_exact_search_finds(tmp_path: Path) -> None:
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    vectors = noisy(random.standard_normal((40, 16)).astype(np.float32), 0, 40)
+    row = measure_size(300, ["text"] * 40, vectors, vectors[:5], tmp_path / "store")
+    assert 300 == row["chunks"]
+    assert {"unfiltered": 1.0, "filtered": 1.0} == {name: run["recall@100"] for name, run in row["search"].items()}
+    assert row["disk_mb"] > 0
