@@ -92,7 +92,9 @@ def build_embedder(settings: Settings) -> Embedder:
         from pipeline.embedders.sentence_transformers import SentenceTransformersEmbedder
 
         model = _required(settings, "embedding_model", "a Hugging Face name or a folder")
-        return SentenceTransformersEmbedder(model, device=settings.device)
+        return SentenceTransformersEmbedder(
+            model, device=settings.device, engine=settings.engine, cache_dir=model_cache(settings)
+        )
     if settings.embedder == "http":
         from pipeline.embedders.embedded import embedded_tokenizer
         from pipeline.embedders.http import HttpEmbedder
@@ -177,14 +179,20 @@ def _embedded(settings: Settings) -> Reranker:
 def _bge(settings: Settings) -> Reranker:
     from pipeline.rerankers.cross_encoder import CrossEncoderReranker
 
-    return CrossEncoderReranker(settings.reranker_model or BGE_MODEL, name="bge", device=settings.device)
+    return CrossEncoderReranker(
+        settings.reranker_model or BGE_MODEL,
+        name="bge",
+        device=settings.device,
+        engine=settings.engine,
+        cache_dir=model_cache(settings),
+    )
 
 
 def _cross_encoder(settings: Settings) -> Reranker:
     from pipeline.rerankers.cross_encoder import CrossEncoderReranker
 
     model = _required(settings, "reranker_model", "a Hugging Face name or a folder")
-    return CrossEncoderReranker(model, device=settings.device)
+    return CrossEncoderReranker(model, device=settings.device, engine=settings.engine, cache_dir=model_cache(settings))
 
 
 def _jina(settings: Settings) -> Reranker:
@@ -258,7 +266,7 @@ _RERANKERS: dict[str, RerankerFactory] = dict(_BUILT_IN)
 
 
 def model_cache(settings: Settings) -> Path:
-    """Where the CPU engine keeps compiled models between processes."""
+    """Where the CPU engine keeps converted and compiled models between processes."""
     return settings.data_dir / "cache" / "models"
 
 

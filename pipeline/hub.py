@@ -47,7 +47,7 @@ def load_model(
     Raises:
         ModelError: there is no such model, it is out of reach, or it cannot be opened; says what to do.
     """
-    with _loading, _quiet():
+    with _loading, quiet():
         if Path(model).expanduser().is_dir():
             return _opened(model, open_model, str(Path(model).expanduser()), True)
         name = hub_name(model, organization)
@@ -187,7 +187,7 @@ def _missing(name: str, why: str, instead: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no warnings of the libraries on the terminal; everything is as before afterwards."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as transformers_logging

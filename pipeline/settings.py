@@ -168,7 +168,12 @@ class Settings(BaseSettings):
         100.0, gt=0, description="largest file that is read, in MB; JSONL, which is read line by line, may be larger"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="where sentence-transformers models run; the embedded ones run on the CPU"
+        "auto", description="where Hugging Face models run; the embedded ones run on the CPU"
+    )
+    engine: Literal["auto", "openvino", "torch"] = Field(
+        "auto",
+        description="what runs Hugging Face models on a CPU: OpenVINO in int8, after a conversion at first use that is "
+        "checked against PyTorch, or PyTorch; `auto`: the former where the check is passed",
     )
 
     def __init__(self, **values: Any) -> None:

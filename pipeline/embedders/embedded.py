@@ -23,7 +23,7 @@ class EmbeddedEmbedder:
     def __init__(self, folder: Path | None = None, cache_dir: Path | None = None) -> None:
         self._model = ModelFolder(folder or EMBEDDER, "embedder", cache_dir)
         self.name = self._model.name
-        self.dimension = int(self._model.config["dimension"])
+        self.dimension = self._model.dimension
         self.max_tokens = self._model.max_tokens
 
     @property
@@ -33,16 +33,16 @@ class EmbeddedEmbedder:
 
     def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of shape (len(texts), dimension), of length 1."""
-        return self._embed([self._model.config["document_prefix"] + text for text in texts])
+        return self._embed(texts, query=False)
 
     def embed_query(self, text: str) -> NDArray[np.float32]:
         """Vector of shape (dimension,), of length 1."""
-        vector: NDArray[np.float32] = self._embed([self._model.config["query_prefix"] + text])[0]
+        vector: NDArray[np.float32] = self._embed([text], query=True)[0]
         return vector
 
-    def _embed(self, texts: list[str]) -> NDArray[np.float32]:
+    def _embed(self, texts: Sequence[str], *, query: bool) -> NDArray[np.float32]:
         try:
-            return self._model.embed(texts)
+            return self._model.embed(texts, query=query)
         except RuntimeError as error:  # OpenVINO's only exception: out of memory, mostly, or a damaged file
             raise EmbedderError(f"{self.name} failed: {error}") from error
 

@@ -1,59 +1,71 @@
-"""Any embedding model that sentence-transformers can load, from a folder or the Hugging Face hub."""
+"""Any embedding model that sentence-transformers can load, from a folder or the Hugging Face hub.
+
+On a CPU it runs on the engine of the model that comes with the package, converted at first use; elsewhere, and where
+that engine does not give its answers, under PyTorch.
+"""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import EmbedderError
-from pipeline.hub import ModelError, counting_tokenizer, identity, load_model, pick_device
+from pipeline.hub import ModelError, identity, load_model
+from pipeline.inference.choice import EngineChoice, open_model
 from pipeline.text import well_formed
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from pipeline.inference.torch_embedder import TorchEmbedder
 
 _ORGANIZATION = "sentence-transformers"
-# Names that models give to their prompts, for queries and for documents.
-_PROMPT_NAMES = (("query", "search_query"), ("document", "passage", "corpus", "search_document"))
-# For models without a limit of their own, such as static embeddings.
-_NO_LIMIT = 1_000_000
 
 
 class SentenceTransformersEmbedder:
     """Prompts for queries and documents, pooling and length are the model's own configuration.
 
     ``name`` is the model's name and what it was made of: the hub's commit, or for a folder the hash of its files
-    (not its path, so that a moved folder needs no new index). Weights stay float32 on every device, so that a
-    collection made on a GPU is searched on a CPU.
+    (not its path, so that a moved folder needs no new index). It is the same on every engine and device, whose vectors
+    are close enough for one collection. ``engine`` and ``cache_dir``, where converted models are kept: see
+    :func:`pipeline.inference.choice.open_model`.
 
     Raises:
         EmbedderError: the model cannot be found, reached or opened; says what to do.
         SettingsError: there is no such device.
     """
 
-    def __init__(self, model: str, *, device: str = "auto", revision: str | None = None, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "auto",
+        revision: str | None = None,
+        batch_size: int = 32,
+        engine: EngineChoice = "auto",
+        cache_dir: Path | None = None,
+    ) -> None:
+        named = partial(identity, model, revision, _ORGANIZATION)
         try:
-            self._model = load_model(
-                model,
-                revision=revision,
-                organization=_ORGANIZATION,
-                instead="RAG_EMBEDDER=embedded",
-                open_model=lambda name, local: _open(name, revision, device, local),
+            self._model = open_model(
+                "embedder",
+                partial(_open_torch, model, revision, device, batch_size),
+                identity=named,
+                variant="",
+                device=device,
+                engine=engine,
+                cache_dir=cache_dir,
             )
-            self.name = identity(model, revision, _ORGANIZATION) or f"{model}@{revision or 'main'}"
+            self.name = named() or f"{model}@{revision or 'main'}"
         except ModelError as error:
             raise EmbedderError(str(error)) from error
-        self._batch_size = batch_size
-        self._lock = threading.Lock()
-        self.tokenizer = _tokenizer(self._model, model)
-        self.max_tokens = int(self._model.max_seq_length or _NO_LIMIT)
-        self.dimension = int(self._model.get_embedding_dimension() or self.embed_query("dimension").shape[0])
+        self.tokenizer = self._model.tokenizer
+        self.max_tokens = self._model.max_tokens
+        self.dimension = self._model.dimension
 
     def __repr__(self) -> str:
         return f"SentenceTransformersEmbedder({self.name!r})"
@@ -70,48 +82,22 @@ class SentenceTransformersEmbedder:
         return vector
 
     def _embed(self, texts: list[str], *, query: bool) -> NDArray[np.float32]:
-        encode = self._model.encode_query if query else self._model.encode_document
-        prompt = _prompt(self._model, query=query)
         try:
-            with self._lock:  # its tokenizer may not be used by two threads
-                vectors = encode(
-                    texts, prompt=prompt, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
-                )
+            vectors = self._model.embed(texts, query=query)
         except RuntimeError as error:
             raise EmbedderError(f"{self.name} failed: {error}") from error
         return unit_rows(vectors, model=self.name)
 
 
-def _open(name: str, revision: str | None, device: str, local: bool) -> SentenceTransformer:
-    import torch
-    from sentence_transformers import SentenceTransformer
+def _open_torch(model: str, revision: str | None, device: str, batch_size: int) -> TorchEmbedder:
+    from pipeline.inference.torch_embedder import open_embedder
 
-    return SentenceTransformer(
-        name,
-        device=pick_device(device),
+    return load_model(
+        model,
         revision=revision,
-        local_files_only=local,
-        model_kwargs={"dtype": torch.float32},
+        organization=_ORGANIZATION,
+        instead="RAG_EMBEDDER=embedded",
+        open_model=lambda name, local: open_embedder(
+            name, revision=revision, device=device, batch_size=batch_size, local=local
+        ),
     )
-
-
-def _prompt(model: SentenceTransformer, *, query: bool) -> str:
-    """What the model's configuration puts before a query or a document.
-
-    sentence-transformers 6 itself would look no further than "document", which it adds empty to every model, and so
-    leave out the "passage: " of models that call it "passage". A default prompt holds where the model has no
-    prompts for either side.
-    """
-    sides = [[model.prompts[name] for name in names if model.prompts.get(name)] for names in _PROMPT_NAMES]
-    if not any(sides):
-        return model.prompts.get(model.default_prompt_name or "") or ""
-    return next(iter(sides[0] if query else sides[1]), "")
-
-
-def _tokenizer(model: SentenceTransformer, name: str) -> Tokenizer:
-    tokenizer = counting_tokenizer(model.tokenizer)
-    if tokenizer is None:
-        raise EmbedderError(
-            f"{name} has no fast tokenizer, which cutting texts into chunks needs; choose a model with tokenizer.json"
-        )
-    return tokenizer

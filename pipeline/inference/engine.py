@@ -37,6 +37,9 @@ ACTIVATION_GROUP = 128
 # gain nothing, and everyone in one waits for its end.
 TOGETHER = 128
 
+# Token ids of a sequence, and where its second part begins.
+_Item = tuple[tuple[int, ...], int]
+
 _engines: dict[tuple[Path, Path | None], Engine] = {}
 _engines_lock = threading.Lock()
 
@@ -51,41 +54,49 @@ def shared_engine(model: Path, cache_dir: Path | None = None, pad_id: int = 0) -
 
 
 class Engine:
-    """A compiled model with inputs ``input_ids`` and ``attention_mask`` and one output row a sequence. Thread-safe."""
+    """A compiled model with inputs ``input_ids`` and ``attention_mask`` and one output row a sequence. Thread-safe.
 
-    def __init__(self, model: Path, cache_dir: Path | None = None, pad_id: int = 0) -> None:
-        compiled = _compile(model, cache_dir)
+    A third input, if the model has one, is ``token_type_ids``: 0 for the first part of a sequence and 1 for the second.
+    ``exact`` computes in float32 whatever the CPU could do faster.
+    """
+
+    def __init__(self, model: Path, cache_dir: Path | None = None, pad_id: int = 0, *, exact: bool = False) -> None:
+        compiled = _compile(model, cache_dir, exact=exact)
         self._pad_id = pad_id
+        self._typed = len(compiled.inputs) == 3
         self._streams = int(compiled.get_property("NUM_STREAMS"))
         # Twice as many requests as streams: while one is being collected, the next already runs.
         self._requests: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
         for _ in range(2 * self._streams):
             self._requests.put(compiled.create_infer_request())
         self._width = int(compiled.output(0).partial_shape[1].get_length())
-        self._together: Combiner[Sequence[int], NDArray[np.float32]] = Combiner(
-            lambda sequences: list(self.run(sequences)), TOGETHER
-        )
+        self._together: Combiner[_Item, NDArray[np.float32]] = Combiner(lambda items: list(self._rows(items)), TOGETHER)
 
-    def run(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def run(self, sequences: Sequence[Sequence[int]], second: Sequence[int] | None = None) -> NDArray[np.float32]:
         """Output rows of shape (len(sequences), width), in input order.
 
-        Equal sequences are computed once. The order of the sequences does not change a row.
+        ``second`` says for each sequence where its second part begins, 0 for none. Equal sequences are computed once.
+        The order of the sequences does not change a row.
         """
-        # Sorted, because in bfloat16 a row depends a little on which batch it is in.
-        distinct = sorted(set(map(tuple, sequences)), key=lambda sequence: (-len(sequence), sequence))
-        places = {sequence: place for place, sequence in enumerate(distinct)}
-        rows = self._run(distinct)
-        return rows[[places[tuple(sequence)] for sequence in sequences]]
+        return self._rows(_items(sequences, second))
 
-    def run_together(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def run_together(
+        self, sequences: Sequence[Sequence[int]], second: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
         """As :meth:`run`, and in one with the calls that other threads make meanwhile."""
         if not sequences:
             return np.empty((0, self._width), dtype=np.float32)
-        return np.stack(self._together.run(sequences))
+        return np.stack(self._together.run(_items(sequences, second)))
 
-    def _run(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def _rows(self, items: Sequence[_Item]) -> NDArray[np.float32]:
+        # Sorted, because in bfloat16 a row depends a little on which batch it is in.
+        distinct = sorted(set(items), key=lambda item: (-len(item[0]), item))
+        places = {item: place for place, item in enumerate(distinct)}
+        return self._run(distinct)[[places[item] for item in items]]
+
+    def _run(self, items: Sequence[_Item]) -> NDArray[np.float32]:
         """Output rows of sequences sorted from the longest to the shortest."""
-        output = np.empty((len(sequences), self._width), dtype=np.float32)
+        output = np.empty((len(items), self._width), dtype=np.float32)
         running: deque[tuple[Any, slice, Any]] = deque()
 
         def collect() -> None:
@@ -97,9 +108,9 @@ class Engine:
                 self._requests.put(request)
 
         try:
-            lengths = [len(sequence) for sequence in sequences]
+            lengths = [len(ids) for ids, _ in items]
             for rows in batches(lengths, budget(lengths, self._streams)):
-                inputs = self._inputs(sequences[rows])  # first: if it fails, no request is held
+                inputs = self._inputs(items[rows])  # first: if it fails, no request is held
                 request = self._free_request(blocking=not running)
                 while request is None:
                     collect()
@@ -118,14 +129,19 @@ class Engine:
         except queue.Empty:
             return None
 
-    def _inputs(self, sequences: Sequence[Sequence[int]]) -> dict[int, NDArray[np.int64]]:
-        length = padded(max(map(len, sequences)))
-        ids = np.full((len(sequences), length), self._pad_id, dtype=np.int64)
-        mask = np.zeros((len(sequences), length), dtype=np.int64)
-        for row, sequence in enumerate(sequences):
+    def _inputs(self, items: Sequence[_Item]) -> dict[int, NDArray[np.int64]]:
+        shape = (len(items), padded(max(len(ids) for ids, _ in items)))
+        ids, mask = np.full(shape, self._pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        types = np.zeros(shape, dtype=np.int64)
+        for row, (sequence, second) in enumerate(items):
             ids[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = 1
-        return {0: ids, 1: mask}
+            types[row, second or len(sequence) : len(sequence)] = 1
+        return {0: ids, 1: mask, 2: types} if self._typed else {0: ids, 1: mask}
+
+
+def _items(sequences: Sequence[Sequence[int]], second: Sequence[int] | None) -> list[_Item]:
+    return [(tuple(ids), place) for ids, place in zip(sequences, second or [0] * len(sequences), strict=True)]
 
 
 def budget(lengths: Sequence[int], streams: int) -> int:
@@ -151,16 +167,16 @@ def padded(length: int) -> int:
     return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
-def _compile(model: Path, cache_dir: Path | None) -> openvino.CompiledModel:
+def _compile(model: Path, cache_dir: Path | None, *, exact: bool) -> openvino.CompiledModel:
     import openvino
 
     core = openvino.Core()
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     options: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "bf16" if "BF16" in capabilities else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if "BF16" in capabilities and not exact else "f32",
         "NUM_STREAMS": str(_cores()),
         "INFERENCE_NUM_THREADS": str(_cores()),
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(ACTIVATION_GROUP),
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0" if exact else str(ACTIVATION_GROUP),
     }
     if cache_dir is not None:
         cache_dir.mkdir(parents=True, exist_ok=True)

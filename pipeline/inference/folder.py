@@ -1,8 +1,9 @@
 """A model folder: ``model.xml`` and ``model.bin`` (OpenVINO IR), ``tokenizer.json``, ``config.json``.
 
 ``config.json`` says what the weights are: ``kind`` ("embedder" or "cross-encoder"), ``name``, ``revision`` (the
-sha256 of ``model.bin``), ``max_tokens``, the ids of the special tokens, and by kind ``dimension``, ``query_prefix``
-and ``document_prefix``, or ``default_alpha``. Exchanging a model is exchanging these files.
+sha256 of ``model.bin``), ``max_tokens``, ``pad_id``, and by kind ``dimension``, ``query_prefix``, ``document_prefix``
+and ``around`` (the special tokens before and after a text), or ``default_alpha`` and ``around`` (those before the
+query, between it and the text, and after the text). Exchanging a model is exchanging these files.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class ModelFolder:
         """Name and the beginning of the weights' hash."""
         return f"{self.config['name']}@{str(self.config['revision'])[:12]}"
 
+    @property
+    def dimension(self) -> int:
+        """Components of an embedder's vectors."""
+        return int(self.config["dimension"])
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Without truncation, padding or special tokens of its own; one a process for each content.
@@ -76,23 +82,47 @@ class ModelFolder:
         encoded = self.tokenizer.encode_batch_fast([well_formed(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit-length vectors of ``<s> text </s>``, cut at the model's longest input."""
-        start, end = [int(self.config["bos_id"])], [int(self.config["eos_id"])]
-        room = self.max_tokens - 2
-        vectors = self.engine.run([start + ids[:room] + end for ids in self.ids(texts)])
+    def embed(self, texts: Sequence[str], *, query: bool) -> NDArray[np.float32]:
+        """Unit-length vectors of queries or documents, cut at the model's longest input."""
+        vectors = self.engine.run(self.sequences(texts, query=query))
         # In float32 and outside the graph, whatever precision the graph runs in.
         unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return unit
 
     def logits(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
-        """One logit for each ``<s> query </s> </s> text </s>``; the query is tokenized once.
+        """One logit for each pair of query and text; the query is tokenized once.
 
-        Too long a pair loses the end of its text; a query longer than half the room is cut to that half.
+        Of a pair that is too long, the longer part loses its end until both are equally long, then both.
         """
-        start, end = [int(self.config["bos_id"])], [int(self.config["eos_id"])]
-        room = self.max_tokens - 4
-        asked = self.ids([query])[0][: room // 2]
-        head = start + asked + end + end
-        tail = room - len(asked)
-        return self.engine.run_together([head + ids[:tail] + end for ids in self.ids(texts)])[:, 0]
+        sequences, second = self.pairs(query, texts)
+        return self.engine.run_together(sequences, second)[:, 0]
+
+    def sequences(self, texts: Sequence[str], *, query: bool) -> list[list[int]]:
+        """Token ids of each query or document as the model reads it, with its prefix, cut at its longest input."""
+        prefix = self.config["query_prefix" if query else "document_prefix"]
+        start, end = self.config["around"]
+        room = self.max_tokens - len(start) - len(end)
+        return [start + ids[:room] + end for ids in self.ids([prefix + text for text in texts])]
+
+    def pairs(self, query: str, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+        """Token ids of each pair as the model reads them, and where the text begins in each."""
+        start, between, end = self.config["around"]
+        room = self.max_tokens - len(start) - len(between) - len(end)
+        asked = self.ids([query])[0]
+        sequences, second = [], []
+        for ids in self.ids(texts):
+            first, last = shares(len(asked), len(ids), room)
+            head = start + asked[:first] + between
+            sequences.append(head + ids[:last] + end)
+            second.append(len(head))
+        return sequences, second
+
+
+def shares(first: int, second: int, room: int) -> tuple[int, int]:
+    """Tokens that two parts keep in ``room``: what tokenizers call the strategy "longest first"."""
+    if first + second <= room:
+        return first, second
+    if first > second:
+        return shares(second, first, room)[::-1]
+    first = min(first, room // 2)
+    return first, room - first

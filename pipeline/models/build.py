@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.inference.export import export
 from pipeline.models import EMBEDDER, RERANKER
 from pipeline.models.e5bin import E5, installed_file, read_e5
-from pipeline.models.export import export
 from pipeline.models.vocabulary import build_tokenizer, kept_ids, used_pieces
 
 _TENSORS = {
@@ -152,7 +152,7 @@ def main() -> None:
     e5 = read_e5(arguments.e5 or installed_file())
     keep = kept_ids(e5.pieces, used_pieces())
     tokenizer = build_tokenizer(e5, keep)
-    common = {"bos_id": e5.bos, "eos_id": e5.eos, "pad_id": e5.pad}
+    start, end = [e5.bos], [e5.eos]
     print(f"{len(keep)} of {len(e5.pieces)} pieces kept")
     export(
         mean_pooled(bert(e5, keep)),
@@ -164,7 +164,8 @@ def main() -> None:
             "max_tokens": e5.positions,
             "query_prefix": "query: ",
             "document_prefix": "passage: ",
-            **common,
+            "pad_id": e5.pad,
+            "around": [start, end],
         },
         arguments.output / EMBEDDER.name,
     )
@@ -177,7 +178,8 @@ def main() -> None:
                 "name": f"{arguments.reranker.resolve().name}-en-zh",
                 "max_tokens": 320,
                 "default_alpha": 0.25,
-                **common,
+                "pad_id": e5.pad,
+                "around": [start, end + end, end],
             },
             arguments.output / RERANKER.name,
         )

@@ -1,37 +1,34 @@
-"""Any cross-encoder that sentence-transformers can load, from a folder or the Hugging Face hub."""
+"""Any cross-encoder that sentence-transformers can load, from a folder or the Hugging Face hub.
+
+On a CPU it runs on the engine of the model that comes with the package, converted at first use; elsewhere, and where
+that engine does not give its answers, under PyTorch.
+"""
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from pipeline.errors import RerankerError
-from pipeline.hub import ModelError, counting_tokenizer, identity, load_model, pick_device
-from pipeline.inference.combining import Combiner
+from pipeline.hub import ModelError, identity, load_model
+from pipeline.inference.choice import EngineChoice, open_model
 from pipeline.scoring import sigmoid
 from pipeline.text import well_formed
 from pipeline.types import RerankScore, ScoreScale
 
 if TYPE_CHECKING:
-    from sentence_transformers import CrossEncoder
+    from pipeline.inference.folder import ModelFolder
+    from pipeline.inference.torch_cross_encoder import TorchCrossEncoder
 
 ORGANIZATION = "cross-encoder"
 """Whose model a name without an owner is."""
-
-# Tokens of a batch, padding included. Small on CPUs: 8 passages at once run about twice as fast as 32, because
-# activations stay in the cache and little is padded. On GPUs only memory counts.
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
-# Most pairs that calls of several threads are joined to: the candidates of a few queries.
-_TOGETHER = 256
-# Tokenizers without a limit of their own give a number like 1e30.
-_UNLIMITED = 1_000_000
 
 
 class CrossEncoderReranker:
@@ -39,7 +36,8 @@ class CrossEncoderReranker:
 
     The model is loaded at the first :meth:`score` and shared by all rerankers of the process that ask for the same
     one. A pair too long for it loses the end of its longer part, so neither a long query nor a long text is all that
-    is left. ``revision`` is a commit, tag or branch on the hub; ``batch_tokens`` bounds the padded size of a batch.
+    is left. ``revision`` is a commit, tag or branch on the hub; ``batch_tokens`` bounds the padded size of a batch of
+    PyTorch's. ``engine``, and ``cache_dir`` for converted models: see :func:`pipeline.inference.choice.open_model`.
     """
 
     scale: ScoreScale = "logit"
@@ -54,18 +52,28 @@ class CrossEncoderReranker:
         revision: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
+        engine: EngineChoice = "auto",
+        cache_dir: Path | None = None,
     ) -> None:
         self.name = name
         self.model = model
         self.revision = revision
-        self._device = device
-        self._max_length = max_length
-        self._batch_tokens = batch_tokens
+        # A folder by its full path, so that all who use it share one model.
+        folder = Path(model).expanduser()
+        self._asked = _Asked(
+            place=str(folder.resolve()) if folder.is_dir() else model,
+            revision=revision,
+            device=device,
+            max_length=max_length,
+            batch_tokens=batch_tokens,
+            engine=engine,
+            cache_dir=cache_dir.resolve() if cache_dir else None,
+        )
         self._identity: str | None = None
         self._identity_lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"CrossEncoderReranker({self.model!r}, name={self.name!r}, device={self._device!r})"
+        return f"CrossEncoderReranker({self.model!r}, name={self.name!r}, device={self._asked.device!r})"
 
     @property
     def identity(self) -> str | None:
@@ -88,9 +96,9 @@ class CrossEncoderReranker:
         """The model's own."""
         return self._loaded().tokenizer
 
-    def _loaded(self) -> _Model:
+    def _loaded(self) -> ModelFolder | TorchCrossEncoder:
         try:
-            return _shared(self.model, self.revision, self._device, self._max_length)
+            return _shared(self._asked)
         except ModelError as error:
             raise RerankerError(str(error), provider=self.name, operator=True) from error
 
@@ -102,162 +110,67 @@ class CrossEncoderReranker:
         unique = list(dict.fromkeys(clean))
         model = self._loaded()
         try:
-            logits = dict(zip(unique, model.logits(well_formed(query), unique, self._batch_tokens), strict=True))
+            found = model.logits(well_formed(query), unique)
         except RuntimeError as error:
             # Out of memory, mostly: less load may heal it.
             raise RerankerError(f"{self.model} failed: {error}", provider=self.name, retryable=True) from error
-        broken = [text for text, logit in logits.items() if not math.isfinite(logit)]
+        broken = int((~np.isfinite(found)).sum())
         if broken:
             raise RerankerError(
-                f"{self.model} gave no number for {len(broken)} of {len(unique)} texts; its weights may be damaged",
+                f"{self.model} gave no number for {broken} of {len(unique)} texts; its weights may be damaged",
                 provider=self.name,
             )
+        logits = dict(zip(unique, found.tolist(), strict=True))
         return [RerankScore(logits[text], sigmoid(logits[text])) for text in clean]
 
 
-class _Model:
-    """A loaded model, one forward pass at a time: its own tokenizer may not be used by two threads."""
+@dataclass(frozen=True)
+class _Asked:
+    """All that makes one loaded model another one."""
 
-    def __init__(self, model: CrossEncoder, device: str) -> None:
-        self._model = model
-        self._kind = device.partition(":")[0]
-        self._together: Combiner[tuple[str, str, int], float] = Combiner(self._forward, _TOGETHER)
-        self._bf16 = self._kind == "cpu" and _cpu_has_bf16()
-        if model.num_labels != 1:
-            raise ModelError(
-                f"the model has {model.num_labels} outputs, a reranker needs exactly one: this is a classifier, not a "
-                "cross-encoder for reranking"
-            )
-        _remove_sigmoid(model)
-        _keep_head_exact(model)
-
-    def logits(self, query: str, texts: list[str], batch_tokens: int | None) -> list[float]:
-        """One logit for each text, in input order; calls that other threads make meanwhile go along in one."""
-        budget = batch_tokens or _BATCH_TOKENS.get(self._kind, 2048)
-        return self._together.run([(query, text, budget) for text in texts])
-
-    def _forward(self, items: list[tuple[str, str, int]]) -> list[float]:
-        """Logits of (query, text, tokens of a batch).
-
-        Batches hold pairs of like length, and the same ones whatever the order of the input: in bf16 a logit
-        changes in the third digit with the shape of its batch.
-        """
-        from torch.nn import Identity
-
-        distinct = list(dict.fromkeys(part for query, text, _ in items for part in (query, text)))
-        count = dict(zip(distinct, map(len, self._ids(distinct)), strict=True))
-        limit = self._model.max_seq_length or math.inf
-        lengths = [int(min(count[query] + count[text], limit)) for query, text, _ in items]
-        order = sorted(range(len(items)), key=lambda i: (-lengths[i], items[i]))
-        logits = [math.nan] * len(items)
-        for batch in _batches(order, lengths, min(budget for _, _, budget in items)):
-            with self._autocast():
-                # Asked for without activation: by default each model applies the one its configuration names.
-                scores = self._model.predict(
-                    [items[i][:2] for i in batch],
-                    batch_size=len(batch),
-                    activation_fn=Identity(),
-                    show_progress_bar=False,
-                )
-            for i, score in zip(batch, scores.tolist(), strict=True):
-                logits[i] = score
-        return logits
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer | None:
-        """A copy that counts whole texts; None for a tokenizer that only Python has."""
-        return counting_tokenizer(self._model.tokenizer)
-
-    @property
-    def max_tokens(self) -> int | None:
-        """Longest pair that the model reads, in tokens; None where it does not say."""
-        length = self._model.max_seq_length
-        return int(length) if length and length < _UNLIMITED else None
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        # verbose: else it warns of texts longer than the model, which are cut later.
-        ids: list[list[int]] = self._model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if not self._bf16:
-            return nullcontext()
-        import torch
-
-        context: AbstractContextManager[Any] = torch.autocast("cpu", dtype=torch.bfloat16)
-        return context
-
-
-def _batches(order: list[int], lengths: list[int], budget: int) -> Iterator[list[int]]:
-    """Cuts the order, longest first, into batches whose padded size (longest times count) fits the budget."""
-    start = 0
-    while start < len(order):
-        size = max(1, budget // max(1, lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
-
-
-def _cpu_has_bf16() -> bool:
-    import torch
-
-    features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-
-
-def _remove_sigmoid(model: CrossEncoder) -> None:
-    """Takes a sigmoid out of the model's own modules: ours would be the second one."""
-    from sentence_transformers.base.modules import Dense
-    from torch.nn import Identity, Sigmoid
-
-    for module in model.modules():
-        if isinstance(module, Dense) and isinstance(module.activation_function, Sigmoid):
-            module.activation_function = Identity()
-
-
-def _keep_head_exact(model: CrossEncoder) -> None:
-    """Computes the last layer in float32: a logit rounded to bf16 has 8 bits, and candidates tie."""
-    from torch.nn import Linear
-
-    heads = [name for name, module in model.named_modules() if type(module) is Linear and module.out_features == 1]
-    if heads:
-        model.set_keep_in_fp32_modules([*(model.keep_in_fp32_modules or []), heads[-1]])
+    place: str
+    revision: str | None
+    device: str
+    max_length: int | None
+    batch_tokens: int | None
+    engine: EngineChoice
+    cache_dir: Path | None
 
 
 # One model a process, whatever the number of rerankers that use it.
-_models: dict[tuple[str, str | None, str, int | None], _Model] = {}
+_models: dict[_Asked, ModelFolder | TorchCrossEncoder] = {}
 _models_lock = threading.Lock()
 
 
-def _shared(model: str, revision: str | None, device: str, max_length: int | None) -> _Model:
-    folder = Path(model).expanduser()
-    place = str(folder.resolve()) if folder.is_dir() else model
-    key = (place, revision, device, max_length)
+def _shared(asked: _Asked) -> ModelFolder | TorchCrossEncoder:
     with _models_lock:
-        if key not in _models:
-            _models[key] = load_model(
-                place,
-                revision=revision,
-                organization=ORGANIZATION,
-                instead="RAG_RERANKER=embedded",
-                open_model=lambda name, local: _open(name, revision, device, max_length, local),
+        if asked not in _models:
+            _models[asked] = open_model(
+                "cross-encoder",
+                partial(_open_torch, asked),
+                identity=partial(identity, asked.place, asked.revision, ORGANIZATION),
+                variant=str(asked.max_length or ""),
+                device=asked.device,
+                engine=asked.engine,
+                cache_dir=asked.cache_dir,
             )
-        return _models[key]
+        return _models[asked]
 
 
-def _open(name: str, revision: str | None, device: str, max_length: int | None, local: bool) -> _Model:
-    import torch
-    from sentence_transformers import CrossEncoder
+def _open_torch(asked: _Asked) -> TorchCrossEncoder:
+    from pipeline.inference.torch_cross_encoder import open_cross_encoder
 
-    device = pick_device(device)
-    dtype = torch.float32
-    if device.startswith("cuda"):
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    model = CrossEncoder(
-        name,
-        device=device,
-        revision=revision,
-        max_length=max_length,
-        local_files_only=local,
-        model_kwargs={"dtype": dtype},
+    return load_model(
+        asked.place,
+        revision=asked.revision,
+        organization=ORGANIZATION,
+        instead="RAG_RERANKER=embedded",
+        open_model=lambda name, local: open_cross_encoder(
+            name,
+            revision=asked.revision,
+            device=asked.device,
+            max_length=asked.max_length,
+            batch_tokens=asked.batch_tokens,
+            local=local,
+        ),
     )
-    return _Model(model, device)

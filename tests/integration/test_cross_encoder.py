@@ -15,7 +15,6 @@ import pytest
 
 from pipeline.embedders.sentence_transformers import SentenceTransformersEmbedder
 from pipeline.errors import EmbedderError, RerankerError, SettingsError
-from pipeline.rerankers import cross_encoder
 from pipeline.rerankers.cross_encoder import CrossEncoderReranker
 from tests.hub import COMMIT, serve_model
 from tests.loopback import Loopback
@@ -130,9 +129,9 @@ def test_logits_do_not_tie(folder: Path) -> None:
 
 def test_a_model_is_loaded_once_a_process(folder: Path) -> None:
     """Any number of rerankers share it, however its folder is written; another length is another model."""
-    first = cross_encoder._shared(str(folder), None, "cpu", None)
-    assert cross_encoder._shared(f"{folder}/../{folder.name}", None, "cpu", None) is first
-    assert cross_encoder._shared(str(folder), None, "cpu", 16) is not first
+    first = CrossEncoderReranker(str(folder), device="cpu")._loaded()
+    assert CrossEncoderReranker(f"{folder}/../{folder.name}", device="cpu")._loaded() is first
+    assert CrossEncoderReranker(str(folder), device="cpu", max_length=16)._loaded() is not first
 
 
 def test_a_classifier_is_no_reranker(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def measure_limit(
         steps[f"product {kind}"] = _product(kind)
     embedding, reranking = ModelFolder(embedder, "embedder"), ModelFolder(reranker, "cross-encoder")
     models: dict[str, tuple[ModelFolder, Callable[[], Any]]] = {
-        "embedding": (embedding, partial(embedding.embed, texts)),
+        "embedding": (embedding, partial(embedding.embed, texts, query=False)),
         "reranking": (reranking, partial(reranking.logits, query, texts)),
     }
     for name, (folder, run) in models.items():
@@ -95,10 +95,8 @@ def model_flops(model: Path, lengths: Sequence[int]) -> list[float]:
 
 def _lengths(folder: ModelFolder, query: str | None, texts: Sequence[str]) -> list[int]:
     """Tokens of each sequence, special ones included, as the folder makes them."""
-    special = 2 if query is None else 4
-    room = folder.max_tokens - special
-    asked = 0 if query is None else min(len(folder.ids([query])[0]), room // 2)
-    return [special + asked + min(len(ids), room - asked) for ids in folder.ids(texts)]
+    sequences = folder.sequences(texts, query=False) if query is None else folder.pairs(query, texts)[0]
+    return [len(sequence) for sequence in sequences]
 
 
 def _rate(run: Callable[[], Any], flops: float) -> Callable[[], float]:

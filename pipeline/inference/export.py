@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,27 @@ def export(module: Any, tokenizer: Tokenizer, config: dict[str, Any], folder: Pa
 
     The same weights give the same bytes. ``config`` gets the revision (sha256 of ``model.bin``).
     """
+    model = traced(module, ("input_ids", "attention_mask"))
+    compress_weights(model)
+    write_folder(model, tokenizer, config, folder)
+
+
+def traced(module: Any, inputs: Sequence[str]) -> Any:
+    """A torch module as an OpenVINO model; ``inputs`` names the module's arguments, each of shape (texts, tokens)."""
     import openvino
     import torch
 
-    example = {name: torch.ones(2, 16, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    example = {name: torch.ones(2, 16, dtype=torch.long) for name in inputs}
     shapes = [(name, [-1, -1], openvino.Type.i64) for name in example]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's, about branches on shapes that are fixed here
-        model = openvino.convert_model(module.eval(), example_input=example, input=shapes)
-    compress_weights(model)
+        return openvino.convert_model(module.eval(), example_input=example, input=shapes)
+
+
+def write_folder(model: Any, tokenizer: Tokenizer, config: dict[str, Any], folder: Path) -> None:
+    """Writes an OpenVINO model, its tokenizer and its configuration as a model folder."""
+    import openvino
+
     folder.mkdir(parents=True, exist_ok=True)
     # A process may have the old files mapped into its memory: they are replaced, never written over.
     with tempfile.TemporaryDirectory(dir=folder) as name:
@@ -44,6 +57,23 @@ def export(module: Any, tokenizer: Tokenizer, config: dict[str, Any], folder: Pa
         (new / "config.json").write_text(text + "\n", encoding="utf-8")
         for file in sorted(new.iterdir()):
             file.replace(folder / file.name)
+
+
+def finite_masks(model: Any) -> None:
+    """Makes the masks of attention, in place, add -1e9 where nothing is to be seen.
+
+    With -inf a padded token that sees nothing at all, as in ModernBERT's sliding windows, becomes no number, and spoils
+    the tokens that see it.
+    """
+    import openvino.opset15 as ops
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "ScaledDotProductAttention" and node.get_input_size() > 3:
+            mask = node.input_value(3)
+            if mask.get_element_type().get_type_name() == "boolean":
+                added = ops.select(mask, ops.constant(np.float32(0)), ops.constant(np.float32(-1e9)))
+                node.input(3).replace_source_output(added.output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def compress_weights(model: Any) -> None:
