@@ -51,7 +51,7 @@ def examine(settings: Settings) -> list[Check]:
     def embedder() -> str:
         model = build_embedder(settings)
         model.embed_documents(_TEXTS)
-        return f"{model.name}, {model.dimension} dimensions, up to {model.max_tokens} tokens"
+        return f"{model.name}, {model.dimension} dimensions, up to {model.max_tokens} tokens{_runs_on(model)}"
 
     def reranker() -> str:
         model = build_reranker(settings)
@@ -59,11 +59,16 @@ def examine(settings: Settings) -> list[Check]:
             return "none: hits keep the order of the first stage"
         scores = model.score(_QUERY, _TEXTS)
         shown = ", ".join(f"{score.probability:.3f}" for score in scores)
-        return f"{model.name}: probabilities {shown} for a fitting and an unfitting text"
+        return f"{model.name}{_runs_on(model)}: probabilities {shown} for a fitting and an unfitting text"
 
     checks = {"settings": _settings_source, "data directory": data_dir, "store": store}
     checks |= {"embedder": embedder, "reranker": reranker}
     return [_run(name, check) for name, check in checks.items()]
+
+
+def _runs_on(model: object) -> str:
+    engine = getattr(model, "runs_on", None)
+    return f", on {engine}" if engine else ""
 
 
 def _settings_source() -> str:

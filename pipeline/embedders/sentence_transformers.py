@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import EmbedderError
 from pipeline.hub import ModelError, identity, load_model
-from pipeline.inference.choice import EngineChoice, open_model
+from pipeline.inference.choice import EngineChoice, open_model, runs_on
 from pipeline.text import well_formed
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class SentenceTransformersEmbedder:
         self.tokenizer = self._model.tokenizer
         self.max_tokens = self._model.max_tokens
         self.dimension = self._model.dimension
+        self.runs_on = runs_on(self._model)
+        """The engine in use: "OpenVINO" or "PyTorch"."""
 
     def __repr__(self) -> str:
         return f"SentenceTransformersEmbedder({self.name!r})"

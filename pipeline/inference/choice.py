@@ -73,6 +73,11 @@ def open_model(
     return model
 
 
+def runs_on(model: ModelFolder | Convertible) -> str:
+    """What a model that :func:`open_model` opened runs on, in words."""
+    return "OpenVINO" if isinstance(model, ModelFolder) else "PyTorch"
+
+
 def _on_cpu(device: str) -> bool:
     """Whether a model will run on the CPU. PyTorch, which takes seconds to load, is asked only where it may not."""
     if device != "auto":

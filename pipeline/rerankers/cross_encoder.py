@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import RerankerError
 from pipeline.hub import ModelError, identity, load_model
-from pipeline.inference.choice import EngineChoice, open_model
+from pipeline.inference.choice import EngineChoice, open_model, runs_on
 from pipeline.scoring import sigmoid
 from pipeline.text import well_formed
 from pipeline.types import RerankScore, ScoreScale
@@ -95,6 +95,11 @@ class CrossEncoderReranker:
     def tokenizer(self) -> Tokenizer | None:
         """The model's own."""
         return self._loaded().tokenizer
+
+    @property
+    def runs_on(self) -> str:
+        """The engine in use: "OpenVINO" or "PyTorch"."""
+        return runs_on(self._loaded())
 
     def _loaded(self) -> ModelFolder | TorchCrossEncoder:
         try:

@@ -37,6 +37,13 @@ def _sentence_transformers(folder: Path, stack: contextlib.ExitStack) -> Embedde
     return SentenceTransformersEmbedder(str(save_embedder(folder / "model")), device="cpu")
 
 
+def _sentence_transformers_on_the_engine(folder: Path, stack: contextlib.ExitStack) -> Embedder:
+    from pipeline.embedders.sentence_transformers import SentenceTransformersEmbedder
+
+    model = save_embedder(folder / "model", architecture="modernbert")
+    return SentenceTransformersEmbedder(str(model), device="cpu", engine="openvino", cache_dir=folder / "cache")
+
+
 def _http(folder: Path, stack: contextlib.ExitStack) -> Embedder:
     from pipeline.embedders.http import HttpEmbedder
 
@@ -54,6 +61,7 @@ def _embedded(folder: Path, stack: contextlib.ExitStack) -> Embedder:
 MAKERS: dict[str, Make] = {
     "fake": _fake,
     "sentence-transformers": _sentence_transformers,
+    "sentence-transformers-on-the-engine": _sentence_transformers_on_the_engine,
     "http": _http,
     "embedded": _embedded,
 }

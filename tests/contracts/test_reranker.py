@@ -52,6 +52,13 @@ def _cross_encoder(folder: Path, stack: contextlib.ExitStack) -> Reranker:
     return CrossEncoderReranker(str(save_cross_encoder(folder / "model")), device="cpu")
 
 
+def _cross_encoder_on_the_engine(folder: Path, stack: contextlib.ExitStack) -> Reranker:
+    from pipeline.rerankers.cross_encoder import CrossEncoderReranker
+
+    model = save_cross_encoder(folder / "model", architecture="xlm-roberta")
+    return CrossEncoderReranker(str(model), device="cpu", engine="openvino", cache_dir=folder / "cache")
+
+
 def _embedded(folder: Path, stack: contextlib.ExitStack) -> Reranker:
     from pipeline.rerankers.embedded import EmbeddedReranker
 
@@ -74,6 +81,7 @@ MAKERS: dict[str, Make] = {
     "fake": _fake,
     "cohere": _cohere,
     "cross-encoder": _cross_encoder,
+    "cross-encoder-on-the-engine": _cross_encoder_on_the_engine,
     "embedded": _embedded,
 }
 
