@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -43,6 +44,9 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A file name may hold what no encoding has; written out as \udce9 it is valid JSON, too.
             stream.reconfigure(errors="backslashreplace")
+    # What takes long the first time (downloads, conversions) is said, and what goes another way than asked for.
+    logging.basicConfig(format="rag: %(message)s", level=logging.WARNING)
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     try:
         app(prog_name="rag")
     except SettingsError as error:
