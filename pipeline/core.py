@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -102,6 +103,7 @@ class Pipeline:
         self.chunk_overlap = min(chunk_overlap, (self.chunk_tokens - 1) // 2)
         self.max_file_bytes = int(max_file_mb * 1e6)
         self._checked = False
+        self._loading: threading.Thread | None = None
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
 
     @classmethod
@@ -161,6 +163,7 @@ class Pipeline:
         if not text.strip():
             raise SettingsError("the query is empty: ask something")
         self._check_fingerprint_for_query()
+        self._load_reranker()
 
         start = time.perf_counter()
         vector = None if self.search_mode == "sparse" else self.embedder.embed_query(text)
@@ -329,6 +332,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Releases files and connections of all parts. Closing twice is fine."""
+        if self._loading is not None:
+            self._loading.join()
         self.store.close()
         for part in (self.embedder, self.reranker, *self.fallbacks):
             # Only parts that talk to an endpoint hold anything.
@@ -345,6 +350,15 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _load_reranker(self) -> None:
+        """At the first query, beside the first stage: its answer then waits for the slower of the two only."""
+        load = getattr(self.reranker, "load", None)
+        with self._lock:
+            if load is None or self._loading is not None or not self._checked:
+                return
+            self._loading = threading.Thread(target=_without_errors, args=(load,), name="load reranker")
+            self._loading.start()
 
     # --------------------------------------------------------------- checks
 
@@ -378,3 +392,8 @@ class Pipeline:
                 f"{self.store.name} was made differently ({listed}). Set the old values again, or ingest into a new "
                 "collection: RAG_COLLECTION=<new name> rag ingest <paths>"
             )
+
+
+def _without_errors(load: Callable[[], None]) -> None:
+    with suppress(Exception):  # scoring raises it again, where somebody hears it
+        load()

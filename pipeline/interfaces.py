@@ -61,6 +61,8 @@ class Reranker(Protocol):
       calibrated, because both are wrong for another model.
     - ``max_tokens`` (int or None): longest pair of query and text that it reads; longer texts then come as windows.
       ``tokenizer`` (tokenizers.Tokenizer or None) counts them, otherwise the embedder's does.
+    - ``load()``: loads its model. A pipeline calls it in a thread at its first query, beside the first stage; what it
+      raises is left for ``score`` to raise again.
     - ``keeps_deadline`` (True): it obeys :mod:`pipeline.deadline` by itself, as those that wait for a network must.
       Any other is given only as many texts as it is expected to score in time.
     """

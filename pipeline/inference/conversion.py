@@ -182,10 +182,11 @@ def _traced(source: Source) -> Any:
 
 def _answers(folder: Path, *, exact: bool = False) -> NDArray[np.float32]:
     """What the folder's model makes of the samples."""
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["kind"]
-    model = ModelFolder(folder, kind)
-    # Not the shared one: this file is about to move.
-    model.engine = Engine(folder / "model.xml", None, int(model.config["pad_id"]), exact=exact)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind: Kind = config["kind"]
+    # Not the shared engine: this file is about to move.
+    engine = Engine(folder / "model.xml", None, int(config["pad_id"]), exact=exact)
+    model = ModelFolder(folder, kind, engine=engine)
     try:
         if kind == "cross-encoder":
             return np.concatenate([model.logits(query, TEXTS) for query in QUERIES])[:, None]

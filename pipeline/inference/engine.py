@@ -11,8 +11,9 @@ import math
 import os
 import queue
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,17 +41,27 @@ TOGETHER = 128
 # Token ids of a sequence, and where its second part begins.
 _Item = tuple[tuple[int, ...], int]
 
-_engines: dict[tuple[Path, Path | None], Engine] = {}
-_engines_lock = threading.Lock()
+
+@dataclass
+class _Slot:
+    """An engine, or the promise of one: two different models may be loaded at the same time, one only once."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    engine: Engine | None = None
+
+
+_slots: defaultdict[tuple[Path, Path | None], _Slot] = defaultdict(_Slot)
+_slots_lock = threading.Lock()
 
 
 def shared_engine(model: Path, cache_dir: Path | None = None, pad_id: int = 0) -> Engine:
     """The process's one engine for a model file, whatever the number of its users."""
-    key = (model.resolve(), cache_dir.resolve() if cache_dir else None)
-    with _engines_lock:
-        if key not in _engines:
-            _engines[key] = Engine(model, cache_dir, pad_id)
-        return _engines[key]
+    with _slots_lock:
+        slot = _slots[(model.resolve(), cache_dir.resolve() if cache_dir else None)]
+    with slot.lock:
+        if slot.engine is None:
+            slot.engine = Engine(model, cache_dir, pad_id)
+        return slot.engine
 
 
 class Engine:

@@ -32,13 +32,15 @@ _tokenizers_lock = threading.Lock()
 
 
 class ModelFolder:
-    """What both embedded models share: configuration, tokenizer and engine, the latter loaded at first use.
+    """What both kinds of models share: configuration, tokenizer and engine, the latter two loaded at first use.
 
     Raises:
         SettingsError: a file is missing, or the folder holds a model of another kind.
     """
 
-    def __init__(self, folder: Path, kind: Kind, cache_dir: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, kind: Kind, cache_dir: Path | None = None, *, engine: Engine | None = None
+    ) -> None:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise SettingsError(f"{folder.absolute()} is no model folder: {', '.join(missing)} missing")
@@ -48,6 +50,7 @@ class ModelFolder:
             raise SettingsError(f"{folder.absolute()} holds a model of kind {self.config.get('kind')!r}, not {kind!r}")
         self.max_tokens = int(self.config["max_tokens"])
         self._cache_dir = cache_dir
+        self._engine = engine
 
     @property
     def name(self) -> str:
@@ -72,10 +75,16 @@ class ModelFolder:
                 _tokenizers[key] = Tokenizer.from_buffer(content)
             return _tokenizers[key]
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
-        """The compiled model."""
-        return shared_engine(self.folder / "model.xml", self._cache_dir, int(self.config["pad_id"]))
+        """The compiled model: the one given, or the one that all users of the folder share."""
+        if self._engine is None:
+            self._engine = shared_engine(self.folder / "model.xml", self._cache_dir, int(self.config["pad_id"]))
+        return self._engine
+
+    def load(self) -> None:
+        """Loads now what the first use would load."""
+        _ = self.tokenizer, self.engine
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""

@@ -67,6 +67,9 @@ class TorchCrossEncoder:
         _remove_sigmoid(model)
         _keep_head_exact(model)
 
+    def load(self) -> None:
+        """Nothing is left to load."""
+
     def logits(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
         """One logit for each text, in input order; calls that other threads make meanwhile go along in one."""
         return np.asarray(self._together.run([(query, text) for text in texts]), dtype=np.float32)

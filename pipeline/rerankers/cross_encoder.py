@@ -96,6 +96,10 @@ class CrossEncoderReranker:
         """The model's own."""
         return self._loaded().tokenizer
 
+    def load(self) -> None:
+        """Loads the model now; the first call would do it otherwise."""
+        self._loaded().load()
+
     @property
     def runs_on(self) -> str:
         """The engine in use: "OpenVINO" or "PyTorch"."""

@@ -34,6 +34,10 @@ class EmbeddedReranker:
         """The model's own."""
         return self._model.tokenizer
 
+    def load(self) -> None:
+        """Loads the model now; the first call would do it otherwise."""
+        self._model.load()
+
     def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
         """One score a text, in input order: the model's logit, and its sigmoid in float64."""
         if not texts:

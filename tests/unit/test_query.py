@@ -1,7 +1,10 @@
+import threading
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipeline.core import Pipeline
 from pipeline.errors import FingerprintError, RerankerError, SettingsError
@@ -321,6 +324,55 @@ def test_without_a_deadline_all_are_reranked_at_once(monkeypatch: pytest.MonkeyP
     result = rag.query("apple pear")
     assert isinstance(rag.reranker, FakeReranker)
     assert (10, [10]) == (result.reranked, [len(texts) for _, texts in rag.reranker.calls])
+
+
+class Loading(FakeReranker):
+    """Loads its model, or fails to, once it is let."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.error = error
+        self.loads = 0
+        self.loaded = threading.Event()
+
+    def load(self) -> None:
+        self.loads += 1
+        self.loaded.set()
+        if self.error is not None:
+            raise self.error
+
+
+class Waiting(FakeEmbedder):
+    """Embeds a query once the reranker began to load: waits for ever where that comes after."""
+
+    def __init__(self, reranker: Loading) -> None:
+        super().__init__()
+        self.reranker = reranker
+
+    def embed_query(self, text: str) -> NDArray[np.float32]:
+        assert self.reranker.loaded.wait(10)
+        return super().embed_query(text)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("no memory")])
+def test_the_reranker_loads_beside_the_first_stage(error: Exception | None) -> None:
+    """Once a pipeline; a failure is left to the scoring, which says it properly."""
+    reranker = Loading(error)
+    store = FakeStore()
+    with Pipeline(embedder=FakeEmbedder(), store=store, reranker=reranker, search="dense") as rag:
+        rag.ingest([Document(id=id_, text=text) for id_, text in TEXTS.items()])
+        assert 0 == reranker.loads
+    with Pipeline(embedder=Waiting(reranker), store=store, reranker=reranker, search="dense") as rag:
+        assert [4, 4] == [len(rag.query("apple").hits) for _ in range(2)]
+    assert 1 == reranker.loads
+
+
+def test_nothing_is_loaded_for_an_empty_collection() -> None:
+    """There is nothing to rerank, so the note comes at once."""
+    reranker = Loading()
+    with Pipeline(embedder=FakeEmbedder(), store=FakeStore(), reranker=reranker, search="dense") as rag:
+        assert not rag.query("apple").hits
+    assert 0 == reranker.loads
 
 
 def test_rank_fusion_is_chosen_by_name() -> None:
