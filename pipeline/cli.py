@@ -12,16 +12,19 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.evaluation import command as evaluation
+from pipeline.evaluation.command import print_json, stdout
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from pipeline.core import Pipeline
+    from pipeline.ingestion.run import Progress
     from pipeline.settings import Settings
 
 app = typer.Typer(
@@ -98,17 +101,14 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Read files and folders, and bring the collection up to date with them."""
-    from pipeline.core import Pipeline
-    from pipeline.display import ingest_progress, print_report
+    from pipeline.display import print_report
 
-    # Ingest needs no reranker, so a missing key must not stop it.
-    settings = _settings(reranker="none", reranker_fallback="")
-    with Pipeline.from_settings(settings) as rag, ingest_progress(_stderr()) as progress:
+    with _opened() as (rag, progress):
         report = rag.ingest(paths, prune=prune, dry_run=dry_run, max_delete=max_delete, progress=progress)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
-        print_report(_stdout(), report)
+        print_report(stdout(), report)
     if report.failures:
         sys.exit(1)
 
@@ -138,56 +138,14 @@ def query(
     with Pipeline.from_settings(_settings(**changes)) as rag:
         result = rag.query(text, top_n=top_n, top_k=top_k, threshold=threshold, alpha=alpha, where=conditions)
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     else:
-        print_result(_stdout(), result)
+        print_result(stdout(), result)
 
 
 app.add_typer(evaluation.app, name="eval")
 app.command()(evaluation.tune)
-
-
-@app.command()
-def calibrate(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="Labelled queries, as for rag eval: a folder, or questions.jsonl.")
-    ],
-    reranker: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of RAG_RERANKER.")] = None,
-    method: Annotated[
-        str, typer.Option(metavar="METHOD", help="platt (a logistic curve) or isotonic (any rising line).")
-    ] = "platt",
-    precision: Annotated[
-        float,
-        typer.Option(metavar="P", min=0.0, max=1.0, help="Say from which threshold on this share is relevant."),
-    ] = 0.9,
-    max_queries: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first queries.")] = None,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Write a page: reliability, precision and recall.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Make a reranker's probabilities mean what they say, so that a threshold survives a switch."""
-    from pipeline.evaluation.calibration import calibrate_dataset
-    from pipeline.evaluation.terminal import print_calibration
-
-    console = _stderr()
-    outcome = calibrate_dataset(
-        dataset,
-        _settings(**({} if reranker is None else {"reranker": reranker})),
-        method=_one_of(method, "--method", ("platt", "isotonic")),
-        precision=precision,
-        max_queries=max_queries,
-        say=lambda line: console.print(line, highlight=False, markup=False),
-    )
-    if report is not None:
-        from pipeline.evaluation.report.calibration import calibration_page
-
-        report.write_text(calibration_page(outcome), encoding="utf-8")
-        console.print(f"report: {report}", highlight=False, markup=False)
-    if as_json:
-        _print_json(outcome.to_dict())
-    else:
-        print_calibration(_stdout(), outcome.to_dict())
+app.command()(evaluation.calibrate)
 
 
 @app.command()
@@ -218,7 +176,7 @@ def status(as_json: Json = False) -> None:
     finally:
         store.close()
     if as_json:
-        _print_json(outcome)
+        print_json(outcome)
         return
     rows = [
         ("collection", outcome["collection"]),
@@ -233,7 +191,7 @@ def status(as_json: Json = False) -> None:
         rows.append(("state", "nothing ingested yet: rag ingest PATH"))
     else:
         rows += [(name, str(value)) for name, value in made_with.to_dict().items()]
-    print_pairs(_stdout(), rows)
+    print_pairs(stdout(), rows)
 
 
 @app.command()
@@ -245,16 +203,14 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check that the collection holds what its ledger says, and what PATH holds. Exit code 0: it does."""
-    from pipeline.core import Pipeline
-    from pipeline.display import ingest_progress, print_verification
+    from pipeline.display import print_verification
 
-    settings = _settings(reranker="none", reranker_fallback="")
-    with Pipeline.from_settings(settings) as rag, ingest_progress(_stderr()) as progress:
+    with _opened() as (rag, progress):
         report = rag.verify(paths or [], repair=repair, progress=progress)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
-        print_verification(_stdout(), report)
+        print_verification(stdout(), report)
     if not report.clean:
         sys.exit(1)
 
@@ -268,16 +224,14 @@ def export_collection(
     as_json: Json = False,
 ) -> None:
     """Write the collection into a file."""
-    from pipeline.core import Pipeline
-    from pipeline.display import ingest_progress, print_transfer
+    from pipeline.display import print_transfer
 
-    settings = _settings(reranker="none", reranker_fallback="")
-    with Pipeline.from_settings(settings) as rag, ingest_progress(_stderr()) as progress:
+    with _opened() as (rag, progress):
         report = rag.export_to(file, vectors=vectors, progress=progress)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
-        print_transfer(_stdout(), f"{report.documents} documents, {report.chunks} chunks written to {file}", report)
+        print_transfer(stdout(), f"{report.documents} documents, {report.chunks} chunks written to {file}", report)
 
 
 @app.command("import")
@@ -285,17 +239,15 @@ def import_collection(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What rag export wrote.")], as_json: Json = False
 ) -> None:
     """Bring the documents of an exported file into the collection."""
-    from pipeline.core import Pipeline
-    from pipeline.display import ingest_progress, print_transfer
+    from pipeline.display import print_transfer
 
-    settings = _settings(reranker="none", reranker_fallback="")
-    with Pipeline.from_settings(settings) as rag, ingest_progress(_stderr()) as progress:
+    with _opened() as (rag, progress):
         report = rag.import_from(file, progress=progress)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
         done = f"{report.written} documents written, {report.unchanged} unchanged; {report.chunks_written} chunks"
-        print_transfer(_stdout(), done + (" embedded" if report.embedded else " with their vectors"), report)
+        print_transfer(stdout(), done + (" embedded" if report.embedded else " with their vectors"), report)
 
 
 @app.command()
@@ -305,9 +257,9 @@ def doctor(as_json: Json = False) -> None:
 
     checks = examine(_settings())
     if as_json:
-        _print_json({"ok": all(check.ok for check in checks), "checks": [check.to_dict() for check in checks]})
+        print_json({"ok": all(check.ok for check in checks), "checks": [check.to_dict() for check in checks]})
     else:
-        console = _stdout()
+        console = stdout()
         for check in checks:
             mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
             console.print(f"{mark} [bold]{check.name}[/]  ", end="")
@@ -349,14 +301,6 @@ def parse_where(conditions: list[str]) -> dict[str, Any]:
     return where
 
 
-def _one_of(value: str, option: str, allowed: tuple[str, ...]) -> Any:
-    from pipeline.errors import SettingsError
-
-    if value not in allowed:
-        raise SettingsError(f"{option} {value!r}: there are {', '.join(allowed)}")
-    return value
-
-
 def _json_or_text(text: str) -> Any:
     try:
         value = json.loads(text)
@@ -371,17 +315,17 @@ def _settings(**changes: Any) -> Settings:
     return Settings(**changes)
 
 
-def _stdout() -> Console:
+@contextmanager
+def _opened() -> Iterator[tuple[Pipeline, Callable[[Progress], None]]]:
+    """The pipeline of a command that changes or checks the collection, and what shows its progress.
+
+    It needs no reranker, so a missing key must not stop it.
+    """
     from rich.console import Console
 
-    return Console()
+    from pipeline.core import Pipeline
+    from pipeline.display import ingest_progress
 
-
-def _stderr() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    settings = _settings(reranker="none", reranker_fallback="")
+    with Pipeline.from_settings(settings) as rag, ingest_progress(Console(stderr=True)) as progress:
+        yield rag, progress

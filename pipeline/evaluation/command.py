@@ -1,4 +1,4 @@
-"""``rag eval`` and ``rag tune``: arguments in, printed results out.
+"""``rag eval``, ``rag tune`` and ``rag calibrate``: arguments in, printed results out.
 
 The imports that cost time are inside the commands.
 """
@@ -6,6 +6,8 @@ The imports that cost time are inside the commands.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,9 +97,9 @@ def evaluate(
 
         made = make([make_questions], out)
         if as_json:
-            _print_json(made)
+            print_json(made)
         else:
-            print_questions(_stdout(), made)
+            print_questions(stdout(), made)
         return
     if dataset is None:
         raise SettingsError("rag eval needs a DATASET, or --make-questions PATH; rag eval --help says more")
@@ -110,8 +112,7 @@ def evaluate(
     from pipeline.evaluation.terminal import print_eval
     from pipeline.settings import Settings
 
-    if report is not None and not report.absolute().parent.is_dir():
-        raise SettingsError(f"--report {report}: there is no folder {report.parent}")
+    _check_report(report)
     settings = Settings()
     specs = cross(
         settings,
@@ -125,19 +126,16 @@ def evaluate(
     evaluation = run(dataset, settings, specs, metrics=metrics_at(k or ()), max_queries=max_queries, say=say)
     found = outcome(evaluation)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        print_eval(_stdout(), found)
+        print_eval(stdout(), found)
     # After the results, which a full disk must not take away.
-    try:
+    with _writing():
         say(f"saved in {save(evaluation, found, runs or settings.data_dir / 'runs')}")
-        if report is not None:
-            from pipeline.evaluation.report.page import page
+    if report is not None:
+        from pipeline.evaluation.report.page import page
 
-            report.write_text(page(evaluation, found), encoding="utf-8", errors="replace")
-            say(f"report: {report}")
-    except OSError as error:
-        raise SettingsError(f"cannot write {error.filename}: {error.strerror}") from error
+        _write_report(report, page(evaluation, found), say)
 
 
 @app.command()
@@ -152,9 +150,9 @@ def compare(
 
     found = saved.compare(saved.load(a), saved.load(b))
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        print_comparison(_stdout(), found)
+        print_comparison(stdout(), found)
 
 
 def tune(
@@ -207,23 +205,94 @@ def tune(
         say=_say(),
     )
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        print_tuned(_stdout(), found)
+        print_tuned(stdout(), found)
 
 
-def _say() -> Any:
+def calibrate(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Labelled queries, as for rag eval: a folder, or questions.jsonl.")
+    ],
+    reranker: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of RAG_RERANKER.")] = None,
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="platt (a logistic curve) or isotonic (any rising line).")
+    ] = "platt",
+    precision: Annotated[
+        float,
+        typer.Option(metavar="P", min=0.0, max=1.0, help="Say from which threshold on this share is relevant."),
+    ] = 0.9,
+    max_queries: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first queries.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page: reliability, precision and recall.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a reranker's probabilities mean what they say, so that a threshold survives a switch."""
+    from pipeline.evaluation.calibration import calibrate_dataset
+    from pipeline.evaluation.terminal import print_calibration
+    from pipeline.settings import Settings
+
+    _check_report(report)
+    say = _say()
+    outcome = calibrate_dataset(
+        dataset,
+        Settings(**({} if reranker is None else {"reranker": reranker})),
+        method=_one_of(method, "--method", ("platt", "isotonic")),
+        precision=precision,
+        max_queries=max_queries,
+        say=say,
+    )
+    if as_json:
+        print_json(outcome.to_dict())
+    else:
+        print_calibration(stdout(), outcome.to_dict())
+    if report is not None:
+        from pipeline.evaluation.report.calibration import calibration_page
+
+        _write_report(report, calibration_page(outcome), say)
+
+
+def _check_report(report: Path | None) -> None:
+    """Before the work, which takes minutes."""
+    if report is not None and not report.absolute().parent.is_dir():
+        raise SettingsError(f"--report {report}: there is no folder {report.parent}")
+
+
+def _write_report(report: Path, page: str, say: Callable[[str], None]) -> None:
+    with _writing():
+        report.write_text(page, encoding="utf-8", errors="replace")
+    say(f"report: {report}")
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+def _one_of(value: str, option: str, allowed: tuple[str, ...]) -> Any:
+    if value not in allowed:
+        raise SettingsError(f"{option} {value!r}: there are {', '.join(allowed)}")
+    return value
+
+
+def _say() -> Callable[[str], None]:
     from rich.console import Console
 
     console = Console(stderr=True)
     return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _stdout() -> Console:
+def stdout() -> Console:
+    """Where results are printed."""
     from rich.console import Console
 
     return Console()
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """One JSON object on a line, as ``--json`` promises."""
     print(json.dumps(value, ensure_ascii=False))
