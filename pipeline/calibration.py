@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import SettingsError
+from pipeline.files import write_atomically
 from pipeline.scoring import logit, sigmoid
 from pipeline.types import RerankScore, ScoreScale
 
@@ -81,9 +82,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
     """Writes the file, whole or not at all, and returns its path."""
     path = calibration_file(folder, calibration.reranker)
     folder.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(calibration.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_atomically(path, json.dumps(calibration.to_dict(), ensure_ascii=False, indent=1) + "\n")
     return path
 
 

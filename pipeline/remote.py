@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -51,6 +52,12 @@ def check_url(url: str, setting: str) -> str:
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise SettingsError(f"{setting}: needs an address that starts with http:// or https://")
     return str(parsed).rstrip("/")
+
+
+def without_secrets(url: str) -> str:
+    """The address without user, password and query, which may hold a key: fit to be shown and kept."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def check_key(key: str, setting: str) -> str:

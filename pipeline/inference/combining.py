@@ -40,12 +40,18 @@ class Combiner(Generic[T, R]):
                 calls = self._next()
             try:
                 self._answer(calls)
-            finally:
+            except BaseException:  # this thread is interrupted: the others' calls are for the next of them
                 with self._turn:
-                    for one in calls:
-                        one.done = True
+                    self._waiting.extendleft(reversed(calls))
+                    self._waiting.remove(call)
                     self._busy = False
                     self._turn.notify_all()
+                raise
+            with self._turn:
+                for one in calls:
+                    one.done = True
+                self._busy = False
+                self._turn.notify_all()
         if call.error is not None:
             raise call.error
         return call.results

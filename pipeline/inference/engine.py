@@ -161,14 +161,14 @@ def budget(lengths: Sequence[int], streams: int) -> int:
     return max(LEAST_BUDGET, min(TOKEN_BUDGET, share))
 
 
-def batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> Iterator[slice]:
-    """Batches of sequences sorted from the longest to the shortest, each of at most ``budget`` padded tokens, or one.
+def batches(lengths: Sequence[int], tokens: int = TOKEN_BUDGET) -> Iterator[slice]:
+    """Batches of sequences sorted from the longest to the shortest, each of at most ``tokens`` with padding, or one.
 
     Longest first: the last batches are the short ones, so that no core waits long for another at the end.
     """
     start = 0
     while start < len(lengths):
-        end = min(len(lengths), start + max(1, budget // max(1, padded(lengths[start]))))
+        end = min(len(lengths), start + max(1, tokens // max(1, padded(lengths[start]))))
         yield slice(start, end)
         start = end
 

@@ -21,12 +21,12 @@ from pipeline.remote import (
     not_json,
     number,
     open_client,
-    reranker_error,
     status_error,
+    without_secrets,
 )
+from pipeline.rerankers.asking import raw_scores
 from pipeline.retrying import RemoteError, RetryPolicy
-from pipeline.text import well_formed
-from pipeline.traffic import Gate, in_parts
+from pipeline.traffic import Gate
 from pipeline.types import RerankScore, ScoreScale
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class CohereReranker:
             model_setting="RAG_RERANKER_MODEL",
             timeout_setting="RAG_RERANK_TIMEOUT",
         )
-        self.identity = f"{model} at {self._url}"
+        self.identity = f"{model} at {without_secrets(self._url)}"
         self.max_tokens = max_tokens_per_doc or _MAX_TOKENS
         options: dict[str, Any] = {"max_tokens_per_doc": max_tokens_per_doc, "priority": priority}
         self._options = {name: value for name, value in options.items() if value is not None}
@@ -101,32 +101,22 @@ class CohereReranker:
 
     def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
         """See :meth:`pipeline.interfaces.Reranker.score`; ``raw`` and ``probability`` are the relevance score."""
-        clean = [well_formed(text) for text in texts]
-        documents = list(dict.fromkeys(text for text in clean if text.strip()))
-        until = self._retry.begin()
-        asked = well_formed(query)
-        found = in_parts(
-            documents,
-            self._max_documents,
-            lambda part: self._relevance(asked, part, until),
-            concurrency=self._gate.concurrency,
+        scores = raw_scores(
+            query,
+            texts,
+            ask=self._ask,
+            read=self._read,
+            blank=0.0,
+            provider=self.name,
+            max_documents=self._max_documents,
+            retry=self._retry,
+            gate=self._gate,
         )
-        scores = dict(zip(documents, found, strict=True))
-        return [RerankScore(value, value) for value in (scores.get(text, 0.0) for text in clean)]
+        return [RerankScore(score, score) for score in scores]
 
     def close(self) -> None:
         """Closes the connections; closing twice is fine."""
         self._http.close()
-
-    def _relevance(self, query: str, documents: Sequence[str], until: float) -> list[float]:
-        try:
-            response = self._retry.run(
-                lambda timeout_s: self._ask(query, list(documents), timeout_s), until=until, gate=self._gate
-            )
-            return self._read(response, len(documents))
-        except RemoteError as error:
-            failure = reranker_error(error, self.name)
-        raise failure
 
     def _ask(self, query: str, documents: list[str], timeout_s: float) -> Any:
         # The SDK's import takes over half a second, so it waits for the first call.

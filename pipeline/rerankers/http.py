@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import httpx
 from pydantic import SecretStr
 
 from pipeline.remote import (
@@ -17,12 +18,12 @@ from pipeline.remote import (
     number,
     open_client,
     post_json,
-    reranker_error,
+    without_secrets,
 )
+from pipeline.rerankers.asking import raw_scores
 from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.scoring import logit, sigmoid
-from pipeline.text import well_formed
-from pipeline.traffic import Gate, in_parts
+from pipeline.traffic import Gate
 from pipeline.types import RerankScore, ScoreScale
 
 Shape = Literal["jina", "tei", "cohere", "voyage"]
@@ -30,65 +31,54 @@ Shape = Literal["jina", "tei", "cohere", "voyage"]
 JINA_URL = "https://api.jina.ai"
 
 
+def _field(name: str) -> Callable[[Any], Any]:
+    return lambda answer: answer.get(name) if isinstance(answer, Mapping) else None
+
+
+_RESULTS = _field("results")
+
+
 @dataclass(frozen=True, slots=True)
 class _Wire:
     """How one shape asks and answers."""
 
     path: str
-    scores: ScoreScale
-    """What it answers with unless told otherwise."""
-    documents: int
-    """Most texts of a request."""
     body: Callable[[str, list[str], ScoreScale], dict[str, Any]]
-    results: Callable[[Any], Any]
+    scores: ScoreScale = "probability"
+    """What it answers with unless told otherwise."""
+    documents: int = 1000
+    """Most texts of a request."""
+    results: Callable[[Any], Any] = _RESULTS
     """The list of results in an answer."""
-    score: str
+    score: str = "relevance_score"
     """Field of a result that holds the score; the place of its text is always in "index"."""
-
-
-def _field(name: str) -> Callable[[Any], Any]:
-    return lambda answer: answer.get(name) if isinstance(answer, Mapping) else None
 
 
 _WIRES: Mapping[Shape, _Wire] = {
     # Jina's API; also vLLM, Infinity, llama.cpp, LocalAI and Xinference.
     "jina": _Wire(
         path="/v1/rerank",
-        scores="probability",
-        documents=1000,
         body=lambda query, texts, _: {"query": query, "documents": texts, "return_documents": False},
-        results=_field("results"),
-        score="relevance_score",
     ),
     # Hugging Face's text-embeddings-inference: 32 texts a request unless started with more.
     "tei": _Wire(
         path="/rerank",
-        scores="logit",
-        documents=32,
         body=lambda query, texts, scores: {
             "query": query,
             "texts": texts,
             "raw_scores": scores == "logit",
             "truncate": True,
         },
+        scores="logit",
+        documents=32,
         results=lambda answer: answer,
         score="score",
     ),
-    "cohere": _Wire(
-        path="/v2/rerank",
-        scores="probability",
-        documents=1000,
-        body=lambda query, texts, _: {"query": query, "documents": texts},
-        results=_field("results"),
-        score="relevance_score",
-    ),
+    "cohere": _Wire(path="/v2/rerank", body=lambda query, texts, _: {"query": query, "documents": texts}),
     "voyage": _Wire(
         path="/v1/rerank",
-        scores="probability",
-        documents=1000,
         body=lambda query, texts, _: {"query": query, "documents": texts, "truncation": True},
         results=_field("data"),
-        score="relevance_score",
     ),
 }
 
@@ -130,8 +120,11 @@ class HttpReranker:
         retry: RetryPolicy | None = None,
     ) -> None:
         self._wire = _WIRES[shape]
-        base = check_url(url, url_setting)
-        self._url = base if base.endswith("/rerank") else base.removesuffix("/v1").removesuffix("/v2") + self._wire.path
+        base = httpx.URL(check_url(url, url_setting))
+        path = base.path.rstrip("/")
+        if not path.endswith("/rerank"):
+            path = path.removesuffix("/v1").removesuffix("/v2") + self._wire.path
+        self._url = str(base.copy_with(path=path))  # what follows a "?", such as a version, stays
         self._key = SecretStr(check_key(api_key, key_setting)) if api_key else None
         self.name = name
         self.model = model
@@ -146,7 +139,7 @@ class HttpReranker:
             model_setting="RAG_RERANKER_MODEL",
             timeout_setting="RAG_RERANK_TIMEOUT",
         )
-        self.identity = f"{model or 'unnamed model'} at {self._url}"
+        self.identity = f"{model or 'unnamed model'} at {without_secrets(self._url)}"
         self.max_tokens = max_tokens
         self._gate = gate or Gate(self._endpoint.place)
         self._http = open_client()
@@ -156,36 +149,22 @@ class HttpReranker:
 
     def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
         """See :meth:`pipeline.interfaces.Reranker.score`."""
-        clean = [well_formed(text) for text in texts]
-        distinct = list(dict.fromkeys(text for text in clean if text.strip()))
-        until = self._retry.begin()
-        asked = well_formed(query)
-        scores = in_parts(
-            distinct,
-            self._max_documents,
-            lambda part: self._scores(asked, part, until),
-            concurrency=self._gate.concurrency,
+        scores = raw_scores(
+            query,
+            texts,
+            ask=self._ask,
+            read=self._read,
+            blank=0.0 if self.scale == "probability" else logit(0.0),
+            provider=self.name,
+            max_documents=self._max_documents,
+            retry=self._retry,
+            gate=self._gate,
         )
-        raw = dict(zip(distinct, scores, strict=True))
-        blank = 0.0 if self.scale == "probability" else logit(0.0)
-        return [self._judged(raw.get(text, blank)) for text in clean]
+        return [RerankScore(raw, raw if self.scale == "probability" else sigmoid(raw)) for raw in scores]
 
     def close(self) -> None:
         """Closes the connections; closing twice is fine."""
         self._http.close()
-
-    def _judged(self, raw: float) -> RerankScore:
-        return RerankScore(raw, raw if self.scale == "probability" else sigmoid(raw))
-
-    def _scores(self, query: str, texts: Sequence[str], until: float) -> list[float]:
-        try:
-            answer = self._retry.run(
-                lambda timeout_s: self._ask(query, list(texts), timeout_s), until=until, gate=self._gate
-            )
-            return self._read(answer, len(texts))
-        except RemoteError as error:
-            failure = reranker_error(error, self.name)
-        raise failure
 
     def _ask(self, query: str, texts: list[str], timeout_s: float) -> Any:
         body = self._wire.body(query, texts, self.scale)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from qdrant_client import QdrantClient
 
 from pipeline.errors import SettingsError, StoreError, StoreUnavailableError
+from pipeline.remote import without_secrets
 from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.stores.server_errors import UnreadableAnswerError, explained
 
@@ -47,7 +48,7 @@ class Connection:
     def __init__(self, client: QdrantClient, collection: str, retry: RetryPolicy) -> None:
         self.client = client
         self.local = client.init_options.get("location") == ":memory:"
-        self.address = ":memory:" if self.local else _without_secrets(str(client.init_options.get("url")))
+        self.address = ":memory:" if self.local else without_secrets(str(client.init_options.get("url")))
         self._collection = collection
         self._retry = retry
         # The client's local mode, other than its connections, is not safe to share between threads.
@@ -100,8 +101,3 @@ class Connection:
         if not self._closed:
             self._closed = True
             self.client.close()
-
-
-def _without_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

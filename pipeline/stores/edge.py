@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import qdrant_edge as edge
 
 from pipeline.errors import StoreError
+from pipeline.files import write_atomically
 from pipeline.stores import bm25, common, edge_requests, filters, payload, shards
-from pipeline.stores.locking import write_atomically
 from pipeline.types import (
     Candidate,
     Chunk,

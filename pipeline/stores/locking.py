@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.errors import StoreError, StoreLockedError
+from pipeline.files import write_atomically
 
 if sys.platform != "win32":
     import fcntl
@@ -137,13 +138,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader, even after a crash, sees all of it or what was there before."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

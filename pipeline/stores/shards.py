@@ -24,7 +24,8 @@ from pathlib import Path
 import qdrant_edge as edge
 
 from pipeline.errors import StoreError
-from pipeline.stores.locking import DirectoryLock, write_atomically
+from pipeline.files import write_atomically
+from pipeline.stores.locking import DirectoryLock
 
 FLUSH_AFTER = 1_000
 """Chunks written between two flushes."""

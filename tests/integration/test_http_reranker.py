@@ -96,3 +96,10 @@ def test_a_score_outside_the_declared_range_names_the_setting(make: Make) -> Non
         pytest.raises(RerankerError, match=r"score of 3.2, which is no probability; RAG_RERANK_SCORES"),
     ):
         make(server.url).score("q", ["a"])
+
+
+def test_the_query_of_an_address_stays_behind_the_path(make: Make) -> None:
+    """Some providers want a version there."""
+    with Loopback([Reply(json={"results": [{"index": 0, "relevance_score": 0.5}]})]) as server:
+        make(f"{server.url}/models/v1/?api-version=2", model="m").score("q", ["t"])
+    assert ["/models/v1/rerank?api-version=2"] == [request.path for request in server.requests]

@@ -95,3 +95,20 @@ def test_an_unknown_fallback_is_found_at_the_start() -> None:
     """Not in the night when it is needed."""
     with pytest.raises(SettingsError, match="magic"):
         build_fallbacks(Settings(reranker_fallback="magic"))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:pass@proxy.example/v1?key=sesame", "https://proxy.example/v1/rerank"),
+        ("http://localhost:8080", "http://localhost:8080/v1/rerank"),
+    ],
+)
+def test_a_rerankers_identity_holds_no_credentials(url: str, shown: str) -> None:
+    """It is written into calibration files and cache keys, and shown by status."""
+    reranker = build_reranker(Settings(reranker="http", rerank_url=url, reranker_model="m"))
+    assert f"m at {shown}" == getattr(reranker, "identity", None)
+    cohere = build_reranker(Settings(reranker="cohere", cohere_api_key="k", cohere_base_url=url))
+    identity = str(getattr(cohere, "identity", None))
+    assert "proxy.example" in identity or "localhost" in identity
+    assert not any(secret in identity for secret in ("user", "pass", "sesame"))

@@ -86,3 +86,33 @@ def test_after_an_interrupt_others_go_on() -> None:
     with pytest.raises(KeyboardInterrupt):
         combiner.run([1])
     assert [2] == combiner.run([2])
+
+
+def test_an_interrupted_thread_leaves_the_others_their_calls() -> None:
+    """Ctrl-C reaches one thread: what it had taken along for the others is worked on by them."""
+    waiting = threading.Semaphore(0)
+    go = threading.Event()
+    interrupted = threading.Event()
+
+    def work(items: list[int]) -> list[int]:
+        if items == [1]:
+            waiting.release()
+            assert go.wait(60)
+        elif not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+        return [10 * item for item in items]
+
+    combiner: Combiner[int, int] = Combiner(work, limit=100)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(combiner.run, [1])
+        assert waiting.acquire(timeout=60)
+        others = {i: pool.submit(combiner.run, [i]) for i in (2, 3, 4)}
+        while len(combiner._waiting) < 3:  # until all three stand in line
+            pass
+        go.set()
+        assert [10] == first.result(60)
+        errors = {i: other.exception(60) for i, other in others.items()}
+    assert 1 == sum(isinstance(error, KeyboardInterrupt) for error in errors.values())
+    assert all([10 * i] == others[i].result() for i, error in errors.items() if error is None)
+    assert not combiner._waiting

@@ -116,11 +116,11 @@ def test_a_server_that_answers_is_not_broken(answer: RemoteError | None) -> None
     """A refusal, or too many requests, ends a row of failures."""
     clock, gate = Clock(), Gate("x", failures=2, pause_s=15)
     for _ in range(3):
-        fail(gate, clock)
+        assert "it is down" == fail(gate, clock)  # a shut gate would say so instead
         if answer is None:
             ask(gate, clock)
         else:
-            fail(gate, clock, answer)
+            assert str(answer) == fail(gate, clock, answer)
 
 
 def test_no_more_requests_are_under_way_than_allowed() -> None:
