@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.build import build_store
 from pipeline.core import Pipeline
@@ -19,25 +20,42 @@ from pipeline.settings import Settings
 from pipeline.stores import bm25
 from pipeline.stores.edge import EdgeStore
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
 Say = Callable[[str], None]
+# Tokens of a chunk that holds any document.
+_WHOLE = 10_000_000
 
 
 def open_dataset(
-    name: str, settings: Settings, embedder: Embedder, *, max_queries: int | None, say: Say
+    name: str,
+    settings: Settings,
+    embedder: Embedder,
+    *,
+    max_queries: int | None,
+    whole_documents: bool = False,
+    say: Say,
 ) -> tuple[Dataset, Store]:
     """The dataset called ``name``, and the store with its documents; the caller closes it.
 
     A folder in BEIR's layout and a name of ``ir_datasets`` (``irds:NAME``) are ingested into an embedded collection of
-    their own under the data directory, cut as the settings say; a second evaluation finds it there. A file of
-    questions is asked of the collection of the settings, as it is.
+    their own under the data directory, cut as the settings say; a second evaluation finds it there. With
+    ``whole_documents`` each document is one chunk, of which the embedder reads what it has room for and BM25 all: so
+    BEIR's published figures were made. A file of questions is asked of the collection of the settings, as it is.
 
     Raises:
-        SettingsError: there is no such dataset, or its parts do not belong together.
+        SettingsError: there is no such dataset, its parts do not belong together, or a collection that is there
+            already should be of whole documents.
         MissingExtraError: the dataset needs a package that is not installed.
     """
     if name.startswith(PREFIX):
         dataset = read_ir_dataset(name.removeprefix(PREFIX), max_queries)
     elif Path(name).is_file():
+        if whole_documents:
+            raise SettingsError(f"{name} asks about the ingested collection, whose documents are cut already")
         questions = read_questions(Path(name))
         store = build_store(settings)
         try:
@@ -56,18 +74,40 @@ def open_dataset(
     note = check_documents(dataset, known)
     if note:
         say(note)
-    return dataset, _ingested(dataset, known, settings, embedder, say)
+    if whole_documents:
+        return dataset, _ingested(dataset, known, settings, _Uncut(embedder), _WHOLE, 0, say)
+    return dataset, _ingested(dataset, known, settings, embedder, settings.chunk_tokens, settings.chunk_overlap, say)
 
 
-def _ingested(dataset: Dataset, known: set[str], settings: Settings, embedder: Embedder, say: Say) -> Store:
+class _Uncut:
+    """An embedder that is given texts longer than it reads, and cuts them by itself."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self.name = embedder.name
+        self.dimension = embedder.dimension
+        self.max_tokens = 2 * _WHOLE
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._embedder.tokenizer
+
+    def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self._embedder.embed_documents(texts)
+
+    def embed_query(self, text: str) -> NDArray[np.float32]:
+        return self._embedder.embed_query(text)
+
+
+def _ingested(
+    dataset: Dataset, known: set[str], settings: Settings, embedder: Embedder, tokens: int, overlap: int, say: Say
+) -> Store:
     # Another model or chunking gets a collection of its own, so that switching back costs nothing.
-    made_with = (dataset.origin, embedder.name, settings.chunk_tokens, settings.chunk_overlap, bm25.DESCRIPTION)
+    made_with = (dataset.origin, embedder.name, tokens, overlap, bm25.DESCRIPTION)
     key = hashlib.blake2b(repr(made_with).encode(), digest_size=6).hexdigest()
     store = EdgeStore(settings.data_dir / "eval" / f"{dataset.name}-{key}")
     try:
-        base = Pipeline(
-            embedder=embedder, store=store, chunk_tokens=settings.chunk_tokens, chunk_overlap=settings.chunk_overlap
-        )
+        base = Pipeline(embedder=embedder, store=store, chunk_tokens=tokens, chunk_overlap=overlap)
         report = base.ingest(dataset.documents(), progress=_progress(say))
         for failure in report.failures:
             say(f"{failure.source}: {failure.error}")

@@ -75,6 +75,13 @@ def evaluate(
     max_queries: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Only the first queries, for a quick look.")
     ] = None,
+    whole_documents: Annotated[
+        bool,
+        typer.Option(
+            "--whole-documents",
+            help="Do not cut documents: the embedder reads their beginning, as for published figures.",
+        ),
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Also write a page with tables, plots and the queries.")
     ] = None,
@@ -123,7 +130,15 @@ def evaluate(
         thresholds=threshold or (),
     )
     say = _say()
-    evaluation = run(dataset, settings, specs, metrics=metrics_at(k or ()), max_queries=max_queries, say=say)
+    evaluation = run(
+        dataset,
+        settings,
+        specs,
+        metrics=metrics_at(k or ()),
+        max_queries=max_queries,
+        whole_documents=whole_documents,
+        say=say,
+    )
     found = outcome(evaluation)
     if as_json:
         print_json(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pipeline.build import build_embedder, build_reranker, calibration_dir
@@ -67,6 +67,12 @@ class Evaluation:
     """Search mode -> its first stage alone, as deep as the deepest run and at least 100 chunks."""
     settings: Settings
     embedder: str
+    whole_documents: bool = False
+
+    @property
+    def chunking(self) -> str:
+        """How the documents were cut, in words."""
+        return "whole documents" if self.whole_documents else f"chunks of {self.settings.chunk_tokens} tokens"
 
 
 def evaluate(
@@ -76,6 +82,7 @@ def evaluate(
     *,
     metrics: Mapping[str, str] = METRICS,
     max_queries: int | None = None,
+    whole_documents: bool = False,
     say: Say,
 ) -> Evaluation:
     """Runs every spec over the dataset called ``name`` (see :func:`pipeline.evaluation.collection.open_dataset`).
@@ -95,10 +102,13 @@ def evaluate(
             close = getattr(part, "close", None)
             if close is not None:
                 open_parts.callback(close)
-        dataset, store = open_dataset(name, settings, embedder, max_queries=max_queries, say=say)
+        dataset, store = open_dataset(
+            name, settings, embedder, max_queries=max_queries, whole_documents=whole_documents, say=say
+        )
         open_parts.callback(store.close)
         say(f"{dataset.name}: {len(specs)} runs of {len(dataset.queries)} queries")
-        return run_all(dataset, settings, specs, embedder, store, rerankers, metrics=metrics, say=say)
+        found = run_all(dataset, settings, specs, embedder, store, rerankers, metrics=metrics, say=say)
+        return replace(found, whole_documents=whole_documents)
 
 
 def run_all(

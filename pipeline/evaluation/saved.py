@@ -57,6 +57,7 @@ def save(evaluation: Evaluation, outcome: Mapping[str, Any], folder: Path) -> Pa
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version("two-stage-rag"),
         "embedder": evaluation.embedder,
+        "chunking": evaluation.chunking,
         "chunk_tokens": evaluation.settings.chunk_tokens,
         "chunk_overlap": evaluation.settings.chunk_overlap,
         "reranker_model": evaluation.settings.reranker_model,

@@ -28,6 +28,7 @@ def outcome(evaluation: Evaluation) -> dict[str, Any]:
         "dataset": evaluation.dataset.name,
         "queries": len(evaluation.dataset.queries),
         "documents": evaluation.documents,
+        "chunking": evaluation.chunking,
         "runs": [_run(evaluation, run, None if run is first else first) for run in evaluation.runs],
         "first_stage": {
             mode: {"recall": recall_curve(evaluation, run)} for mode, run in evaluation.first_stages.items()

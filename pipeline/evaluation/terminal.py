@@ -15,7 +15,8 @@ from pipeline.display import print_pairs
 def print_eval(console: Console, outcome: Mapping[str, Any]) -> None:
     """The table of quality with intervals, and that of the two stages apart."""
     runs = outcome["runs"]
-    console.print(f"{outcome['dataset']}: {outcome['queries']} queries, {outcome['documents']} documents", style="bold")
+    size = f"{outcome['queries']} queries, {outcome['documents']} documents ({outcome['chunking']})"
+    console.print(f"{outcome['dataset']}: {size}", style="bold")
     # The names stand above the tables, which then fit into 80 columns.
     for place, run in enumerate(runs, 1):
         console.print(Text.assemble((f"{place:>3}  ", "dim"), run["label"]))

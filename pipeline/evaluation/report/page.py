@@ -172,7 +172,6 @@ def _xy(curve: Mapping[str, float]) -> list[tuple[float, float]]:
 
 
 def _method(evaluation: Evaluation) -> str:
-    settings = evaluation.settings
     sentences = (
         "Every query went through every run, one after the other, on the same candidates where runs share a first "
         "stage. A document's place is that of its best chunk. Metrics are those of trec_eval, through ir-measures; a "
@@ -186,7 +185,7 @@ def _method(evaluation: Evaluation) -> str:
     made_with = (
         f"two-stage-rag {version('two-stage-rag')}",
         f"embedder {text_of(evaluation.embedder)}",
-        f"chunks of {settings.chunk_tokens} tokens",
+        evaluation.chunking,
         f"Python {platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores",
     )
     return (
