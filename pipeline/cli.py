@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.evaluation import command as evaluation
+from pipeline.training import command as training
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,6 +142,7 @@ def query(
 
 app.add_typer(evaluation.app, name="eval")
 app.command()(evaluation.tune)
+app.command("train-reranker")(training.train_reranker)
 
 
 @app.command()

@@ -52,14 +52,19 @@ def open_dataset(
             f"no such dataset: {name}. It is a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv, a file of "
             f"questions, or {PREFIX}NAME for one of ir_datasets"
         )
+    return dataset, ingested(dataset, settings, embedder, say)
+
+
+def ingested(dataset: Dataset, settings: Settings, embedder: Embedder, say: Say) -> Store:
+    """The embedded collection of a dataset's documents, brought up to date; the caller closes it.
+
+    Raises:
+        SettingsError: too many relevant documents are not among the documents.
+    """
     known = {document.id for document in dataset.documents()}
     note = check_documents(dataset, known)
     if note:
         say(note)
-    return dataset, _ingested(dataset, known, settings, embedder, say)
-
-
-def _ingested(dataset: Dataset, known: set[str], settings: Settings, embedder: Embedder, say: Say) -> Store:
     # Another model or chunking gets a collection of its own, so that switching back costs nothing.
     made_with = (dataset.origin, embedder.name, settings.chunk_tokens, settings.chunk_overlap, bm25.DESCRIPTION)
     key = hashlib.blake2b(repr(made_with).encode(), digest_size=6).hexdigest()

@@ -2,7 +2,8 @@
 
 ``config.json`` says what the weights are: ``kind`` ("embedder" or "cross-encoder"), ``name``, ``revision`` (the
 sha256 of ``model.bin``), ``max_tokens``, the ids of the special tokens, and by kind ``dimension``, ``query_prefix``
-and ``document_prefix``, or ``default_alpha``. Exchanging a model is exchanging these files.
+and ``document_prefix``, or ``default_alpha`` and where it is not twice the closing token the ``between_ids`` of a pair.
+Exchanging a model is exchanging these files.
 """
 
 from __future__ import annotations
@@ -86,13 +87,15 @@ class ModelFolder:
         return unit
 
     def logits(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
-        """One logit for each ``<s> query </s> </s> text </s>``; the query is tokenized once.
+        """One logit for each ``<s> query </s> </s> text </s>``, or what the model has for these tokens.
 
-        Too long a pair loses the end of its text; a query longer than half the room is cut to that half.
+        The query is tokenized once. Too long a pair loses the end of its text; a query longer than half the room is cut
+        to that half.
         """
         start, end = [int(self.config["bos_id"])], [int(self.config["eos_id"])]
-        room = self.max_tokens - 4
+        between = [int(id_) for id_ in self.config.get("between_ids", end + end)]
+        room = self.max_tokens - 2 - len(between)
         asked = self.ids([query])[0][: room // 2]
-        head = start + asked + end + end
+        head = start + asked + between
         tail = room - len(asked)
         return self.engine.run_together([head + ids[:tail] + end for ids in self.ids(texts)])[:, 0]

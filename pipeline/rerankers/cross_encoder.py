@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from pipeline.errors import RerankerError
-from pipeline.hub import ModelError, counting_tokenizer, identity, load_model, pick_device
+from pipeline.hub import ModelError, counting_tokenizer, cpu_has_bf16, identity, load_model, pick_device
 from pipeline.inference.combining import Combiner
 from pipeline.scoring import sigmoid
 from pipeline.text import well_formed
@@ -122,7 +122,7 @@ class _Model:
         self._model = model
         self._kind = device.partition(":")[0]
         self._together: Combiner[tuple[str, str, int], float] = Combiner(self._forward, _TOGETHER)
-        self._bf16 = self._kind == "cpu" and _cpu_has_bf16()
+        self._bf16 = self._kind == "cpu" and cpu_has_bf16()
         if model.num_labels != 1:
             raise ModelError(
                 f"the model has {model.num_labels} outputs, a reranker needs exactly one: this is a classifier, not a "
@@ -195,13 +195,6 @@ def _batches(order: list[int], lengths: list[int], budget: int) -> Iterator[list
         size = max(1, budget // max(1, lengths[order[start]]))
         yield order[start : start + size]
         start += size
-
-
-def _cpu_has_bf16() -> bool:
-    import torch
-
-    features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 def _remove_sigmoid(model: CrossEncoder) -> None:
