@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
 from pipeline.evaluation.collection import Say
-from pipeline.hub import quiet
+from pipeline.hub import counting_tokenizer
 from pipeline.models.export import export
 from pipeline.reranking import Scorer
 from pipeline.training.measuring import Case
@@ -30,16 +32,11 @@ def to_engine(model: Path, folder: Path, name: str) -> None:
             one token), or its tokenizer is one that only Python has.
     """
     from sentence_transformers import CrossEncoder
-    from tokenizers import Tokenizer
 
-    with quiet():
-        loaded = CrossEncoder(str(model), device="cpu", local_files_only=True)
-    backend = getattr(loaded.tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, Tokenizer):
+    loaded = CrossEncoder(str(model), device="cpu", local_files_only=True)
+    tokenizer = counting_tokenizer(loaded.tokenizer)
+    if tokenizer is None:
         raise SettingsError(f"{model} has a tokenizer that only Python has")
-    tokenizer = Tokenizer.from_str(backend.to_str())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     first, between, last, typed = _pair(loaded.tokenizer)
     pad = loaded.tokenizer.pad_token_id
     config = {
@@ -52,7 +49,8 @@ def to_engine(model: Path, folder: Path, name: str) -> None:
         "eos_id": last,
         "pad_id": 0 if pad is None else int(pad),
     }
-    export(_logits(loaded.transformers_model.float(), between[0] if typed else None), tokenizer, config, folder)
+    logits = _logits(loaded.transformers_model.float(), between[0] if typed else None)
+    export(logits, _plain(tokenizer), config, folder)
 
 
 def agreement(torch_model: Scorer, engine: Scorer, cases: Sequence[Case], say: Say) -> dict[str, float]:
@@ -82,6 +80,14 @@ def agreement(torch_model: Scorer, engine: Scorer, cases: Sequence[Case], say: S
 def agrees(found: dict[str, float]) -> bool:
     """Whether the engine's model can stand for torch's."""
     return found["correlation"] >= _LEAST_AGREEMENT
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    """Without special tokens, which the engine adds by their ids: "</s>" in a text is text."""
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+    content["post_processor"] = None
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def _pair(tokenizer: Any) -> tuple[int, list[int], int, bool]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from pipeline.errors import MissingExtraError, SettingsError
@@ -68,16 +69,24 @@ def fit(base: str, examples: Sequence[Example], work: Path, out: Path, plan: Pla
     Checkpoints are kept under ``work``; the last whole one is gone on from.
     """
     from datasets import Dataset
+    from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import ListNetLoss
+    from torch.utils.data import SequentialSampler
     from transformers import PrinterCallback
+
+    class Trainer(CrossEncoderTrainer):  # type: ignore[misc]
+        """Takes the rows in their order, so that one that goes on sees those that the other would have seen."""
+
+        def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **_: Any) -> Any:
+            return DefaultBatchSampler(SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
 
     device = pick_device(plan.device)
     model = _open(base, device, plan.seed)
     model.transformers_model.get_input_embeddings().weight.requires_grad_(False)
-    steps = math.ceil(math.ceil(len(examples) / plan.batch_size) * plan.epochs)
+    steps = math.ceil(len(examples) * plan.epochs / plan.batch_size)
     often = max(1, math.ceil(steps / _CHECKPOINTS))
-    rows = {
+    lists = {
         "query": [example.query for example in examples],
         "passages": [example.passages for example in examples],
         "labels": [[math.log(share) if share > 0 else _NEVER for share in example.target] for example in examples],
@@ -100,10 +109,10 @@ def fit(base: str, examples: Sequence[Example], work: Path, out: Path, plan: Pla
         disable_tqdm=True,
     )
     with quiet():
-        trainer = CrossEncoderTrainer(
+        trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=Dataset.from_dict(rows),
+            train_dataset=Dataset.from_dict(lists).select(shuffled(len(examples), steps * plan.batch_size, plan.seed)),
             loss=ListNetLoss(model, mini_batch_size=_CPU_PAIRS if device == "cpu" else -1),
             callbacks=[_progress(say, steps)],
         )
@@ -118,6 +127,15 @@ def fit(base: str, examples: Sequence[Example], work: Path, out: Path, plan: Pla
     shutil.rmtree(out, ignore_errors=True)
     new.replace(out)
     return [{"step": line["step"], "loss": line["loss"]} for line in trainer.state.log_history if "loss" in line]
+
+
+def shuffled(count: int, wanted: int, seed: int) -> list[int]:
+    """``wanted`` numbers below ``count``: all of them in a random order, then in another one, and so on."""
+    random = Random(seed)
+    order: list[int] = []
+    while len(order) < wanted:
+        order += random.sample(range(count), count)
+    return order[:wanted]
 
 
 def last_checkpoint(work: Path) -> Path | None:

@@ -46,6 +46,8 @@ class Judge:
     """Who says which candidates are likely relevant although nobody judged them: teacher, or model to be trained."""
 
     scorer: Scorer
+    alpha: float
+    """Its weight against the first stage."""
     teaches: bool
     """Whether its scores become targets."""
 
@@ -118,8 +120,7 @@ class Miner:
         if self._judge is None:
             return list(hard[: self._hard])
         among = [positive, *hard]
-        alpha = self._judge.scorer.reranker.default_alpha
-        final = final_scores(among, [scores[one.chunk.id] for one in among], alpha=alpha)
+        final = final_scores(among, [scores[one.chunk.id] for one in among], alpha=self._judge.alpha)
         of_positive, *of_hard = map(logit, final)
         lowest = min(of_hard, default=of_positive)
         cut = lowest + _LIKELY_RELEVANT * (of_positive - lowest)

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
 from pipeline.evaluation.collection import Say
+from pipeline.hub import quiet
 from pipeline.inference.folder import FILES
 from pipeline.interfaces import Reranker
 from pipeline.rerankers.cross_encoder import CrossEncoderReranker
@@ -134,10 +135,7 @@ def _prepare(
         say(f"{queries} queries to train on, {len(choose)} to choose by, {len(report)} to report on")
         kept, counts = work / "examples.jsonl", work / "examples.json"
         if not counts.is_file():
-            judging = teacher or base.reranker
-            judge = None
-            if judging is not None:
-                judge = Judge(Scorer(judging, tokenizer=opened.tokenizer, cache=cache), teaches=teacher is not None)
+            judge = _judge(base, teacher, choose, opened.tokenizer, cache, say)
             examples: list[Example] = []
             mined: Counter[str] = Counter()
             for source, part in zip(sources, parts, strict=True):
@@ -153,6 +151,24 @@ def _prepare(
             counts.write_text(json.dumps(mined), encoding="utf-8")
         found = json.loads(counts.read_text(encoding="utf-8"))
         return Prepared(read_examples(kept), Counter(found), choose, report, queries, opened.tokenizer)
+
+
+def _judge(
+    base: Base,
+    teacher: Reranker | None,
+    choose: Sequence[measuring.Case],
+    tokenizer: Tokenizer,
+    cache: ScoreCache,
+    say: Say,
+) -> Judge | None:
+    """The teacher, or else the base with the weight that suits it best; None where the base is no reranker yet."""
+    if teacher is not None:
+        return Judge(Scorer(teacher, tokenizer=tokenizer, cache=cache), teacher.default_alpha, teaches=True)
+    if base.reranker is None:
+        return None
+    scorer = Scorer(base.reranker, tokenizer=tokenizer, cache=cache)
+    alpha = measuring.best_alpha(choose, measuring.scored(scorer, choose, say, "before"))
+    return Judge(scorer, alpha, teaches=False)
 
 
 def _fitted(base: Base, ready: Prepared, work: Path, plan: Plan, say: Say) -> list[dict[str, float]]:
@@ -174,7 +190,8 @@ def _exported(
     engine = None
     engine_folder = folder.work / "engine"
     try:
-        to_engine(torch_model, engine_folder, folder.path.resolve().name)
+        with quiet():
+            to_engine(torch_model, engine_folder, folder.path.resolve().name)
         quick = EmbeddedReranker(engine_folder)
         exact, rounded = (Scorer(one, tokenizer=ready.tokenizer) for one in (new, quick))
         engine = agreement(exact, rounded, ready.report, say)
