@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.integration.conftest import Rag
 from tests.tiny_models import save_cross_encoder
 
 QUESTIONS = 40
+ANIMALS = ("dog", "fox", "quick", "lazy")  # words that the tiny model has
 PLAN = Plan(epochs=6, learning_rate=0.002, batch_size=4, seed=0, device="cpu")
 PAIRS = [
     ("How do I read JSON in Python?", "Use the json module of the standard library."),
@@ -42,11 +44,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of two texts with equally many words of the question, the one with the dog is relevant."""
+    """Of texts that are equally like the question, the one with the dog is relevant."""
     folder = tmp_path_factory.mktemp("data") / "dogs"
     (folder / "qrels").mkdir(parents=True)
     numbers = range(QUESTIONS)
-    lines(folder / "corpus.jsonl", [text for i in numbers for text in (document("dog", i), document("fox", i))])
+    lines(folder / "corpus.jsonl", [text for i in numbers for text in map(document, ANIMALS, [i] * len(ANIMALS))])
     lines(folder / "queries.jsonl", [{"_id": f"q{i}", "text": f"report {i:03d}"} for i in numbers])
     judged = "".join(f"q{i}\tdog{i}\t1\n" for i in numbers)
     (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
@@ -151,25 +153,24 @@ def test_a_training_that_was_cut_off_ends_as_one_that_was_not(
     assert not np.allclose(weights(tmp_path / "whole"), weights(base), atol=1e-3)
 
 
-def test_a_second_call_does_not_repeat_what_is_done(
-    tmp_path: Path, dataset: Path, base: Path, trained: tuple[Path, dict[str, Any]]
-) -> None:
-    """Stopped after the training, it has the lists and the model, and comes to the same outcome."""
+def test_a_second_call_does_not_repeat_what_is_done(tmp_path: Path, dataset: Path, base: Path) -> None:
+    """Stopped after the training, it has the lists and the model."""
 
     def stop(line: str) -> None:
         if line.startswith("int8 against torch"):
             raise KeyboardInterrupt
 
+    plan = replace(PLAN, epochs=0.5)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, dataset, base, stop)
+        train(tmp_path, dataset, base, stop, plan=plan)
+    examples = tmp_path / "out" / "work" / "examples.jsonl"
+    before = examples.stat().st_mtime_ns
     said: list[str] = []
-    outcome = train(tmp_path, dataset, base, said.append)
+    outcome = train(tmp_path, dataset, base, said.append, plan=plan)
     assert not any(line.startswith("training") for line in said)
-    _, whole = trained
-    assert [whole[name] for name in ("ndcg@10", "mined", "loss")] == [
-        outcome[name] for name in ("ndcg@10", "mined", "loss")
-    ]
-    assert whole["sha256"]["model.bin"] == outcome["sha256"]["model.bin"]
+    assert before == examples.stat().st_mtime_ns
+    assert 4 == outcome["loss"]["steps"]
+    assert ModelFolder(tmp_path / "out", "cross-encoder").config["revision"] == outcome["sha256"]["model.bin"]
 
 
 def weights(folder: Path) -> np.ndarray[Any, Any]:
