@@ -68,6 +68,7 @@ def fit(base: str, examples: Sequence[Example], work: Path, out: Path, plan: Pla
 
     Checkpoints are kept under ``work``; the last whole one is gone on from.
     """
+    import torch
     from datasets import Dataset
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
@@ -120,7 +121,17 @@ def fit(base: str, examples: Sequence[Example], work: Path, out: Path, plan: Pla
         done = last_checkpoint(work)
         if done is not None:
             say(f"going on from {done.name}")
-        trainer.train(resume_from_checkpoint=None if done is None else str(done))
+        try:
+            trainer.train(resume_from_checkpoint=None if done is None else str(done))
+        except torch.OutOfMemoryError as error:
+            raise SettingsError(
+                f"the memory of {device} does not hold {plan.batch_size} lists at once: try a smaller --batch-size"
+            ) from error
+        if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+            raise SettingsError(
+                f"the weights are no numbers any more: try a lower --learning-rate than {plan.learning_rate:g}, in a "
+                "new folder"
+            )
         new = out.with_name(out.name + ".new")
         shutil.rmtree(new, ignore_errors=True)
         model.save_pretrained(str(new), create_model_card=False)
@@ -202,6 +213,7 @@ def _progress(say: Say, steps: int) -> Any:
                 self._said = now
                 pace = (now - self._start) / max(1, state.global_step - self._first)
                 left = (steps - state.global_step) * pace
-                say(f"step {state.global_step} of {steps}{self._loss}, about {left / 60:.0f} min left")
+                rest = f"{left / 60:.0f} min" if left > 100 else f"{left:.0f} s"
+                say(f"step {state.global_step} of {steps}{self._loss}, about {rest} left")
 
     return Progress()

@@ -63,10 +63,14 @@ class TrainingFolder:
         self.work.mkdir(exist_ok=True)
 
     def _write(self) -> None:
-        new = self.path / f"{_STATE}.new"
-        state = {"arguments": self.arguments, "outcome": self.outcome}
-        new.write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        new.replace(self.path / _STATE)
+        write_json(self.path / _STATE, {"arguments": self.arguments, "outcome": self.outcome})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    new.replace(path)
 
 
 @contextmanager

@@ -2,55 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
 from pipeline.evaluation.collection import Say
-from pipeline.hub import quiet
-from pipeline.inference.folder import FILES
 from pipeline.interfaces import Reranker
-from pipeline.rerankers.cross_encoder import CrossEncoderReranker
-from pipeline.rerankers.embedded import EmbeddedReranker
 from pipeline.reranking import Scorer
 from pipeline.score_cache import ScoreCache
-from pipeline.settings import Settings, variable
+from pipeline.settings import Settings
 from pipeline.training import measuring
 from pipeline.training.card import write_card
-from pipeline.training.exporting import agreement, agrees, to_engine
+from pipeline.training.finishing import HUGGING_FACE, Prepared, finish
 from pipeline.training.fitting import Plan, fit, require_extra
-from pipeline.training.folder import TrainingFolder, data_hash, training_folder
+from pipeline.training.folder import data_hash, training_folder, write_json
 from pipeline.training.mining import Example, Judge, Miner, read_examples, write_examples
 from pipeline.training.sources import Sources
 from pipeline.training.splitting import split
 from pipeline.training.starting import Base, open_base, open_teacher
 
 _CACHED_SCORES = 100_000_000
-_HUGGING_FACE = "huggingface"
+_FEW = 50
 # What examples and figures depend on beside the arguments.
 _SETTINGS = ("embedder", "embedding_model", "search", "hybrid_fusion", "top_n", "chunk_tokens", "chunk_overlap")
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What training and measuring need; nothing of it is open."""
-
-    examples: list[Example]
-    mined: dict[str, int]
-    choose: list[measuring.Case]
-    report: list[measuring.Case]
-    queries: int
-    tokenizer: Tokenizer
 
 
 def train_reranker(
@@ -99,7 +80,7 @@ def train_reranker(
         cache = parts.enter_context(closing(ScoreCache(folder.work / "scores.sqlite", _CACHED_SCORES)))
         ready = _prepare(data, settings, start, taught_by, cache, folder.work, plan.seed, negatives, max_queries, say)
         losses = _fitted(start, ready, folder.work, plan, say)
-        outcome = _exported(folder, start, ready, cache, settings, say)
+        outcome = finish(folder, start, ready, cache, settings, say)
         outcome["loss"] = {"steps": losses[-1]["step"], "first": losses[0]["loss"], "last": losses[-1]["loss"]}
         outcome["teacher"] = (
             None if taught_by is None else f"{taught_by.name} {getattr(taught_by, 'model', '')}".strip()
@@ -133,6 +114,8 @@ def _prepare(
         measuring.check([*choose, *report])
         queries = sum(len(part.train) for part in parts)
         say(f"{queries} queries to train on, {len(choose)} to choose by, {len(report)} to report on")
+        if len(report) < _FEW:
+            say("these are few: look at the intervals before you believe a difference")
         kept, counts = work / "examples.jsonl", work / "examples.json"
         if not counts.is_file():
             judge = _judge(base, teacher, choose, opened.tokenizer, cache, say)
@@ -148,7 +131,7 @@ def _prepare(
             if not examples:
                 raise SettingsError("no query has a relevant passage to train on: is the corpus complete?")
             write_examples(kept, examples)
-            counts.write_text(json.dumps(mined), encoding="utf-8")
+            write_json(counts, mined)
         found = json.loads(counts.read_text(encoding="utf-8"))
         return Prepared(read_examples(kept), Counter(found), choose, report, queries, opened.tokenizer)
 
@@ -175,112 +158,7 @@ def _fitted(base: Base, ready: Prepared, work: Path, plan: Plan, say: Say) -> li
     """The course of the loss; the model is in ``work/huggingface``."""
     course = work / "losses.json"
     if not course.is_file():
-        losses = fit(base.model, ready.examples, work / "checkpoints", work / _HUGGING_FACE, plan, say)
-        course.write_text(json.dumps(losses), encoding="utf-8")
+        losses = fit(base.model, ready.examples, work / "checkpoints", work / HUGGING_FACE, plan, say)
+        write_json(course, losses)
     found: list[dict[str, float]] = json.loads(course.read_text(encoding="utf-8"))
     return found
-
-
-def _exported(
-    folder: TrainingFolder, base: Base, ready: Prepared, cache: ScoreCache, settings: Settings, say: Say
-) -> dict[str, Any]:
-    """Measures before and after, chooses alpha, and moves the model to where it is used from."""
-    torch_model = folder.work / _HUGGING_FACE
-    new: Reranker = CrossEncoderReranker(str(torch_model), device=settings.device)
-    engine = None
-    engine_folder = folder.work / "engine"
-    try:
-        with quiet():
-            to_engine(torch_model, engine_folder, folder.path.resolve().name)
-        quick = EmbeddedReranker(engine_folder)
-        exact, rounded = (Scorer(one, tokenizer=ready.tokenizer) for one in (new, quick))
-        engine = agreement(exact, rounded, ready.report, say)
-        if agrees(engine):
-            new = quick
-        else:
-            say("the int8 model differs too much from the trained one: use it by RAG_RERANKER=cross-encoder")
-            engine = None
-    except Exception as error:  # noqa: BLE001 - a converter raises whatever a model that it does not know makes it
-        say(f"no model for the CPU engine, use it by RAG_RERANKER=cross-encoder: {error}")
-    outcome = _measured(base, new, ready, cache, say)
-    files = {f"{_HUGGING_FACE}/{path.name}": path for path in sorted(torch_model.glob("*.safetensors"))}
-    if engine is not None:
-        _set_alpha(engine_folder / "config.json", outcome["alpha"]["after"])
-        files = {name: engine_folder / name for name in FILES} | files
-    outcome |= {
-        "out": str(folder.path.resolve()),
-        "base": base.name,
-        "queries": {"train": ready.queries, "choose": len(ready.choose), "report": len(ready.report)},
-        "top_n": settings.top_n,
-        "mined": ready.mined,
-        "engine": engine,
-        "env": _env(folder.path.resolve(), engine is not None, outcome["alpha"]["after"]),
-        "sha256": {name: _sha256(path) for name, path in files.items()},
-    }
-    for name in FILES if engine is not None else ():
-        shutil.copyfile(engine_folder / name, folder.path / name)
-    shutil.copytree(torch_model, folder.path / _HUGGING_FACE, dirs_exist_ok=True)
-    return outcome
-
-
-def _measured(base: Base, new: Reranker, ready: Prepared, cache: ScoreCache, say: Say) -> dict[str, Any]:
-    """nDCG@10 of first stage, before and after on the queries to report on, each with the weight that suits it best
-    on those to choose by."""
-    both = [*ready.choose, *ready.report]
-    first = measuring.ndcg(ready.report, None)
-    ndcg: dict[str, float | None] = {"first_stage": _mean(first)}
-    alphas: dict[str, float | None] = {}
-    values = {}
-    for name, reranker in (("before", base.reranker), ("after", new)):
-        ndcg[name] = ndcg[f"{name}_alone"] = alphas[name] = None
-        if reranker is None:
-            continue
-        scores = measuring.scored(Scorer(reranker, tokenizer=ready.tokenizer, cache=cache), both, say, name)
-        choose, report = scores[: len(ready.choose)], scores[len(ready.choose) :]
-        alpha = alphas[name] = measuring.best_alpha(ready.choose, choose)
-        values[name] = measuring.ndcg(ready.report, report, alpha)
-        ndcg[name] = _mean(values[name])
-        ndcg[f"{name}_alone"] = _mean(measuring.ndcg(ready.report, report))
-    against = {"the model that it started from": values.get("before"), "the first stage alone": first}
-    tests = {than: measuring.difference(old, values["after"]) for than, old in against.items() if old is not None}
-    by_data: dict[str, list[int]] = {}
-    for place, case in enumerate(ready.report):
-        by_data.setdefault(case.source, []).append(place)
-    return {
-        "ndcg@10": ndcg,
-        "alpha": alphas,
-        "against": {than: {**test, "verdict": measuring.verdict(test)} for than, test in tests.items()},
-        "by_data": {
-            name: {
-                "queries": len(places),
-                "first_stage": _mean([first[i] for i in places]),
-                "after": _mean([values["after"][i] for i in places]),
-            }
-            for name, places in by_data.items()
-        },
-    }
-
-
-def _env(out: Path, engine: bool, alpha: float) -> dict[str, str]:
-    """The lines for ``.env``; only the engine's folder carries its weight against the first stage."""
-    if engine:
-        return {variable("reranker"): "embedded", variable("reranker_model"): str(out)}
-    return {
-        variable("reranker"): "cross-encoder",
-        variable("reranker_model"): str(out / _HUGGING_FACE),
-        variable("alpha"): f"{alpha:g}",
-    }
-
-
-def _set_alpha(path: Path, alpha: float) -> None:
-    config = {**json.loads(path.read_text(encoding="utf-8")), "default_alpha": alpha}
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(float(np.mean(values)), 5)

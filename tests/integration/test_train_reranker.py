@@ -222,6 +222,32 @@ def test_what_comes_back_and_goes_again_is_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "model.bin").stat().st_size <= 1.01 * (RERANKER / "model.bin").stat().st_size
 
 
+@pytest.mark.parametrize("architecture", ["XLMRoberta", "ModernBert", "DistilBert"])
+def test_other_architectures_go_to_the_engine(tmp_path: Path, architecture: str) -> None:
+    """Whatever sentence-transformers scores pairs with, if its tokenizer joins them in the usual way."""
+    import transformers
+
+    save_cross_encoder(tmp_path / "model")
+    size = len(json.loads((tmp_path / "model" / "tokenizer.json").read_text())["model"]["vocab"])
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=66,
+        initializer_range=0.2,
+        num_labels=1,
+        pad_token_id=0,
+    )
+    model = getattr(transformers, f"{architecture}ForSequenceClassification")(config)
+    model.save_pretrained(tmp_path / "model")
+    to_engine(tmp_path / "model", tmp_path / "engine", "tiny")
+    exact, quick = CrossEncoderReranker(str(tmp_path / "model"), device="cpu"), EmbeddedReranker(tmp_path / "engine")
+    for query, text in PAIRS[:3]:
+        assert exact.score(query, [text])[0].raw == pytest.approx(quick.score(query, [text])[0].raw, abs=0.05)
+
+
 # ----------------------------------------------------------- the command line
 
 

@@ -43,7 +43,10 @@ def test_a_reranker_that_is_right_has_one() -> None:
     [([0, 0, 5, 0, 0], 0.4), ([5, 4, 0, 0, 0], 0.05)],
 )
 def test_the_weight_is_the_smallest_of_the_best(right: Sequence[float], expected: float) -> None:
-    """A reranker that only does harm gets the least; one that is right as much as it needs: (1 - a) * 1.41 - a / 2 < 2 * a."""
+    """A reranker that only does harm gets the least; one that is right as much as it needs.
+
+    Here that is (1 - a) * 1.41 - a / 2 < 2 * a, so a > 0.36.
+    """
     scores = [logits(*right)] * 2
     chosen = measuring.best_alpha(CASES, scores)
     assert expected == chosen
