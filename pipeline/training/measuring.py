@@ -39,10 +39,16 @@ Scores = Sequence[Sequence[RerankScore | None]]
 """For each case a score a candidate."""
 
 
-def cases(source: Source, ids: Iterable[str]) -> list[Case]:
-    """The queries ``ids`` of the source."""
+def cases(source: Source, ids: Iterable[str], place: int) -> list[Case]:
+    """The queries ``ids`` of the source; sources may have equal names, so ``place`` tells their queries apart."""
     return [
-        Case(source.name, f"{source.name}/{id_}", source.queries[id_], tuple(source.candidates(id_)), source.qrels[id_])
+        Case(
+            source.name,
+            f"{place}/{source.name}/{id_}",
+            source.queries[id_],
+            tuple(source.candidates(id_)),
+            source.qrels[id_],
+        )
         for id_ in ids
     ]
 

@@ -31,6 +31,10 @@ _MOST_CHUNKS = 16
 _LABELS = 0.5
 
 
+#: "without a passage" are queries whose relevant documents are not there, "likely relevant" candidates left out.
+COUNTED = ("queries", "without a passage", "lists", "hard negatives", "random negatives", "likely relevant")
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """A list to rank; ``target`` is the share of the relevance that each passage has, and adds up to 1."""
@@ -61,27 +65,26 @@ class Miner:
     """
 
     def __init__(self, source: Source, judge: Judge | None, *, negatives: int, seed: int) -> None:
-        self._source = source
+        self.source = source
         self._judge = judge
         self._negatives = negatives
         self._hard = negatives - round(negatives * _RANDOM)
         self._seed = seed
         self._anywhere = source.sample(max(1000, 4 * negatives), seed)
         self.counts: Counter[str] = Counter()
-        """Of "queries", "lists", "without a passage" (queries whose relevant documents are not there),
-        "hard negatives", "random negatives" and "likely relevant" (candidates left out for that)."""
+        """By the names in :data:`COUNTED`."""
 
     def examples(self, query_id: str) -> Iterator[Example]:
         """One for each relevant document, three at most."""
-        query = self._source.queries[query_id]
-        random = Random(f"{self._seed}\0{self._source.name}\0{query_id}")
-        candidates = self._source.candidates(query_id)
-        grades = {id_: grade for id_, grade in self._source.qrels[query_id].items() if grade > 0}
+        query = self.source.queries[query_id]
+        random = Random(f"{self._seed}\0{self.source.name}\0{query_id}")
+        candidates = self.source.candidates(query_id)
+        grades = {id_: grade for id_, grade in self.source.qrels[query_id].items() if grade > 0}
         by_document = {id_: self._passages(id_, candidates) for id_ in grades}
         relevant = {_fold(one.chunk) for passages in by_document.values() for one in passages}
         allowed = {
             _fold(candidate.chunk): candidate
-            for candidate in reversed(self._source.negatives(query_id, candidates))
+            for candidate in reversed(self.source.negatives(query_id, candidates))
             if _fold(candidate.chunk) not in relevant | {""}
         }
         # Twice what is needed, because likely relevant ones go.
@@ -102,7 +105,7 @@ class Miner:
             lowest = min((one.score for one in candidates), default=0.0)
             found = [
                 Candidate(chunk, lowest, len(candidates) + 1)
-                for chunk in self._source.chunks(document_id)[:_MOST_CHUNKS]
+                for chunk in self.source.chunks(document_id)[:_MOST_CHUNKS]
             ]
         return [one for one in found if _fold(one.chunk)]
 

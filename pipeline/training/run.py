@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.training.card import write_card
 from pipeline.training.finishing import HUGGING_FACE, Prepared, finish
 from pipeline.training.fitting import Plan, fit, require_extra
 from pipeline.training.folder import data_hash, training_folder, write_json
-from pipeline.training.mining import Example, Judge, Miner, read_examples, write_examples
+from pipeline.training.mining import COUNTED, Example, Judge, Miner, read_examples, write_examples
 from pipeline.training.sources import Sources
 from pipeline.training.splitting import split
 from pipeline.training.starting import Base, open_base, open_teacher
@@ -78,7 +77,7 @@ def train_reranker(
             parts.callback(close)
         start = open_base(base, settings, folder.work)
         cache = parts.enter_context(closing(ScoreCache(folder.work / "scores.sqlite", _CACHED_SCORES)))
-        ready = _prepare(data, settings, start, taught_by, cache, folder.work, plan.seed, negatives, max_queries, say)
+        ready = _prepare(data, settings, start, taught_by, cache, folder.work, arguments, say)
         losses = _fitted(start, ready, folder.work, plan, say)
         outcome = finish(folder, start, ready, cache, settings, say)
         outcome["loss"] = {"steps": losses[-1]["step"], "first": losses[0]["loss"], "last": losses[-1]["loss"]}
@@ -97,20 +96,22 @@ def _prepare(
     teacher: Reranker | None,
     cache: ScoreCache,
     work: Path,
-    seed: int,
-    negatives: int,
-    max_queries: int | None,
+    arguments: Mapping[str, Any],
     say: Say,
 ) -> Prepared:
+    """Everything that is read of data and collections, which are closed again afterwards."""
+    seed, max_queries = arguments["seed"], arguments["max_queries"]
     with Sources(settings, say) as opened:
         sources = [opened.open(path) for path in data]
         parts = split(sources, seed=seed, max_queries=max_queries)
-        choose = [
-            case for source, part in zip(sources, parts, strict=True) for case in measuring.cases(source, part.choose)
-        ]
-        report = [
-            case for source, part in zip(sources, parts, strict=True) for case in measuring.cases(source, part.report)
-        ]
+        choose, report = (
+            [
+                case
+                for place, (source, part) in enumerate(zip(sources, parts, strict=True))
+                for case in measuring.cases(source, getattr(part, name), place)
+            ]
+            for name in ("choose", "report")
+        )
         measuring.check([*choose, *report])
         queries = sum(len(part.train) for part in parts)
         say(f"{queries} queries to train on, {len(choose)} to choose by, {len(report)} to report on")
@@ -119,21 +120,24 @@ def _prepare(
         kept, counts = work / "examples.jsonl", work / "examples.json"
         if not counts.is_file():
             judge = _judge(base, teacher, choose, opened.tokenizer, cache, say)
-            examples: list[Example] = []
-            mined: Counter[str] = Counter()
-            for source, part in zip(sources, parts, strict=True):
-                miner = Miner(source, judge, negatives=negatives, seed=seed)
-                for done, id_ in enumerate(part.train):
-                    examples += miner.examples(id_)
-                    if done % 100 == 99:
-                        say(f"{source.name}: negatives for {done + 1} of {len(part.train)} queries")
-                mined += miner.counts
-            if not examples:
-                raise SettingsError("no query has a relevant passage to train on: is the corpus complete?")
-            write_examples(kept, examples)
-            write_json(counts, mined)
-        found = json.loads(counts.read_text(encoding="utf-8"))
-        return Prepared(read_examples(kept), Counter(found), choose, report, queries, opened.tokenizer)
+            miners = [Miner(source, judge, negatives=arguments["negatives"], seed=seed) for source in sources]
+            trained_on = [part.train for part in parts]
+            write_examples(kept, _mined(miners, trained_on, say))
+            write_json(counts, {name: sum(miner.counts[name] for miner in miners) for name in COUNTED})
+        mined = json.loads(counts.read_text(encoding="utf-8"))
+        return Prepared(read_examples(kept), mined, choose, report, queries, opened.tokenizer)
+
+
+def _mined(miners: Sequence[Miner], queries: Sequence[Sequence[str]], say: Say) -> list[Example]:
+    examples: list[Example] = []
+    for miner, ids in zip(miners, queries, strict=True):
+        for done, id_ in enumerate(ids, 1):
+            examples += miner.examples(id_)
+            if done % 100 == 0:
+                say(f"{miner.source.name}: negatives for {done} of {len(ids)} queries")
+    if not examples:
+        raise SettingsError("no query has a relevant passage to train on: is the corpus complete?")
+    return examples
 
 
 def _judge(

@@ -20,11 +20,11 @@ from pipeline.settings import Settings
 from pipeline.training import fitting
 from pipeline.training.exporting import to_engine
 from pipeline.training.fitting import Plan, fit
-from pipeline.training.mining import Example
+from pipeline.training.mining import Example, read_examples
 from pipeline.training.run import train_reranker
 from pipeline.training.weights import to_hugging_face
 from tests.integration.conftest import Rag
-from tests.tiny_models import save_cross_encoder
+from tests.tiny_models import save_cross_encoder, save_embedder
 
 QUESTIONS = 40
 ANIMALS = ("dog", "fox", "quick", "lazy")  # words that the tiny model has
@@ -153,23 +153,27 @@ def test_a_training_that_was_cut_off_ends_as_one_that_was_not(
     assert not np.allclose(weights(tmp_path / "whole"), weights(base), atol=1e-3)
 
 
-def test_a_second_call_does_not_repeat_what_is_done(tmp_path: Path, dataset: Path, base: Path) -> None:
-    """Stopped after the training, it has the lists and the model."""
+def test_a_second_call_does_not_repeat_what_is_done(
+    tmp_path: Path, dataset: Path, base: Path, trained: tuple[Path, dict[str, Any]]
+) -> None:
+    """Stopped after the training, it has the lists, here with the opinion of a teacher, and the model."""
 
     def stop(line: str) -> None:
         if line.startswith("int8 against torch"):
             raise KeyboardInterrupt
 
-    plan = replace(PLAN, epochs=0.5)
+    options: dict[str, Any] = {"plan": replace(PLAN, epochs=0.5), "teacher": str(trained[0])}
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, dataset, base, stop, plan=plan)
+        train(tmp_path, dataset, base, stop, **options)
     examples = tmp_path / "out" / "work" / "examples.jsonl"
     before = examples.stat().st_mtime_ns
     said: list[str] = []
-    outcome = train(tmp_path, dataset, base, said.append, plan=plan)
+    outcome = train(tmp_path, dataset, base, said.append, **options)
     assert not any(line.startswith("training") for line in said)
     assert before == examples.stat().st_mtime_ns
     assert 4 == outcome["loss"]["steps"]
+    assert all(0 < min(example.target) < max(example.target) < 1 for example in read_examples(examples))
+    assert "- teacher teacher out@" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert ModelFolder(tmp_path / "out", "cross-encoder").config["revision"] == outcome["sha256"]["model.bin"]
 
 
@@ -189,6 +193,16 @@ def test_a_teacher_s_opinion_is_learned(tmp_path: Path, base: Path) -> None:
     assert losses[-1]["loss"] < losses[0]["loss"]
     scores = CrossEncoderReranker(str(tmp_path / "model"), device="cpu").score("report 099", passages)
     assert [0, 2] == sorted(range(4), key=lambda i: -scores[i].raw)[:2]
+
+
+def test_an_embedder_gets_a_head_and_is_a_reranker_then(tmp_path: Path, dataset: Path) -> None:
+    """A backbone without any judgement of pairs has no figure before, and nobody to say what is likely relevant."""
+    save_embedder(tmp_path / "base")
+    outcome = train(tmp_path, dataset, tmp_path / "base", plan=replace(PLAN, epochs=0.5))
+    assert outcome["ndcg@10"]["before"] is None
+    assert 0 == outcome["mined"]["likely relevant"]
+    assert ["the first stage alone"] == list(outcome["against"])
+    assert EmbeddedReranker(tmp_path / "out").score("report 001", ["the dog"])
 
 
 def test_a_missing_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
