@@ -20,8 +20,10 @@ from pipeline.training.mining import Example
 
 _WARM_UP = 0.1
 _WEIGHT_DECAY = 0.01
-# On CPUs few passages at once are faster, because activations stay in the cache; on a GPU all at once.
-_CPU_PAIRS = 8
+# Lists that go through the model at once, their gradients added up to a batch's. What a small model keeps of one pair
+# for its gradient is some 100 MB; and on CPUs few passages at once are faster.
+_AT_ONCE = {"cpu": 1}
+_AT_ONCE_ON_GPU = 8
 _CHECKPOINTS = 20
 _SAY_EVERY_S = 10.0
 # log(0) for the target: far below what float32's softmax keeps.
@@ -86,6 +88,8 @@ def fit(base: str, examples: Sequence[Example], work: Path, out: Path, plan: Pla
     model = _open(base, device, plan.seed)
     model.transformers_model.get_input_embeddings().weight.requires_grad_(False)
     steps = math.ceil(len(examples) * plan.epochs / plan.batch_size)
+    most = _AT_ONCE.get(device, _AT_ONCE_ON_GPU)
+    at_once = next(n for n in range(most, 0, -1) if plan.batch_size % n == 0)
     often = max(1, math.ceil(steps / _CHECKPOINTS))
     lists = {
         "query": [example.query for example in examples],
@@ -95,7 +99,8 @@ def fit(base: str, examples: Sequence[Example], work: Path, out: Path, plan: Pla
     arguments = CrossEncoderTrainingArguments(
         output_dir=str(work),
         max_steps=steps,
-        per_device_train_batch_size=plan.batch_size,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=plan.batch_size // at_once,
         learning_rate=plan.learning_rate,
         warmup_steps=math.ceil(_WARM_UP * steps),
         weight_decay=_WEIGHT_DECAY,
@@ -114,7 +119,7 @@ def fit(base: str, examples: Sequence[Example], work: Path, out: Path, plan: Pla
             model=model,
             args=arguments,
             train_dataset=Dataset.from_dict(lists).select(shuffled(len(examples), steps * plan.batch_size, plan.seed)),
-            loss=ListNetLoss(model, mini_batch_size=_CPU_PAIRS if device == "cpu" else -1),
+            loss=ListNetLoss(model, mini_batch_size=-1),
             callbacks=[_progress(say, steps)],
         )
         trainer.remove_callback(PrinterCallback)  # it prints to stdout, where results go
@@ -125,7 +130,8 @@ def fit(base: str, examples: Sequence[Example], work: Path, out: Path, plan: Pla
             trainer.train(resume_from_checkpoint=None if done is None else str(done))
         except torch.OutOfMemoryError as error:
             raise SettingsError(
-                f"the memory of {device} does not hold {plan.batch_size} lists at once: try a smaller --batch-size"
+                f"the memory of {device} does not hold {at_once} lists at once: try fewer --negatives, or "
+                "--batch-size 1"
             ) from error
         if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
             raise SettingsError(
