@@ -10,6 +10,7 @@ Names are imported when first used: ``import pipeline`` costs nothing and loads 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
         StoredDocument,
         VerifyReport,
     )
+
+# OpenVINO sends usage statistics when it is imported and when it converts a model, and forks a process for each. Where
+# this package is not installed it does without; None makes it look so.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _HOME = {
     "pipeline.build": ("ingest", "query", "register_reranker"),

@@ -21,6 +21,7 @@ import typer
 
 from pipeline.evaluation import command as evaluation
 from pipeline.evaluation.command import print_json, stdout
+from pipeline.training import command as training
 
 if TYPE_CHECKING:
     from pipeline.core import Pipeline
@@ -146,6 +147,7 @@ def query(
 app.add_typer(evaluation.app, name="eval")
 app.command()(evaluation.tune)
 app.command()(evaluation.calibrate)
+app.command("train-reranker")(training.train_reranker)
 
 
 @app.command()

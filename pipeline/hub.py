@@ -143,6 +143,14 @@ def pick_device(device: str) -> str:
     return device
 
 
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself, which is then twice as fast; elsewhere it is slower."""
+    import torch
+
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
 def _cache() -> str:
     from huggingface_hub import constants
 

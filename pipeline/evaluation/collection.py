@@ -70,13 +70,38 @@ def open_dataset(
             f"no such dataset: {name}. It is a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv, a file of "
             f"questions, or {PREFIX}NAME for one of ir_datasets"
         )
+    return dataset, ingested(dataset, settings, embedder, say, whole_documents=whole_documents)
+
+
+def ingested(
+    dataset: Dataset, settings: Settings, embedder: Embedder, say: Say, *, whole_documents: bool = False
+) -> Store:
+    """The embedded collection of a dataset's documents, brought up to date; the caller closes it.
+
+    Raises:
+        SettingsError: too many relevant documents are not among the documents.
+    """
     known = {document.id for document in dataset.documents()}
     note = check_documents(dataset, known)
     if note:
         say(note)
+    tokens, overlap = settings.chunk_tokens, settings.chunk_overlap
     if whole_documents:
-        return dataset, _ingested(dataset, known, settings, _Uncut(embedder), _WHOLE, 0, say)
-    return dataset, _ingested(dataset, known, settings, embedder, settings.chunk_tokens, settings.chunk_overlap, say)
+        embedder, tokens, overlap = _Uncut(embedder), _WHOLE, 0
+    # Another model or chunking gets a collection of its own, so that switching back costs nothing.
+    made_with = (dataset.origin, embedder.name, tokens, overlap, bm25.DESCRIPTION)
+    key = hashlib.blake2b(repr(made_with).encode(), digest_size=6).hexdigest()
+    store = EdgeStore(settings.data_dir / "eval" / f"{dataset.name}-{key}")
+    try:
+        base = Pipeline(embedder=embedder, store=store, chunk_tokens=tokens, chunk_overlap=overlap)
+        report = base.ingest(dataset.documents(), progress=_progress(say))
+        for failure in report.failures:
+            say(f"{failure.source}: {failure.error}")
+        store.delete_documents([old.document_id for old in store.versions() if old.document_id not in known])
+    except BaseException:
+        store.close()
+        raise
+    return store
 
 
 class _Uncut:
@@ -97,25 +122,6 @@ class _Uncut:
 
     def embed_query(self, text: str) -> NDArray[np.float32]:
         return self._embedder.embed_query(text)
-
-
-def _ingested(
-    dataset: Dataset, known: set[str], settings: Settings, embedder: Embedder, tokens: int, overlap: int, say: Say
-) -> Store:
-    # Another model or chunking gets a collection of its own, so that switching back costs nothing.
-    made_with = (dataset.origin, embedder.name, tokens, overlap, bm25.DESCRIPTION)
-    key = hashlib.blake2b(repr(made_with).encode(), digest_size=6).hexdigest()
-    store = EdgeStore(settings.data_dir / "eval" / f"{dataset.name}-{key}")
-    try:
-        base = Pipeline(embedder=embedder, store=store, chunk_tokens=tokens, chunk_overlap=overlap)
-        report = base.ingest(dataset.documents(), progress=_progress(say))
-        for failure in report.failures:
-            say(f"{failure.source}: {failure.error}")
-        store.delete_documents([old.document_id for old in store.versions() if old.document_id not in known])
-    except BaseException:
-        store.close()
-        raise
-    return store
 
 
 def _progress(say: Say) -> Callable[[Progress], None]:

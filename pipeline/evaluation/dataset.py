@@ -35,17 +35,18 @@ class Dataset:
         return iter(()) if self.corpus is None else self.corpus()
 
 
-def read_dataset(folder: Path, max_queries: int | None = None) -> Dataset:
-    """Reads queries and judgements of a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv.
+def read_dataset(folder: Path, max_queries: int | None = None, split: str = "test") -> Dataset:
+    """Reads queries and judgements of a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv (or of ``split``).
 
     Raises:
         SettingsError: a file is missing or malformed, or queries and judgements do not belong together.
     """
-    for part in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+    judgements = f"qrels/{split}.tsv"
+    for part in ("corpus.jsonl", "queries.jsonl", judgements):
         if not (folder / part).is_file():
             raise SettingsError(
                 f"{folder} is no dataset in BEIR's layout: {part} is missing (needed: corpus.jsonl, queries.jsonl, "
-                "qrels/test.tsv)"
+                f"{judgements})"
             )
     texts = {
         _field(line, "_id", folder / "queries.jsonl", number): _field(line, "text", folder / "queries.jsonl", number)
@@ -54,7 +55,7 @@ def read_dataset(folder: Path, max_queries: int | None = None) -> Dataset:
     return judged(
         name=folder.resolve().name,
         texts=texts,
-        qrels=_read_qrels(folder / "qrels" / "test.tsv"),
+        qrels=_read_qrels(folder / judgements),
         origin=folder.resolve(),
         corpus=lambda: _corpus(folder / "corpus.jsonl"),
         max_queries=max_queries,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pipeline.hub import ModelError, counting_tokenizer, pick_device
+from pipeline.hub import ModelError, counting_tokenizer, cpu_has_bf16, pick_device
 from pipeline.inference.combining import Combiner
 from pipeline.inference.conversion import ConversionError, Source, samples
 
@@ -58,7 +58,7 @@ class TorchCrossEncoder:
         kind = device.partition(":")[0]
         self._budget = batch_tokens or _BATCH_TOKENS.get(kind, 2048)
         self._together: Combiner[tuple[str, str], float] = Combiner(self._forward, _TOGETHER)
-        self._bf16 = kind == "cpu" and _cpu_has_bf16()
+        self._bf16 = kind == "cpu" and cpu_has_bf16()
         if model.num_labels != 1:
             raise ModelError(
                 f"the model has {model.num_labels} outputs, a reranker needs exactly one: this is a classifier, not a "
@@ -177,13 +177,6 @@ def _batches(order: list[int], lengths: list[int], budget: int) -> Iterator[list
         size = max(1, budget // max(1, lengths[order[start]]))
         yield order[start : start + size]
         start += size
-
-
-def _cpu_has_bf16() -> bool:
-    import torch
-
-    features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 def _remove_sigmoid(model: CrossEncoder) -> None:

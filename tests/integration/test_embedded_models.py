@@ -104,6 +104,17 @@ def test_neither_torch_nor_transformers_is_loaded() -> None:
     assert "[]" == done.stdout.strip()
 
 
+def test_no_usage_statistics_are_sent() -> None:
+    """OpenVINO would, at its import already; here it finds nothing to send them with."""
+    script = (
+        "import pipeline, sys; from openvino.tools.ovc import convert_impl, telemetry_utils;"
+        "print({module.tm.__name__ for module in (convert_impl, telemetry_utils)}, "
+        "[name for name, module in sys.modules.items() if name.startswith('openvino_telemetry') and module])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "{'openvino.tools.ovc.telemetry_stub'} []" == done.stdout.strip()
+
+
 def test_a_model_is_loaded_once_a_process(tmp_path: Path) -> None:
     """All users of a folder share one compiled model, also when they come by another path."""
     link = tmp_path / "link"

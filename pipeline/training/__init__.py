@@ -1,0 +1,1 @@
+"""``rag train-reranker``: a reranker for one's own documents."""

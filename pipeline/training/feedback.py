@@ -1,0 +1,123 @@
+"""Clicks and feedback: what people chose of what they were shown."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+from pipeline.errors import SettingsError
+from pipeline.evaluation.dataset import json_lines
+from pipeline.interfaces import Store
+from pipeline.types import Candidate, Chunk
+
+# A text has white space or is Chinese; anything else is the id of a chunk or document, here or gone.
+_TEXT = re.compile(r"\s|[\u2e80-\u9fff\uf900-\ufaff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A line of the file. Each of ``chosen`` and ``shown`` is a chunk's or document's id, or a text itself."""
+
+    line: int
+    query: str
+    chosen: tuple[str, ...]
+    shown: tuple[str, ...]
+    """Best first; those chosen are among them."""
+
+
+def read_feedback(path: Path) -> list[Feedback]:
+    """Reads lines ``{"query": "...", "chosen": "..." or [...], "shown": ["...", ...]}``.
+
+    Raises:
+        SettingsError: the file cannot be read, or a line is not of this form.
+    """
+    found = []
+    for number, line in json_lines(path):
+        query, chosen, shown = line.get("query"), line.get("chosen"), line.get("shown")
+        chosen = [chosen] if isinstance(chosen, str) else chosen
+        if not isinstance(query, str) or not query.strip():
+            raise SettingsError(f'{path}, line {number}: no "query"')
+        for name, values in (("chosen", chosen), ("shown", shown)):
+            if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
+                raise SettingsError(f'{path}, line {number}: "{name}" must be a list of ids or texts, not empty')
+        assert isinstance(chosen, list)
+        assert isinstance(shown, list)
+        missing = [one for one in chosen if one not in shown]
+        found.append(Feedback(number, query, tuple(dict.fromkeys(chosen)), tuple(dict.fromkeys([*shown, *missing]))))
+    return found
+
+
+class FeedbackSource:
+    """A :class:`~pipeline.training.sources.Source`: the candidates of a query are what was shown, in that order.
+
+    Only what was looked at and passed over counts as irrelevant: everything above the last choice, and the one below
+    it ("skip above" and "no-click next": Joachims et al., "Accurately Interpreting Clickthrough Data as Implicit
+    Feedback", SIGIR 2005).
+    """
+
+    def __init__(self, path: Path, lines: Sequence[Feedback], store: Store, say: Callable[[str], None]) -> None:
+        self.name = path.stem
+        wanted = {item for line in lines for item in line.shown}
+        self._chunks = _look_up(wanted, store.chunks() if store.fingerprint() is not None else ())
+        self._lines: dict[str, Feedback] = {}
+        for line in lines:
+            shown = tuple(item for item in line.shown if item in self._chunks)
+            chosen = tuple(item for item in line.chosen if item in self._chunks)
+            if chosen:
+                self._lines[str(line.line)] = replace(line, chosen=chosen, shown=shown)
+        gone = len(lines) - len(self._lines)
+        if not self._lines:
+            raise SettingsError(
+                f"{path}: nothing that was chosen is in {store.name}: are its ids those of another collection?"
+            )
+        if gone:
+            say(f"{path.name}: {gone} of {len(lines)} lines are left out, what they chose is not in {store.name}")
+        self.queries: Mapping[str, str] = {id_: line.query for id_, line in self._lines.items()}
+        self.qrels: Mapping[str, Mapping[str, int]] = {
+            id_: dict.fromkeys(line.chosen, 1) for id_, line in self._lines.items()
+        }
+
+    def candidates(self, query_id: str) -> list[Candidate]:
+        """What was shown; the score says only the place."""
+        shown = self._lines[query_id].shown
+        return [
+            Candidate(chunk, -float(rank), rank) for rank, item in enumerate(shown, 1) for chunk in self._chunks[item]
+        ]
+
+    def negatives(self, query_id: str, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """What was passed over."""
+        line = self._lines[query_id]
+        last = max(line.shown.index(item) for item in line.chosen)
+        passed = set(line.shown[: last + 2]) - set(line.chosen)
+        return [candidate for candidate in candidates if candidate.chunk.document_id in passed]
+
+    def chunks(self, document_id: str) -> list[Chunk]:
+        """Of an item that was shown."""
+        return self._chunks.get(document_id, [])
+
+    def sample(self, size: int, seed: int) -> list[Chunk]:
+        """Out of everything that was ever shown."""
+        every = [chunk for item in sorted(self._chunks) for chunk in self._chunks[item]]
+        return Random(seed).sample(every, min(size, len(every)))
+
+
+def _look_up(wanted: set[str], stored: Iterable[Chunk]) -> dict[str, list[Chunk]]:
+    """Item -> its chunks: the one with this id, all of a document, or the text that it is itself.
+
+    Judgements are of items, so a chunk's document here is the item.
+    """
+    found: dict[str, list[Chunk]] = {}
+    for chunk in stored:
+        for item in {chunk.id, chunk.document_id} & wanted:
+            found.setdefault(item, []).append(replace(chunk, document_id=item))
+    for chunks in found.values():
+        chunks.sort(key=lambda chunk: chunk.index)
+    for item in wanted - set(found):
+        if _TEXT.search(item):
+            content = hashlib.blake2b(item.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+            found[item] = [Chunk(item, content, 0, 1, text=item, title="", source="feedback")]
+    return found

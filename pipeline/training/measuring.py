@@ -1,0 +1,120 @@
+"""nDCG@10 of a reranker on queries that it was not trained on, over the candidates of the first stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import SettingsError
+from pipeline.evaluation.collection import Say
+from pipeline.evaluation.metrics import metrics_by_query
+from pipeline.evaluation.statistics import bootstrap_interval, paired_p
+from pipeline.reranking import Scorer
+from pipeline.scoring import final_scores, first_stage_scores, order
+from pipeline.training.sources import Source
+from pipeline.types import Candidate, RerankScore
+from pipeline.windows import Passage
+
+_ALPHAS = [round(0.05 * step, 2) for step in range(1, 21)]
+_METRIC = {"ndcg@10": "nDCG@10"}
+_SAY_EVERY_S = 10.0
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One query that was kept back, with what there is to rerank."""
+
+    source: str
+    id: str
+    query: str
+    candidates: tuple[Candidate, ...]
+    grades: Mapping[str, int]
+
+
+Scores = Sequence[Sequence[RerankScore | None]]
+"""For each case a score a candidate."""
+
+
+def cases(source: Source, ids: Iterable[str], place: int) -> list[Case]:
+    """The queries ``ids`` of the source; sources may have equal names, so ``place`` tells their queries apart."""
+    return [
+        Case(
+            source.name,
+            f"{place}/{source.name}/{id_}",
+            source.queries[id_],
+            tuple(source.candidates(id_)),
+            source.qrels[id_],
+        )
+        for id_ in ids
+    ]
+
+
+def scored(scorer: Scorer, of: Sequence[Case], say: Say, who: str) -> Scores:
+    """The candidates' scores, as in a query: long passages in windows, equal ones once."""
+    said = time.monotonic()
+    found = []
+    for done, case in enumerate(of):
+        if time.monotonic() - said > _SAY_EVERY_S:
+            said = time.monotonic()
+            say(f"{who}: {done} of {len(of)} kept-back queries reranked")
+        passages = [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in case.candidates]
+        found.append(scorer.score(case.query, passages))
+    return found
+
+
+def ndcg(of: Sequence[Case], scores: Scores | None, alpha: float = 1.0) -> list[float]:
+    """nDCG@10 of each case, in the final order with this weight; of the first stage's order without scores."""
+    rankings = {}
+    for place, case in enumerate(of):
+        rerank = None if scores is None else scores[place]
+        final = (
+            first_stage_scores(case.candidates)
+            if rerank is None
+            else final_scores(case.candidates, rerank, alpha=alpha)
+        )
+        places = order(case.candidates, final, rerank)
+        rankings[case.id] = tuple(dict.fromkeys(case.candidates[i].chunk.document_id for i in places))
+    values = metrics_by_query({case.id: case.grades for case in of}, rankings, _METRIC)["ndcg@10"]
+    return [values[case.id] for case in of]
+
+
+def best_alpha(of: Sequence[Case], scores: Scores) -> float:
+    """The weight, in steps of 0.05, with the highest mean; of equal ones the smallest, which trusts the known most."""
+    means = [(round(float(np.mean(ndcg(of, scores, alpha))), 9), -alpha) for alpha in _ALPHAS]
+    return -max(means)[1]
+
+
+def difference(old: Sequence[float], new: Sequence[float]) -> dict[str, float]:
+    """Of the means, with its 95 % interval and p of the paired randomisation test."""
+    differences = [b - a for a, b in zip(old, new, strict=True)]
+    low, high = bootstrap_interval(differences)
+    return {
+        "difference": round(float(np.mean(differences)), 5),
+        "low": round(low, 5),
+        "high": round(high, 5),
+        "p": round(paired_p(old, new), 5),
+    }
+
+
+def verdict(test: Mapping[str, float]) -> str:
+    """ "better" or "worse" where chance is an unlikely reason (p < 0.05), else "no difference"."""
+    if test["p"] >= _LEVEL or test["difference"] == 0:
+        return "no difference"
+    return "better" if test["difference"] > 0 else "worse"
+
+
+def check(of: Sequence[Case]) -> None:
+    """Refuses cases that no reranker can do well or badly in.
+
+    Raises:
+        SettingsError: the first stage found none of the relevant documents of any query.
+    """
+    if not any(case.grades.get(one.chunk.document_id, 0) > 0 for case in of for one in case.candidates):
+        raise SettingsError(
+            "the first stage finds no relevant document of any query that was kept back: do queries and corpus belong "
+            "together?"
+        )

@@ -1,0 +1,120 @@
+"""A model folder of the CPU engine back as a Hugging Face folder, so that training can start from what is embedded.
+
+The engine's int8 weights are integers with a scale a row, which OpenVINO itself multiplies out here; the names of the
+operations are those of the torch modules that :mod:`pipeline.inference.export` traced.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import SettingsError
+from pipeline.hub import quiet
+from pipeline.inference.folder import ModelFolder
+
+# Operation that a parameter goes into -> the parameter, and which input it is.
+_PARAMETERS = {
+    "aten::linear/MatMul": ("weight", 1),
+    "aten::linear/Add": ("bias", 1),
+    "aten::layer_norm/Multiply_1": ("weight", 1),
+    "aten::layer_norm/Add": ("bias", 1),
+    "aten::embedding/Gather": ("weight", 0),
+}
+_NAME = re.compile(r"__module\.model\.(?P<module>[\w.]+)/(?P<operation>aten::\w+/\w+)")
+_VECTORS = ("bias", "LayerNorm.weight")
+
+
+def to_hugging_face(source: Path, folder: Path) -> None:
+    """Writes the cross-encoder of a model folder as a ``BertForSequenceClassification`` with its tokenizer.
+
+    Raises:
+        SettingsError: it is no model folder of a cross-encoder, or not one of a BERT.
+    """
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model = ModelFolder(source, "cross-encoder")
+    state, heads = _read(source / "model.xml")
+    try:
+        words = state["bert.embeddings.word_embeddings.weight"]
+        layers = {name.split(".")[3] for name in state if name.startswith("bert.encoder.layer.")}
+        config = BertConfig(
+            vocab_size=len(words),
+            hidden_size=words.shape[1],
+            num_hidden_layers=len(layers),
+            num_attention_heads=heads,
+            intermediate_size=len(state["bert.encoder.layer.0.intermediate.dense.bias"]),
+            max_position_embeddings=len(state["bert.embeddings.position_embeddings.weight"]),
+            type_vocab_size=len(state["bert.embeddings.token_type_embeddings.weight"]),
+            layer_norm_eps=1e-12,
+            hidden_act="gelu",
+            pad_token_id=int(model.config["pad_id"]),
+            num_labels=1,
+        )
+        torch_model = BertForSequenceClassification(config)
+        torch_model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+    except (KeyError, RuntimeError) as error:
+        raise SettingsError(
+            f"{source.absolute()} holds no BERT, so no training can start from it: give --base its Hugging Face folder"
+        ) from error
+    with quiet():
+        torch_model.save_pretrained(folder)
+    _tokenizer(model).save_pretrained(folder)
+
+
+def _read(xml: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
+    """All parameters by their name in torch, in float32, and the number of attention heads."""
+    import openvino
+
+    core = openvino.Core()
+    graph = core.read_model(str(xml))
+    parts: dict[str, Any] = {}
+    heads = 0
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() == "ScaledDotProductAttention":
+            heads = node.get_output_partial_shape(0)[1].get_length()
+        match = _NAME.fullmatch(node.get_friendly_name())
+        if match and match["operation"] in _PARAMETERS:
+            parameter, place = _PARAMETERS[match["operation"]]
+            parts[f"{match['module']}.{parameter}"] = node.input_value(place)
+    constants = openvino.Model(list(parts.values()), [], "parameters")
+    values = core.compile_model(constants, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})
+    state = {}
+    for place, name in enumerate(parts):
+        value = np.asarray(values[place], dtype=np.float32)
+        state[name] = value.reshape(-1) if name.endswith(_VECTORS) else value
+    return state, heads
+
+
+def _tokenizer(model: ModelFolder) -> Any:
+    """The folder's tokenizer with the special tokens that the engine puts around a pair."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_str(model.tokenizer.to_str())
+    (first,), _, (last,) = model.config["around"]
+    ids = {"bos": first, "eos": last, "pad": int(model.config["pad_id"])}
+    token = {name: tokenizer.id_to_token(id_) for name, id_ in ids.items()}
+    bos, eos = token["bos"], token["eos"]
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A {eos}",
+        pair=f"{bos} $A {eos} {eos} $B {eos}",
+        special_tokens=[(bos, ids["bos"]), (eos, ids["eos"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=model.max_tokens,
+        bos_token=bos,
+        cls_token=bos,
+        eos_token=eos,
+        sep_token=eos,
+        pad_token=token["pad"],
+        model_input_names=["input_ids", "attention_mask"],
+        split_special_tokens=True,  # "</s>" in a text is text
+    )

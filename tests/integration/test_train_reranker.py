@@ -1,0 +1,317 @@
+"""``rag train-reranker`` for real: a tiny model learns a made-up task on the CPU, and is used from then on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import MissingExtraError, SettingsError
+from pipeline.inference.folder import ModelFolder
+from pipeline.models import RERANKER
+from pipeline.rerankers.cross_encoder import CrossEncoderReranker
+from pipeline.rerankers.embedded import EmbeddedReranker
+from pipeline.settings import Settings
+from pipeline.training import fitting
+from pipeline.training.exporting import to_engine
+from pipeline.training.fitting import Plan, fit
+from pipeline.training.mining import Example, read_examples
+from pipeline.training.run import train_reranker
+from pipeline.training.weights import to_hugging_face
+from tests.integration.conftest import Rag
+from tests.tiny_models import save_cross_encoder, save_embedder
+
+QUESTIONS = 40
+ANIMALS = ("dog", "fox", "quick", "lazy")  # words that the tiny model has
+PLAN = Plan(epochs=6, learning_rate=0.002, batch_size=4, seed=0, device="cpu")
+PAIRS = [
+    ("How do I read JSON in Python?", "Use the json module of the standard library."),
+    ("how do i read json in python?", "The dog jumps over the fox, 0123456789 times, </s> and </s>."),
+    ("如何读取 JSON 文件？", "北京是中国的首都。"),
+    ("Vitamin D", "Vitamin D and calcium in older people; a randomised trial with 5292 patients. " * 2),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_cross_encoder(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of texts that are equally like the question, the one with the dog is relevant."""
+    folder = tmp_path_factory.mktemp("data") / "dogs"
+    (folder / "qrels").mkdir(parents=True)
+    numbers = range(QUESTIONS)
+    lines(folder / "corpus.jsonl", [text for i in numbers for text in map(document, ANIMALS, [i] * len(ANIMALS))])
+    lines(folder / "queries.jsonl", [{"_id": f"q{i}", "text": f"report {i:03d}"} for i in numbers])
+    judged = "".join(f"q{i}\tdog{i}\t1\n" for i in numbers)
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+def document(animal: str, number: int) -> dict[str, str]:
+    return {"_id": f"{animal}{number}", "text": f"report {number:03d} the {animal}"}
+
+
+def lines(path: Path, values: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    return path
+
+
+def train(
+    tmp_path: Path, data: Path, base: Path | str, say: Callable[[str], None] = lambda line: None, **options: Any
+) -> dict[str, Any]:
+    settings = Settings(data_dir=tmp_path / "rag", device="cpu")
+    return train_reranker(
+        [data], tmp_path / "out", settings, base=str(base), **{"plan": PLAN, "negatives": 3, **options}, say=say
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, dataset: Path, base: Path) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("trained")
+    return folder / "out", train(folder, dataset, base)
+
+
+# ------------------------------------------------------------------ training
+
+
+def test_it_learns_and_says_so(trained: tuple[Path, dict[str, Any]]) -> None:
+    """The first stage and the untrained model cannot tell the two texts apart; the trained one can."""
+    _, outcome = trained
+    ndcg = outcome["ndcg@10"]
+    assert ndcg["first_stage"] < 0.9
+    assert ndcg["before"] < 0.9
+    assert 1.0 == ndcg["after"]
+    assert outcome["loss"]["last"] < outcome["loss"]["first"]
+    assert {"train": 32, "choose": 4, "report": 4} == outcome["queries"]
+    assert all(test["difference"] > 0 for test in outcome["against"].values())
+
+
+def test_the_engine_takes_the_exported_folder(trained: tuple[Path, dict[str, Any]]) -> None:
+    """With the weight that was chosen, and with torch's logits."""
+    out, outcome = trained
+    quick, exact = EmbeddedReranker(out), CrossEncoderReranker(str(out / "huggingface"), device="cpu")
+    assert outcome["alpha"]["after"] == quick.default_alpha
+    assert {"RAG_RERANKER": "embedded", "RAG_RERANKER_MODEL": str(out)} == outcome["env"]
+    for query, text in PAIRS[:3]:
+        assert exact.score(query, [text])[0].raw == pytest.approx(quick.score(query, [text])[0].raw, abs=0.05)
+
+
+def test_the_card_tells_what_it_is_made_of(trained: tuple[Path, dict[str, Any]]) -> None:
+    """Data, licences as far as known, figures, and the hash that the weights really have."""
+    out, outcome = trained
+    card = (out / "README.md").read_text(encoding="utf-8")
+    revision = ModelFolder(out, "cross-encoder").config["revision"]
+    for part in ("`dogs`", "not stated", "1.0000", "better than the first stage alone", f"`{revision}`"):
+        assert part in card
+    assert revision == outcome["sha256"]["model.bin"]
+
+
+def test_a_finished_training_is_not_done_again(tmp_path: Path, trained: tuple[Path, dict[str, Any]]) -> None:
+    """The outcome is as it was, and other arguments are refused."""
+    out, outcome = trained
+    before = (out / "model.bin").stat().st_mtime_ns
+    arguments = json.loads((out / "training.json").read_text())["arguments"]
+    data, base = Path(arguments["data"][0]["path"]), arguments["base"]
+    said: list[str] = []
+    assert outcome == train(out.parent, data, base, said.append)
+    assert [f"{out} is finished: this is its outcome"] == said
+    assert before == (out / "model.bin").stat().st_mtime_ns
+    with pytest.raises(SettingsError, match="negatives: there 3, now 4"):
+        train(out.parent, data, base, negatives=4)
+
+
+def test_a_training_that_was_cut_off_ends_as_one_that_was_not(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the third round it goes on from the last checkpoint, with the lists that were due, to the same weights."""
+    monkeypatch.setattr(fitting, "_SAY_EVERY_S", 0.0)  # a line a step, to stop at one
+    examples = [Example(f"report {i:03d}", [f"{i:03d} the dog", f"{i:03d} the fox"], [1.0, 0.0]) for i in range(8)]
+
+    def stop(line: str) -> None:
+        if line.startswith("step 14 "):
+            raise KeyboardInterrupt
+
+    def run(name: str, say: Callable[[str], None]) -> list[dict[str, float]]:
+        return fit(str(base), examples, tmp_path / f"{name} work", tmp_path / name, Plan(6, 0.002, 2, 0, "cpu"), say)
+
+    whole = run("whole", lambda line: None)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", stop)
+    said: list[str] = []
+    assert [one["step"] for one in whole] == [one["step"] for one in run("cut", said.append)]
+    assert "going on from checkpoint-12" in said
+    assert 13 == min(int(line.split()[1]) for line in said if line.startswith("step "))
+    assert np.allclose(weights(tmp_path / "whole"), weights(tmp_path / "cut"), atol=1e-6)
+    assert not np.allclose(weights(tmp_path / "whole"), weights(base), atol=1e-3)
+
+
+def test_a_second_call_does_not_repeat_what_is_done(
+    tmp_path: Path, dataset: Path, base: Path, trained: tuple[Path, dict[str, Any]]
+) -> None:
+    """Stopped after the training, it has the lists, here with the opinion of a teacher, and the model."""
+
+    def stop(line: str) -> None:
+        if line.startswith("int8 against torch"):
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"plan": replace(PLAN, epochs=0.5), "teacher": str(trained[0])}
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, dataset, base, stop, **options)
+    examples = tmp_path / "out" / "work" / "examples.jsonl"
+    before = examples.stat().st_mtime_ns
+    said: list[str] = []
+    outcome = train(tmp_path, dataset, base, said.append, **options)
+    assert not any(line.startswith("training") for line in said)
+    assert before == examples.stat().st_mtime_ns
+    assert 4 == outcome["loss"]["steps"]
+    assert all(0 < min(example.target) < max(example.target) < 1 for example in read_examples(examples))
+    assert "- teacher teacher out@" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert ModelFolder(tmp_path / "out", "cross-encoder").config["revision"] == outcome["sha256"]["model.bin"]
+
+
+def weights(folder: Path) -> np.ndarray[Any, Any]:
+    from safetensors.numpy import load_file
+
+    return np.concatenate([value.ravel() for _, value in sorted(load_file(folder / "model.safetensors").items())])
+
+
+def test_a_teacher_s_opinion_is_learned(tmp_path: Path, base: Path) -> None:
+    """Two passages that the labels do not tell apart come out in the teacher's order."""
+    passages = ["report the dog", "report the fox", "report the lazy", "report the json"]
+    examples = [Example(f"report {i:03d}", passages, [0.6, 0.02, 0.36, 0.02]) for i in range(16)]
+    losses = fit(
+        str(base), examples, tmp_path / "work", tmp_path / "model", Plan(12, 0.003, 4, 0, "cpu"), lambda line: None
+    )
+    assert losses[-1]["loss"] < losses[0]["loss"]
+    scores = CrossEncoderReranker(str(tmp_path / "model"), device="cpu").score("report 099", passages)
+    assert [0, 2] == sorted(range(4), key=lambda i: -scores[i].raw)[:2]
+
+
+def test_an_embedder_gets_a_head_and_is_a_reranker_then(tmp_path: Path, dataset: Path) -> None:
+    """A backbone without any judgement of pairs has no figure before, and nobody to say what is likely relevant."""
+    save_embedder(tmp_path / "base")
+    outcome = train(tmp_path, dataset, tmp_path / "base", plan=replace(PLAN, epochs=0.5))
+    assert outcome["ndcg@10"]["before"] is None
+    assert 0 == outcome["mined"]["likely relevant"]
+    assert ["the first stage alone"] == list(outcome["against"])
+    assert EmbeddedReranker(tmp_path / "out").score("report 001", ["the dog"])
+
+
+def test_a_missing_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is read or written."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"two-stage-rag\[train\]"):
+        train(tmp_path, tmp_path, "embedded")
+    assert [] == list(tmp_path.iterdir())
+
+
+# ----------------------------------------------------------------- the models
+
+
+def test_the_embedded_weights_can_be_trained_from(tmp_path: Path) -> None:
+    """Brought back into torch, the embedded reranker gives the engine's logits; special tokens in a text are text."""
+    to_hugging_face(RERANKER, tmp_path / "model")
+    exact = CrossEncoderReranker(str(tmp_path / "model"), device="cpu")
+    engine = EmbeddedReranker()
+    assert engine.max_tokens == exact.max_tokens
+    for query, text in PAIRS:
+        assert exact.score(query, [text])[0].raw == pytest.approx(engine.score(query, [text])[0].raw, abs=0.15)
+
+
+def test_what_comes_back_and_goes_again_is_the_same(tmp_path: Path) -> None:
+    """Weights that are exact in int8 and 4 bits stay so: no training, no change, and no growth."""
+    to_hugging_face(RERANKER, tmp_path / "model")
+    to_engine(tmp_path / "model", tmp_path / "again", "again")
+    first, again = EmbeddedReranker(), EmbeddedReranker(tmp_path / "again")
+    for query, text in PAIRS:
+        assert first.score(query, [text])[0].raw == pytest.approx(again.score(query, [text])[0].raw, abs=0.02)
+    assert (tmp_path / "again" / "model.bin").stat().st_size <= 1.01 * (RERANKER / "model.bin").stat().st_size
+
+
+@pytest.mark.parametrize("architecture", ["XLMRoberta", "ModernBert", "DistilBert"])
+def test_other_architectures_go_to_the_engine(tmp_path: Path, architecture: str) -> None:
+    """Whatever sentence-transformers scores pairs with, if its tokenizer joins them in the usual way."""
+    import transformers
+
+    save_cross_encoder(tmp_path / "model")
+    size = len(json.loads((tmp_path / "model" / "tokenizer.json").read_text())["model"]["vocab"])
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=66,
+        initializer_range=0.2,
+        num_labels=1,
+        pad_token_id=0,
+    )
+    model = getattr(transformers, f"{architecture}ForSequenceClassification")(config)
+    model.save_pretrained(tmp_path / "model")
+    to_engine(tmp_path / "model", tmp_path / "engine", "tiny")
+    exact, quick = CrossEncoderReranker(str(tmp_path / "model"), device="cpu"), EmbeddedReranker(tmp_path / "engine")
+    for query, text in PAIRS[:3]:
+        assert exact.score(query, [text])[0].raw == pytest.approx(quick.score(query, [text])[0].raw, abs=0.05)
+
+
+# ----------------------------------------------------------- the command line
+
+
+def test_questions_and_feedback_train_too(rag: Rag, base: Path) -> None:
+    """About the ingested collection; the result goes to stdout, everything else to stderr, and .env's lines work."""
+    folder = rag.folder
+    (folder / "docs").mkdir()
+    for i in range(12):
+        for animal in ("dog", "fox"):
+            (folder / "docs" / f"{animal}{i}.txt").write_text(f"report {i:03d} the {animal}")
+    assert 0 == rag("ingest", "docs").returncode
+    lines(folder / "questions.jsonl", [{"question": f"report {i:03d}", "relevant": f"dog{i}.txt"} for i in range(12)])
+    shown = [[f"Report {i:03d} of the {animal}" for animal in ("fox", "dog")] for i in range(12)]
+    lines(folder / "clicks.jsonl", [{"query": f"of {i:03d}", "chosen": s[1], "shown": s} for i, s in enumerate(shown)])
+    done = rag(
+        *("train-reranker", "--data", "questions.jsonl", "--data", "clicks.jsonl", "--out", "mine"),
+        *("--base", str(base), "--epochs", "1", "--negatives", "3", "--json"),
+        RAG_DEVICE="cpu",
+    )
+    assert 0 == done.returncode, done.stderr
+    outcome = json.loads(done.stdout)
+    assert {"train": 20, "choose": 2, "report": 2} == outcome["queries"]
+    assert {"questions", "clicks"} == set(outcome["by_data"])
+    assert "training: " in done.stderr
+    answer = rag.json("query", "report 007", **outcome["env"])
+    assert "embedded" == answer["reranker"]
+    assert answer["hits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "no such folder or file"),
+        (["--data", "few.jsonl"], "too few"),
+        (["--data", "few.jsonl", "--data", "./few.jsonl"], "twice"),
+        (["--data", "few.jsonl", "--base", "./none"], "there is no folder"),
+        (["--data", "few.jsonl", "--teacher", "nobody"], "no reranker is called 'nobody'"),
+        (["--data", "few.jsonl", "--teacher", "cohere"], "RAG_COHERE_API_KEY"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path: Path, base: Path, arguments: list[str], message: str) -> None:
+    """What is wrong, on what, and what to do."""
+    from typer.testing import CliRunner
+
+    from pipeline.cli import app
+
+    lines(tmp_path / "few.jsonl", [{"query": "of the", "chosen": "the dog", "shown": ["the dog", "the fox"]}])
+    given = arguments if "--base" in arguments else [*arguments, "--base", str(base)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        found = CliRunner().invoke(app, ["train-reranker", "--out", "out", *given])
+    assert isinstance(found.exception, SettingsError)
+    assert message in str(found.exception)

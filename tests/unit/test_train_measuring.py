@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from pipeline.errors import SettingsError
+from pipeline.training import measuring
+from pipeline.training.measuring import Case
+from pipeline.types import Candidate, Chunk, RerankScore
+
+
+def case(number: int, relevant: str = "c") -> Case:
+    """Five candidates of which the first stage puts the relevant one third."""
+    chunks = [Chunk(id_, "hash", 0, 1, id_, "", id_) for id_ in "abcde"]
+    candidates = tuple(Candidate(chunk, 1.0 - rank / 10, rank) for rank, chunk in enumerate(chunks, 1))
+    return Case("set", f"set/{number}", "query", candidates, {relevant: 1})
+
+
+def logits(*values: float) -> list[RerankScore]:
+    return [RerankScore(value, 1 / (1 + math.exp(-value))) for value in values]
+
+
+CASES = [case(1), case(2)]
+THIRD = 1 / math.log2(4)
+
+
+def test_without_scores_it_is_the_first_stage_s_order() -> None:
+    """A relevant document at the third place has 1 / log2(4)."""
+    assert [THIRD, THIRD] == pytest.approx(measuring.ndcg(CASES, None))
+
+
+def test_a_reranker_that_is_right_has_one() -> None:
+    """Alone, and with enough weight."""
+    scores = [logits(0, 0, 5, 0, 0)] * 2
+    assert [1.0, 1.0] == measuring.ndcg(CASES, scores)
+    assert [1.0, 1.0] == measuring.ndcg(CASES, scores, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("right", "expected"),
+    [([0, 0, 5, 0, 0], 0.4), ([5, 4, 0, 0, 0], 0.05)],
+)
+def test_the_weight_is_the_smallest_of_the_best(right: Sequence[float], expected: float) -> None:
+    """A reranker that only does harm gets the least; one that is right as much as it needs.
+
+    Here that is (1 - a) * 1.41 - a / 2 < 2 * a, so a > 0.36.
+    """
+    scores = [logits(*right)] * 2
+    chosen = measuring.best_alpha(CASES, scores)
+    assert expected == chosen
+    best = max(sum(measuring.ndcg(CASES, scores, step / 20)) for step in range(1, 21))
+    assert best == pytest.approx(sum(measuring.ndcg(CASES, scores, chosen)))
+
+
+@pytest.mark.parametrize(
+    ("new", "expected"),
+    [([0.9] * 30, "better"), ([0.1] * 30, "worse"), ([0.5] * 30, "no difference"), ([0.6, 0.4] * 15, "no difference")],
+)
+def test_the_verdict_asks_whether_it_may_be_chance(new: list[float], expected: str) -> None:
+    """A higher mean alone is not better."""
+    assert expected == measuring.verdict(measuring.difference([0.5] * 30, new))
+
+
+def test_nothing_relevant_among_the_candidates_is_an_error() -> None:
+    """Then every reranker has 0, and nothing was measured."""
+    measuring.check([case(1), case(2, "elsewhere")])
+    with pytest.raises(SettingsError, match="do queries and corpus belong"):
+        measuring.check([case(2, "elsewhere")])
