@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qdrant_client import models
 
 from pipeline.stores import bm25, common, filters, payload
+from pipeline.stores.storage import Storage
 from pipeline.types import Chunk, HybridFusion, SearchMode
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def query(
     condition: models.Filter | None,
     exact: bool,
     local: bool,
+    oversampling: float = Storage.oversampling,
 ) -> dict[str, Any] | None:
     """Arguments of the client's ``query_points``; None if nothing can be found: a sparse query without words."""
     lists: list[tuple[str, Any]] = []
@@ -41,7 +43,12 @@ def query(
     params = (
         None
         if local
-        else models.SearchParams(hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None), exact=exact)
+        else models.SearchParams(
+            hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None),
+            exact=exact,
+            # Without effect where nothing is quantized.
+            quantization=models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=oversampling),
+        )
     )
     request: dict[str, Any] = {"limit": limit, "query_filter": condition, "with_payload": True}
     if mode != "hybrid":
