@@ -209,10 +209,11 @@ class Settings(BaseSettings):
     def _check_together(self) -> Self:
         if self.top_k > self.top_n:
             raise ValueError(f"RAG_TOP_K ({self.top_k}) must not be larger than RAG_TOP_N ({self.top_n})")
-        if (self.qdrant_write_consistency or 1) > (self.qdrant_replication or self.qdrant_write_consistency or 1):
+        copies = self.qdrant_replication
+        if copies is not None and (self.qdrant_write_consistency or 1) > copies:
             raise ValueError(
                 f"RAG_QDRANT_WRITE_CONSISTENCY ({self.qdrant_write_consistency}) must not be larger than "
-                f"RAG_QDRANT_REPLICATION ({self.qdrant_replication})"
+                f"RAG_QDRANT_REPLICATION ({copies})"
             )
         if self.chunk_overlap * 2 >= self.chunk_tokens:
             raise ValueError(
