@@ -10,7 +10,7 @@ import qdrant_edge as edge
 
 from pipeline.stores import bm25, common, filters, payload
 from pipeline.stores.storage import QUANTILE, Storage
-from pipeline.types import Chunk, HybridFusion, SearchMode
+from pipeline.types import Chunk, HybridFusion, Quantization, SearchMode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,8 +30,7 @@ def vectors(dimension: int, storage: Storage) -> dict[str, Any]:
 def storage(config: Mapping[str, Any]) -> Storage:
     """How vectors are kept by an engine whose ``edge_config.json`` this is."""
     dense = config["vectors"][common.DENSE]
-    quantization = dense.get("quantization_config")
-    kind = ("int8" if "scalar" in quantization else None) if quantization else "none"
+    kind: Quantization = "int8" if dense.get("quantization_config") else "none"  # there are no others of our making
     return Storage(quantization=kind, on_disk=dense.get("memory") == "cold")
 
 
@@ -44,7 +43,7 @@ def query(
     fusion: HybridFusion,
     condition: edge.Filter | None,
     exact: bool,
-    oversampling: float = Storage.oversampling,
+    oversampling: float,
 ) -> edge.QueryRequest | None:
     """The search; None if nothing can be found, because a sparse query has no words."""
     lists: list[Any] = []

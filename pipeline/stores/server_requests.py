@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from qdrant_client import models
 
 from pipeline.stores import bm25, common, filters, payload
-from pipeline.stores.storage import Storage
 from pipeline.types import Chunk, HybridFusion, SearchMode
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def query(
     condition: models.Filter | None,
     exact: bool,
     local: bool,
-    oversampling: float = Storage.oversampling,
+    oversampling: float,
 ) -> dict[str, Any] | None:
     """Arguments of the client's ``query_points``; None if nothing can be found: a sparse query without words."""
     lists: list[tuple[str, Any]] = []

@@ -15,6 +15,7 @@ from qdrant_client import models
 
 from pipeline.stores import common
 from pipeline.stores.storage import INDEXING_KIB, QUANTILE, Cluster, Storage
+from pipeline.types import Quantization
 
 DEFERRED_KIB = 1_000_000_000
 """1 TB of vectors in one segment: more than there ever are."""
@@ -63,7 +64,7 @@ def is_deferred(config: models.CollectionConfig) -> bool:
 def stored_storage(config: models.CollectionConfig) -> Storage:
     """How an existing collection keeps its vectors; ``quantization`` is None for a kind that is none of ours."""
     kind = config.quantization_config
-    quantization = "int8" if isinstance(kind, models.ScalarQuantization) else None
+    quantization: Quantization | None = "int8" if isinstance(kind, models.ScalarQuantization) else None
     vectors = config.params.vectors
     dense = vectors.get(common.DENSE) if isinstance(vectors, dict) else None
     on_disk = dense is not None and (bool(dense.on_disk) or dense.memory == models.Memory.COLD)

@@ -156,7 +156,7 @@ def test_nothing_is_sent_that_was_not_asked_for() -> None:
 
 def test_a_collection_is_made_as_asked_for() -> None:
     """Quantization, place and spread, in the words of Qdrant's interface."""
-    options = {"storage": Storage("int8", on_disk=True), "cluster": Cluster(4, 3, 2)}
+    options: dict[str, Any] = {"storage": Storage("int8", on_disk=True), "cluster": Cluster(4, 3, 2)}
     with Loopback(QdrantRest()) as server:
         ingest(server, **options)
         (made,) = creations(server)
