@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import qdrant_edge as edge
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError, StoreLockedError
-from pipeline.stores import edge_requests, shards
+from pipeline.stores import shards
 from pipeline.stores.edge import EdgeStore
 from pipeline.stores.locking import DirectoryLock
 from pipeline.stores.storage import INDEXING_KIB, Storage
@@ -517,14 +516,28 @@ def test_a_new_collection_is_made_as_asked_for(vectors: NDArray[np.float32], tmp
     store.close()
 
 
+RECONFIGURE = """
+import os, signal, sys
+from pathlib import Path
+import qdrant_edge as edge
+from pipeline.stores import edge_requests, shards
+from pipeline.stores.storage import Storage
+shard = shards.acquire(Path(sys.argv[1]))
+other = Storage("none" if edge_requests.storage(shard.config()).quantization == "int8" else "int8", on_disk=False)
+shard.reconfigure(edge.EdgeConfig(**edge_requests.vectors(int(sys.argv[2]), other)))
+print(other.quantization, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_a_crash_between_configuring_and_building_is_made_good(kept: Path) -> None:
     """The engine has its new configuration, the process is gone: the next optimization builds what is due."""
-    shard = shards.acquire(kept)
-    before = edge_requests.storage(shard.config())
-    other = Storage("none" if before.quantization == "int8" else "int8", on_disk=False)
-    shard.reconfigure(edge.EdgeConfig(**edge_requests.vectors(DIMENSION, other)))
-    shards.release(shard)
+    command = [sys.executable, "-c", RECONFIGURE, str(kept), str(DIMENSION)]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert -signal.SIGKILL == killed.returncode, killed.stderr
+    wanted = killed.stdout.strip() == "int8"
+    assert [not wanted] == [is_int8(config) for config in segments(kept)]
     store = EdgeStore(kept)
     store.optimize()
     store.close()
-    assert [other.quantization == "int8"] == [is_int8(config) for config in segments(kept)]
+    assert [wanted] == [is_int8(config) for config in segments(kept)]
