@@ -37,7 +37,7 @@ DistinctOption = Annotated[int, typer.Option(min=1, help="Texts that are embedde
 QuantizationOption = Annotated[
     list[str] | None, typer.Option(help="How vectors are kept: none or int8; repeatable, side by side.")
 ]
-OnDiskOption = Annotated[bool, typer.Option("--on-disk", help="Each of these also with its vectors on disk.")]
+OnDiskOption = Annotated[bool, typer.Option("--on-disk", help="With vectors and BM25 index on disk.")]
 OversamplingOption = Annotated[float, typer.Option(min=1, max=20, help="Of int8.")]
 SecondsOption = Annotated[float, typer.Option(min=0.1, help="Time for each measured rate.")]
 
@@ -97,11 +97,10 @@ def scale(
     oversampling: OversamplingOption = 2.0,
 ) -> None:
     """The embedded store at several sizes."""
-    places = (False, True) if on_disk else (False,)
 
     def measure(run: Run) -> None:
         kinds, numbers = _quantizations(quantization or ["none"]), _numbers(sizes, "--sizes")
-        storages = [Storage(kind, place, oversampling) for place in places for kind in kinds]
+        storages = [Storage(kind, on_disk, oversampling) for kind in kinds]
         measures.scale(run, dataset, work, numbers, distinct=distinct, queries=queries, storages=storages)
 
     _run(out, measure)

@@ -26,7 +26,8 @@ from pipeline.stores.storage import Storage
 from pipeline.types import Chunk, Fingerprint
 
 NOISE = 0.3
-"""Length of the noise that is added to a repeated unit vector, whose cosine with the first then is about 0.96."""
+"""Length of the noise that is added to a repeated unit vector, whose cosine with the first then is about 0.96: as near
+as a passage of SciFact is to its nearest other one (0.954, among 2,000, with the embedded model)."""
 ROUNDS = 3
 _BATCH = 10_000
 _GROUPS = 10
@@ -162,13 +163,22 @@ def resident_mb() -> dict[str, float]:
 
 
 def noisy(vectors: NDArray[np.float32], start: int, count: int) -> NDArray[np.float32]:
-    """Rows ``start`` to ``start + count`` of the endless repetition: the vectors once, then copies with noise."""
+    """Rows ``start`` to ``start + count`` of the endless repetition: the vectors once, then copies with noise.
+
+    The noise of a copy is the difference of two of the vectors, cut to length, so that copies differ in the directions
+    in which texts do. White noise makes a cluster of each text's copies, and HNSW loses its way between clusters: with
+    40 copies of 500 texts it finds 0.91 of the exact top 100, with this noise 0.97, with 10 of 2,000 texts either is
+    above 0.998. So have a tenth of the chunks distinct where recall matters.
+    """
     places = np.arange(start, start + count)
     rows = vectors[places % len(vectors)].copy()
     repeated = places >= len(vectors)
-    random = np.random.default_rng(start)
-    noise = random.standard_normal((int(repeated.sum()), vectors.shape[1])).astype(np.float32)
-    rows[repeated] += noise * np.float32(NOISE / np.sqrt(vectors.shape[1]))
+    random, copies = np.random.default_rng(start), int(repeated.sum())
+    one = random.integers(len(vectors), size=copies)
+    other = (one + 1 + random.integers(max(1, len(vectors) - 1), size=copies)) % len(vectors)
+    noise = vectors[one] - vectors[other]
+    length = np.linalg.norm(noise, axis=1, keepdims=True)
+    rows[repeated] += noise * np.divide(NOISE, length, out=np.zeros_like(length), where=length > 0)
     unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return unit
 
