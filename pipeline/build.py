@@ -67,6 +67,9 @@ def build(settings: Settings | None = None) -> Pipeline:
 
 def build_store(settings: Settings) -> Store:
     """Qdrant in process, or the server that ``RAG_QDRANT_URL`` names."""
+    from pipeline.stores.storage import Cluster, Storage
+
+    storage = Storage(settings.quantization, settings.on_disk, settings.oversampling)
     if settings.qdrant_url:
         from pipeline.stores.connection import connect
         from pipeline.stores.server import ServerStore
@@ -77,10 +80,13 @@ def build_store(settings: Settings) -> Store:
             api_key=key.get_secret_value() if key else None,
             timeout=settings.qdrant_timeout,
         )
-        return ServerStore(client, settings.collection, deadline=settings.qdrant_deadline)
+        cluster = Cluster(settings.qdrant_shards, settings.qdrant_replication, settings.qdrant_write_consistency)
+        return ServerStore(
+            client, settings.collection, deadline=settings.qdrant_deadline, storage=storage, cluster=cluster
+        )
     from pipeline.stores.edge import EdgeStore
 
-    return EdgeStore(settings.data_dir / "collections" / settings.collection)
+    return EdgeStore(settings.data_dir / "collections" / settings.collection, storage=storage)
 
 
 # ---------------------------------------------------------------- embedders

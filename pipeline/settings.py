@@ -16,7 +16,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import SettingsError
-from pipeline.types import HybridFusion, SearchMode, StageFusion
+from pipeline.types import HybridFusion, Quantization, SearchMode, StageFusion
 
 PREFIX = "RAG_"
 # Variables of the test suite; they configure no pipeline.
@@ -57,6 +57,32 @@ class Settings(BaseSettings):
     qdrant_timeout: float = Field(30.0, gt=0, description="seconds that one request to a Qdrant server may take")
     qdrant_deadline: float = Field(
         120.0, ge=0, description="seconds that an ingest goes on trying while a Qdrant server does not answer"
+    )
+    qdrant_shards: int | None = Field(
+        None, ge=1, le=1024, description="for a new collection on a server: its shards; empty: left to the server"
+    )
+    qdrant_replication: int | None = Field(
+        None, ge=1, le=64, description="for a new collection on a server: copies of each shard; empty: left to it"
+    )
+    qdrant_write_consistency: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="for a new collection on a server: copies that must have a write before it counts, 1-"
+        "`RAG_QDRANT_REPLICATION`; empty: left to it",
+    )
+    quantization: Quantization | None = Field(
+        None,
+        description="`int8`: besides each vector a copy of a quarter of its size, kept in memory, finds the candidates "
+        "and the vector itself scores them; empty: as the collection is, a new one `none`",
+    )
+    oversampling: float = Field(
+        2.0, ge=1, le=20, description="with `int8`: how many times the candidates asked for are scored that way, 1-20"
+    )
+    on_disk: bool | None = Field(
+        None,
+        description="`true`: vectors and BM25 index are read from disk as needed, not kept in memory; empty: as the "
+        "collection is, a new one `false`",
     )
     embedder: Literal["embedded", "sentence-transformers", "http"] = Field(
         "embedded",
@@ -188,6 +214,12 @@ class Settings(BaseSettings):
     def _check_together(self) -> Self:
         if self.top_k > self.top_n:
             raise ValueError(f"RAG_TOP_K ({self.top_k}) must not be larger than RAG_TOP_N ({self.top_n})")
+        copies = self.qdrant_replication
+        if copies is not None and (self.qdrant_write_consistency or 1) > copies:
+            raise ValueError(
+                f"RAG_QDRANT_WRITE_CONSISTENCY ({self.qdrant_write_consistency}) must not be larger than "
+                f"RAG_QDRANT_REPLICATION ({copies})"
+            )
         if self.chunk_overlap * 2 >= self.chunk_tokens:
             raise ValueError(
                 f"RAG_CHUNK_OVERLAP ({self.chunk_overlap}) must be less than half of "

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 SearchMode = Literal["hybrid", "dense", "sparse"]
 HybridFusion = Literal["dbsf", "rrf"]
+Quantization = Literal["none", "int8"]
 StageFusion = Literal["linear", "rrf"]
 ScoreScale = Literal["logit", "probability"]
 

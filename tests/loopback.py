@@ -123,7 +123,7 @@ class Loopback:
                     loopback.requests.append(request)
                 loopback._send(self, loopback._respond(request))
 
-            do_GET = do_POST = do_PUT = do_HEAD = _answer  # noqa: N815 - names that http.server looks for
+            do_GET = do_POST = do_PATCH = do_PUT = do_HEAD = _answer  # noqa: N815 - names that http.server looks for
 
         return Handler
 

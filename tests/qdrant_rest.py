@@ -20,6 +20,8 @@ class QdrantRest:
 
     def __init__(self) -> None:
         self.client = QdrantClient(":memory:")
+        self.settings: dict[str, dict[str, Any]] = {}
+        """By collection: what local mode has no use for, as a server keeps it."""
         self._lock = threading.Lock()
 
     def __call__(self, request: Request) -> Reply:
@@ -37,17 +39,23 @@ class QdrantRest:
         client = self.client
         match request.method, what:
             case "GET", "":
-                return _plain(client.get_collection(name))
+                info = _plain(client.get_collection(name))
+                _merge(info["config"], self.settings[name])
+                return info
             case "PUT", "":
                 if client.collection_exists(name):
                     return Reply(409, {"status": {"error": f"Wrong input: Collection `{name}` already exists!"}})
                 asked = request.json
+                self.settings[name] = _as_config(asked)
                 return client.create_collection(
                     name,
                     vectors_config=_VECTORS.validate_python(asked["vectors"]),
                     sparse_vectors_config=_SPARSE.validate_python(asked["sparse_vectors"]),
                     metadata=asked["metadata"],
                 )
+            case "PATCH", "":
+                _merge(self.settings[name], _as_config(request.json))
+                return True
             case "PUT", "index":
                 return {"operation_id": 1, "status": "completed"}  # local mode has no indexes
             case "PUT", "points":
@@ -68,6 +76,38 @@ class QdrantRest:
                 )
                 return {"points": [_plain(record) for record in records], "next_page_offset": offset}
         raise AssertionError(f"not known here: {request.method} {request.path}")
+
+
+# What a request calls otherwise than the answer's "config" does.
+_PARAMS = (
+    "vectors",
+    "sparse_vectors",
+    "shard_number",
+    "replication_factor",
+    "write_consistency_factor",
+    "on_disk_payload",
+)
+
+
+def _as_config(asked: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a request to make or change a collection, laid out as the server's answer has them."""
+    config: dict[str, Any] = {"params": {name: asked[name] for name in _PARAMS if asked.get(name) is not None}}
+    config["params"] |= asked.get("params", {})
+    config["optimizer_config"] = asked.get("optimizers_config", {})
+    config["hnsw_config"] = asked.get("hnsw_config", {})
+    if "quantization_config" in asked:
+        kind = asked["quantization_config"]
+        config["quantization_config"] = None if kind == "Disabled" else kind
+    return config
+
+
+def _merge(config: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Changes what is named, inside of objects too."""
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(config.get(name), dict):
+            _merge(config[name], value)
+        else:
+            config[name] = value
 
 
 def _plain(model: Any) -> Any:

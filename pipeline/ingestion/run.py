@@ -98,8 +98,8 @@ class IngestRun:
         if self._repeated > _REPEATED_SHOWN:
             self._warnings.append(f"{self._repeated - _REPEATED_SHOWN} more ids were given more than once")
         deleted = self._prune(roots, max_delete) if prune else 0
-        if (self._written or self._deleted_chunks) and not self.dry_run:
-            self.store.optimize(self._report)
+        if not self.dry_run:
+            self.store.optimize(self._report)  # may be due even if nothing changed: the last run may have been cut off
         return IngestReport(
             **self._counts,
             deleted=deleted,

@@ -1,18 +1,37 @@
-"""Requests to the embedded engine, from chunks, clauses and queries."""
+"""Requests to the embedded engine, from chunks, clauses and queries, and its configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import qdrant_edge as edge
 
 from pipeline.stores import bm25, common, filters, payload
-from pipeline.types import Chunk, HybridFusion, SearchMode
+from pipeline.stores.storage import QUANTILE, Storage
+from pipeline.types import Chunk, HybridFusion, Quantization, SearchMode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+def vectors(dimension: int, storage: Storage) -> dict[str, Any]:
+    """Arguments of ``EdgeConfig`` that say how vectors are kept."""
+    memory = edge.Memory.Cold if storage.on_disk else None
+    int8 = None
+    if storage.quantization == "int8":
+        int8 = edge.ScalarQuantizationConfig(edge.ScalarType.Int8, quantile=QUANTILE, memory=edge.Memory.Pinned)
+    dense = edge.EdgeVectorParams(dimension, edge.Distance.Cosine, quantization_config=int8, memory=memory)
+    sparse = edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf, memory=memory)
+    return {"vectors": {common.DENSE: dense}, "sparse_vectors": {common.SPARSE: sparse}}
+
+
+def storage(config: Mapping[str, Any]) -> Storage:
+    """How vectors are kept by an engine whose ``edge_config.json`` this is."""
+    dense = config["vectors"][common.DENSE]
+    kind: Quantization = "int8" if dense.get("quantization_config") else "none"  # there are no others of our making
+    return Storage(quantization=kind, on_disk=dense.get("memory") == "cold")
 
 
 def query(
@@ -24,6 +43,7 @@ def query(
     fusion: HybridFusion,
     condition: edge.Filter | None,
     exact: bool,
+    oversampling: float,
 ) -> edge.QueryRequest | None:
     """The search; None if nothing can be found, because a sparse query has no words."""
     lists: list[Any] = []
@@ -36,7 +56,12 @@ def query(
     if not lists:
         return None
     deep = common.depth(limit) if mode == "hybrid" else limit
-    params = edge.SearchParams(hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None), exact=exact)
+    params = edge.SearchParams(
+        hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None),
+        exact=exact,
+        # Without effect where nothing is quantized.
+        quantization=edge.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=oversampling),
+    )
     if mode != "hybrid":
         return edge.QueryRequest(limit=limit, query=lists[0], filter=condition, params=params, with_payload=True)
     fused: Any = edge.Fusion.Rrf(k=common.RRF_K) if fusion == "rrf" else edge.Fusion.Dbsf()

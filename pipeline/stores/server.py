@@ -8,7 +8,9 @@ An instance made with ``QdrantClient(":memory:")`` works too and is exact, but b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +18,10 @@ from qdrant_client import QdrantClient, models
 
 from pipeline.errors import StoreError, StoreUnavailableError
 from pipeline.retrying import RetryPolicy
-from pipeline.stores import bm25, common, filters, payload, server_requests
+from pipeline.stores import bm25, common, filters, payload, server_requests, server_settings
 from pipeline.stores.connection import Connection, patience
 from pipeline.stores.server_errors import DeniedError, MissingCollectionError
+from pipeline.stores.storage import INDEXING_KIB, Cluster, Storage
 from pipeline.types import (
     Candidate,
     Chunk,
@@ -34,12 +37,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+log = logging.getLogger(__name__)
+
 Ask = Callable[[str, Callable[[], Any]], Any]
 """How a request is made: :meth:`Connection.once` or :meth:`Connection.patiently`."""
 
 METADATA_KEY = "two_stage_rag"
-# A chunk is about 10 kB of JSON at 384 dimensions; the server takes 32 MB in a request.
+# Qdrant advises 64-256 points a request, and two to four requests at once
+# (https://qdrant.tech/documentation/manage-data/bulk-upload). A chunk is about 10 kB of JSON at 384 dimensions; the
+# server takes 32 MB in a request.
 _WRITE_BATCH = 128
+_WRITES_AT_ONCE = 4
 _READ_BATCH = 2_000
 _READ_VECTORS = 500
 
@@ -59,13 +67,22 @@ class ServerStore:
     """
 
     def __init__(
-        self, client: QdrantClient, collection: str, *, deadline: float = 120.0, retry: RetryPolicy | None = None
+        self,
+        client: QdrantClient,
+        collection: str,
+        *,
+        deadline: float = 120.0,
+        retry: RetryPolicy | None = None,
+        storage: Storage | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         self.collection = collection
         self.bm25 = bm25.DESCRIPTION
         self._client = client
         self._server = Connection(client, collection, retry or patience(deadline))
         self.name = f"collection {collection} at {self._server.address}"
+        self._storage = storage or Storage()
+        self._cluster = cluster or Cluster()
         self._known: Fingerprint | None = None
         self._indexed: set[str] = set()
 
@@ -92,6 +109,13 @@ class ServerStore:
                     "metadata; choose another name with RAG_COLLECTION"
                 )
             self._known = Fingerprint.from_dict(stored)
+            kib = (info.points_count or 0) * self._known.dimension * 4 / 1024
+            if server_settings.is_deferred(info.config) and kib > INDEXING_KIB:
+                log.warning(
+                    "%s has no index yet: an ingest is writing it now, or was cut off. Searches are right but slow; "
+                    "the end of an ingest, or rag verify --repair, has it built",
+                    self.name,
+                )
             self._indexed.update(path.replace('"', "") for path in info.payload_schema)
         return self._known
 
@@ -99,17 +123,12 @@ class ServerStore:
         """Makes the collection and its payload indexes, as far as they are missing."""
         ask = self._server.patiently
         if self._fingerprint(ask) is None:
-            dense = models.VectorParams(size=fingerprint.dimension, distance=models.Distance.COSINE)
-            sparse = models.SparseVectorParams(modifier=models.Modifier.IDF)
+            settings = server_settings.creation(fingerprint.dimension, self._storage, self._cluster)
             try:
                 ask(
                     "make",
                     lambda: self._client.create_collection(
-                        self.collection,
-                        vectors_config={common.DENSE: dense},
-                        sparse_vectors_config={common.SPARSE: sparse},
-                        hnsw_config=models.HnswConfigDiff(m=common.HNSW_M, ef_construct=common.HNSW_EF_CONSTRUCT),
-                        metadata={METADATA_KEY: fingerprint.to_dict()},
+                        self.collection, metadata={METADATA_KEY: fingerprint.to_dict()}, **settings
                     ),
                 )
             except StoreError:
@@ -126,18 +145,23 @@ class ServerStore:
     # ------------------------------------------------------------------ writing
 
     def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
-        """Writes chunks, a hundred or so a request; the server has applied them on return."""
+        """Writes chunks, a hundred or so a request and some requests at once; the server has applied all on return."""
         fingerprint = self.fingerprint()
         if fingerprint is None:
             raise StoreError(f"{self.name} does not exist yet: ensure_ready() comes first")
         common.check_vectors(chunks, vectors, fingerprint.dimension)
-        for start in range(0, len(chunks), _WRITE_BATCH):
+
+        def write(start: int) -> None:
             batch = slice(start, start + _WRITE_BATCH)
             points = [
                 server_requests.point(chunk, vector)
                 for chunk, vector in zip(chunks[batch], vectors[batch], strict=True)
             ]
             self._server.patiently("write to", partial(self._client.upsert, self.collection, points, wait=True))
+
+        with ThreadPoolExecutor(_WRITES_AT_ONCE, "rag-upload") as pool:
+            for _ in pool.map(write, range(0, len(chunks), _WRITE_BATCH)):
+                pass
 
     def delete_documents(self, document_ids: Sequence[str]) -> int:
         """Removes all chunks of these documents; returns how many chunks there were."""
@@ -159,7 +183,23 @@ class ServerStore:
         return len(doomed)
 
     def optimize(self, progress: Callable[[str], None] | None = None) -> None:
-        """Nothing: a server builds its index by itself, in the background."""
+        """Brings the collection's settings into line; the server then builds its index by itself, in the background."""
+        if self._server.local or self.fingerprint() is None:
+            return
+        ask = self._server.patiently
+        config = ask("look up", lambda: self._client.get_collection(self.collection)).config
+        if unlike := server_settings.other_cluster(config, self._cluster):
+            log.warning("%s stays as it was made: %s; that can only be chosen for a new collection", self.name, unlike)
+        changes = server_settings.updates(config, self._storage)
+        if not changes:
+            return
+        if progress is not None:
+            said = self._storage.changes(server_settings.stored_storage(config))
+            progress(f"the server stores the vectors anew ({said})" if said else "the server begins to build its index")
+        try:
+            ask("change", lambda: self._client.update_collection(self.collection, **changes))
+        except DeniedError as error:
+            log.warning("%s; its settings stay as they are: %s", error, ", ".join(changes))
 
     # ------------------------------------------------------------------ reading
 
@@ -221,6 +261,7 @@ class ServerStore:
             condition=server_requests.condition(clauses),
             exact=exact,
             local=self._server.local,
+            oversampling=self._storage.oversampling,
         )
         if request is None:
             return []

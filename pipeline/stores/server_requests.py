@@ -25,6 +25,7 @@ def query(
     condition: models.Filter | None,
     exact: bool,
     local: bool,
+    oversampling: float,
 ) -> dict[str, Any] | None:
     """Arguments of the client's ``query_points``; None if nothing can be found: a sparse query without words."""
     lists: list[tuple[str, Any]] = []
@@ -41,7 +42,12 @@ def query(
     params = (
         None
         if local
-        else models.SearchParams(hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None), exact=exact)
+        else models.SearchParams(
+            hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None),
+            exact=exact,
+            # Without effect where nothing is quantized.
+            quantization=models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=oversampling),
+        )
     )
     request: dict[str, Any] = {"limit": limit, "query_filter": condition, "with_payload": True}
     if mode != "hybrid":

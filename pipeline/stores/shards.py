@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import qdrant_edge as edge
 
@@ -102,6 +103,21 @@ class OpenShard:
             if self._engine is None:  # opening it again failed after an optimization
                 self._engine = edge.EdgeShard.load(str(self._files))
             yield self._engine
+
+    def config(self) -> dict[str, Any]:
+        """The engine's configuration, as it keeps it."""
+        config: dict[str, Any] = json.loads((self._files / "edge_config.json").read_text(encoding="utf-8"))
+        return config
+
+    def reconfigure(self, config: edge.EdgeConfig) -> None:
+        """Gives the engine another configuration. What is stored follows at the next optimization, which is now due."""
+        with self.use("configure") as engine:
+            # First: after a crash in between nothing else tells that the index is not yet as configured.
+            self.unindexed = engine.info().points_count
+            self._write_pending()
+            engine.close()
+            self._engine = None
+            self._engine = edge.EdgeShard.load(str(self._files), config)
 
     def wrote(self, engine: edge.EdgeShard, *, written: int = 0, deleted: int = 0) -> None:
         """Counts chunks written and deleted, and flushes now and then."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 
 from pipeline.errors import SettingsError, StoreError
@@ -21,6 +22,7 @@ from pipeline.interfaces import Store
 from pipeline.stores.connection import connect
 from pipeline.stores.edge import EdgeStore
 from pipeline.stores.server import ServerStore
+from pipeline.stores.storage import Storage
 from pipeline.types import (
     Candidate,
     Chunk,
@@ -61,6 +63,21 @@ def edge_store(path: Path) -> Iterator[Store]:
     yield EdgeStore(path / "collections" / "documents")
 
 
+class QuantizedEdgeStore(EdgeStore):
+    """Builds the index after each write, so that these few chunks too are found by their int8 copies."""
+
+    def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+        super().upsert(chunks, vectors)
+        with self._engine("optimize") as (_, engine):
+            engine.optimize()
+
+
+def int8_edge_store(path: Path) -> Iterator[Store]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.stores.edge.INDEXING_KIB", 1)
+        yield QuantizedEdgeStore(path / "collections" / "documents", storage=Storage("int8", on_disk=True))
+
+
 def real_server_store(_: Path) -> Iterator[Store]:
     assert SERVER_URL is not None
     client = connect(SERVER_URL, api_key=os.environ.get("RAG_TEST_QDRANT_API_KEY"))
@@ -71,7 +88,11 @@ def real_server_store(_: Path) -> Iterator[Store]:
     client.close()
 
 
-MAKERS: dict[str, Callable[[Path], Iterator[Store]]] = {"edge": edge_store, "memory": memory_store}
+MAKERS: dict[str, Callable[[Path], Iterator[Store]]] = {
+    "edge": edge_store,
+    "edge-int8": int8_edge_store,
+    "memory": memory_store,
+}
 if SERVER_URL:
     MAKERS["server"] = real_server_store
 

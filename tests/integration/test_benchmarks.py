@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.evaluation.benchmarks import report
 from pipeline.evaluation.benchmarks.limit import model_flops
-from pipeline.evaluation.benchmarks.peers import Plan, run_peers, summary
-from pipeline.evaluation.benchmarks.scale import measure_size, noisy
+from pipeline.evaluation.benchmarks.measures import Run
+from pipeline.evaluation.benchmarks.peers import Measured, Plan, run_peers, summaries, summary
+from pipeline.evaluation.benchmarks.scale import noisy, run_scale
 from pipeline.evaluation.benchmarks.systems import SystemSpec, command, environment, systems
 from pipeline.evaluation.benchmarks.worker import Worker, WorkerError
 from pipeline.evaluation.dataset import read_dataset
+from pipeline.stores.storage import Storage
 from tests.tiny_models import save_cross_encoder, save_embedder
 
 PASSAGES = [
@@ -50,8 +54,19 @@ def test_our_system_is_measured_from_start_to_end(tmp_path: Path) -> None:
         clients=[1, 2],
         rounds=1,
     )
-    measured = run_peers([spec], plan, print)[spec.name]
+    steps: list[dict[str, object]] = []
+
+    def done(found: dict[str, Measured]) -> None:
+        (row,) = json.loads(json.dumps(summaries([spec], found, plan)))
+        steps.append({name: row[name] is not None for name in ("ingest_passages_per_s", "cold_start_s")})
+        steps[-1]["queries"] = len(row["queries"])
+
+    measured = run_peers([spec], plan, print, done)[spec.name]
     assert measured.failure is None
+    # What there is can be written down after each step.
+    assert [(True, 0, False), (True, 1, False), (True, 2, False), (True, 2, True)] == [
+        (step["ingest_passages_per_s"], step["queries"], step["cold_start_s"]) for step in steps
+    ]
     result = summary(spec, measured, plan, measured)
     assert [(3, 1, 0), (3, 2, 0)] == [
         (run["top_n"], run["clients"], run["failed_queries"]) for run in result["queries"]
@@ -89,12 +104,41 @@ def test_the_embedded_models_cost_what_their_shape_says() -> None:
     assert pytest.approx(expected, rel=0.02) == model_flops(model, [length])[0]
 
 
-def test_a_small_store_finds_what_exact_search_finds(tmp_path: Path) -> None:
+def test_sizes_and_ways_of_keeping_vectors_are_measured_one_after_another(tmp_path: Path) -> None:
+    """Each size is handed out as it is done; a small store finds what exact search finds."""
     import numpy as np
 
     random = np.random.default_rng(0)
     vectors = noisy(random.standard_normal((40, 16)).astype(np.float32), 0, 40)
-    row = measure_size(300, ["text"] * 40, vectors, vectors[:5], tmp_path / "store")
-    assert 300 == row["chunks"]
-    assert {"unfiltered": 1.0, "filtered": 1.0} == {name: run["recall@100"] for name, run in row["search"].items()}
-    assert row["disk_mb"] > 0
+    storages = [Storage("none", False), Storage("int8", True)]
+    said: list[str] = []
+    sizes = run_scale([300, 500], storages, ["text"] * 40, vectors, vectors[:5], tmp_path, said.append)
+    first = next(sizes)
+    assert [(300, "none"), (300, "int8, on disk")] == [(row["chunks"], row["vectors"]) for row in first]
+    assert not any("500" in line for line in said)
+    for row in first:
+        assert {"unfiltered": 1.0, "filtered": 1.0} == {name: run["recall@100"] for name, run in row["search"].items()}
+        assert row["disk_mb"] > 0
+        assert row["search_memory_mb"]["own"] > 0
+    report.write_plots(tmp_path, {"scale": first})
+    assert "300 chunks, int8, on disk" in (tmp_path / "scale-search.svg").read_text(encoding="utf-8")
+
+
+def test_a_run_that_is_cut_off_leaves_what_it_had(tmp_path: Path) -> None:
+    """Whole, and said to be unfinished."""
+    run = Run(tmp_path / "results.json")
+    run.save(finished=False, scale=[{"chunks": 1}])
+    with pytest.raises(TypeError):
+        run.save(scale=[{"chunks": object()}])
+    assert {"finished": False, "scale": [{"chunks": 1}]} == json.loads((tmp_path / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [("--quantization=int4", "'int4': there are none, int8"), ("--sizes=x", "'x'")]
+)
+def test_a_wrong_option_is_told_in_one_line(tmp_path: Path, option: str, said: str) -> None:
+    """With exit code 2."""
+    command_ = [sys.executable, "-m", "pipeline.evaluation.benchmarks", "scale", str(tmp_path), option]
+    done = subprocess.run([*command_, f"--out={tmp_path}"], capture_output=True, text=True)
+    assert (2, 1) == (done.returncode, len(done.stderr.splitlines()))
+    assert said in done.stderr

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError, StoreLockedError
 from pipeline.stores import shards
-from pipeline.stores.edge import INDEXING_KIB, EdgeStore
+from pipeline.stores.edge import EdgeStore
 from pipeline.stores.locking import DirectoryLock
+from pipeline.stores.storage import INDEXING_KIB, Storage
 from pipeline.types import Chunk, Fingerprint, StoreCount
 from tests.fakes import FakeEmbedder
 
@@ -420,3 +422,122 @@ def test_the_directory_stays_in_use_while_a_child_builds_the_index(tmp_path: Pat
         lock.acquire()
     lock.acquire()
     lock.release()
+
+
+# ------------------------------------------------------------------ how vectors are kept
+
+
+def segments(path: Path) -> list[dict[str, Any]]:
+    """Configurations of the segments that have an index, as the engine wrote them."""
+    found = [json.loads(file.read_text())["config"] for file in path.glob("shard/segments/*/segment.json")]
+    return [config for config in found if config["vector_data"]["dense"]["index"]["type"] == "hnsw"]
+
+
+def is_int8(config: dict[str, Any]) -> bool:
+    quantization = config["vector_data"]["dense"]["quantization_config"]
+    return quantization is not None and quantization["scalar"]["type"] == "int8"
+
+
+def agreement(store: EdgeStore, vectors: NDArray[np.float32]) -> float:
+    """Share of the exact top 100 that is found."""
+    rng, shares = np.random.default_rng(12), []
+    for row in rng.integers(POINTS, size=20):
+        query = vectors[row] + 0.02 * rng.standard_normal(DIMENSION).astype(np.float32)
+        fast = store.search("", query, limit=100, mode="dense")
+        exact = store.search("", query, limit=100, mode="dense", exact=True)
+        by_id = {candidate.chunk.id: candidate.score for candidate in exact}
+        shares.append(len(by_id.keys() & {candidate.chunk.id for candidate in fast}) / 100)
+        # Rescored: the scores are those of the vectors themselves.
+        assert all(
+            candidate.score == pytest.approx(by_id[candidate.chunk.id], abs=1e-5)
+            for candidate in fast
+            if candidate.chunk.id in by_id
+        )
+    return float(np.mean(shares))
+
+
+@pytest.fixture(scope="module")
+def kept(vectors: NDArray[np.float32], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a closed collection with an index, without quantization."""
+    path = tmp_path_factory.mktemp("kept") / "documents"
+    store = EdgeStore(path)
+    store.ensure_ready(fingerprint(DIMENSION))
+    store.upsert([chunk(f"doc-{i}") for i in range(POINTS)], vectors)
+    store.optimize()
+    store.close()
+    return path
+
+
+def test_a_collection_is_stored_anew_where_its_options_change(kept: Path, vectors: NDArray[np.float32]) -> None:
+    """At the next optimization and not before; nothing asked for leaves it as it is; and back again."""
+    said: list[str] = []
+
+    def optimized(storage: Storage | None) -> list[dict[str, Any]]:
+        store = EdgeStore(kept, storage=storage)
+        assert 100 == len(store.search("", vectors[0], limit=100, mode="dense"))
+        said.clear()
+        store.optimize(said.append)
+        assert agreement(store, vectors) >= 0.98
+        assert POINTS == store.count().chunks
+        store.close()
+        return segments(kept)
+
+    (plain,) = segments(kept)
+    assert not is_int8(plain)
+    (int8,) = optimized(Storage("int8"))
+    assert is_int8(int8)
+    assert "InRamMmap" == int8["vector_data"]["dense"]["storage_type"]
+    building = f"building the index over {POINTS:,} chunks"
+    assert ["storing the vectors anew (quantization none -> int8)", building] == said
+    (disk,) = optimized(Storage(on_disk=True))
+    assert is_int8(disk)
+    assert "Mmap" == disk["vector_data"]["dense"]["storage_type"]
+    assert "Mmap" == disk["sparse_vector_data"]["bm25"]["index"]["index_type"]
+    assert ["storing the vectors anew (vectors memory -> disk)", building] == said
+    for unchanged in (None, Storage("int8"), Storage("int8", on_disk=True)):
+        assert [disk] == optimized(unchanged)
+        assert [] == said
+    (back,) = optimized(Storage("none", on_disk=False))
+    assert not is_int8(back)
+    assert "InRamMmap" == back["vector_data"]["dense"]["storage_type"]
+
+
+def test_a_new_collection_is_made_as_asked_for(vectors: NDArray[np.float32], tmp_path: Path) -> None:
+    """Its index has the copies when it is first built, and the top 100 stays as good."""
+    store = EdgeStore(tmp_path, storage=Storage("int8", on_disk=True))
+    store.ensure_ready(fingerprint(DIMENSION))
+    store.upsert([chunk(f"doc-{i}") for i in range(POINTS)], vectors)
+    said: list[str] = []
+    store.optimize(said.append)
+    assert [f"building the index over {POINTS:,} chunks"] == said
+    (config,) = segments(tmp_path)
+    assert is_int8(config)
+    assert agreement(store, vectors) >= 0.98
+    store.close()
+
+
+RECONFIGURE = """
+import os, signal, sys
+from pathlib import Path
+import qdrant_edge as edge
+from pipeline.stores import edge_requests, shards
+from pipeline.stores.storage import Storage
+shard = shards.acquire(Path(sys.argv[1]))
+other = Storage("none" if edge_requests.storage(shard.config()).quantization == "int8" else "int8", on_disk=False)
+shard.reconfigure(edge.EdgeConfig(**edge_requests.vectors(int(sys.argv[2]), other)))
+print(other.quantization, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_crash_between_configuring_and_building_is_made_good(kept: Path) -> None:
+    """The engine has its new configuration, the process is gone: the next optimization builds what is due."""
+    command = [sys.executable, "-c", RECONFIGURE, str(kept), str(DIMENSION)]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert -signal.SIGKILL == killed.returncode, killed.stderr
+    wanted = killed.stdout.strip() == "int8"
+    assert [not wanted] == [is_int8(config) for config in segments(kept)]
+    store = EdgeStore(kept)
+    store.optimize()
+    store.close()
+    assert [wanted] == [is_int8(config) for config in segments(kept)]

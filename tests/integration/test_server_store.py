@@ -290,7 +290,8 @@ def test_large_upsert_is_split(server: Loopback, store: ServerStore) -> None:
     server.respond = collection_is_there({"/points": ok({"operation_id": 1, "status": "completed"})})
     write(store, 300)
     writes = [(path, body) for _, path, body in server.requests if "/points" in path]
-    assert [128, 128, 44] == [len(body["points"]) for _, body in writes]
+    assert [44, 128, 128] == sorted(len(body["points"]) for _, body in writes)
+    assert {item.id for item in chunks(300)} == {point["id"] for _, body in writes for point in body["points"]}
     assert all("wait=true" in path for path, _ in writes)
 
 

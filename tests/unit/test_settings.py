@@ -73,6 +73,11 @@ def test_a_mistyped_variable_is_an_error_with_a_suggestion(monkeypatch: pytest.M
         ("RAG_TOP_K", "60", r"RAG_TOP_K \(60\) must not be larger than RAG_TOP_N \(50\)"),
         ("RAG_CHUNK_OVERLAP", "128", "RAG_CHUNK_OVERLAP .* less than half"),
         ("RAG_COLLECTION", "../x", "RAG_COLLECTION: "),
+        ("RAG_QUANTIZATION", "int4", "RAG_QUANTIZATION: .*'none' or 'int8'"),
+        ("RAG_OVERSAMPLING", "0.5", "RAG_OVERSAMPLING: .*greater than or equal to 1"),
+        ("RAG_ON_DISK", "perhaps", "RAG_ON_DISK: .*boolean"),
+        ("RAG_QDRANT_SHARDS", "0", "RAG_QDRANT_SHARDS: .*greater than or equal to 1"),
+        ("RAG_QDRANT_REPLICATION", "100", "RAG_QDRANT_REPLICATION: .*less than or equal to 64"),
     ],
 )
 def test_a_value_out_of_range_names_the_variable_and_what_is_allowed(
@@ -82,6 +87,16 @@ def test_a_value_out_of_range_names_the_variable_and_what_is_allowed(
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=said):
         Settings()
+
+
+def test_no_more_copies_must_have_a_write_than_there_are() -> None:
+    """Else no write would ever count; alone, the number of copies is the server's."""
+    assert (2, 2) == (
+        Settings(qdrant_replication=2, qdrant_write_consistency=2).qdrant_write_consistency,
+        Settings(qdrant_write_consistency=2).qdrant_write_consistency,
+    )
+    with pytest.raises(SettingsError, match=r"RAG_QDRANT_WRITE_CONSISTENCY \(3\) .* RAG_QDRANT_REPLICATION \(2\)"):
+        Settings(qdrant_replication=2, qdrant_write_consistency=3)
 
 
 def test_an_unknown_argument_is_an_error_with_a_suggestion() -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.console import Console
 
 from pipeline.errors import RagError, SettingsError
-from pipeline.evaluation.benchmarks import machine, report
+from pipeline.evaluation.benchmarks import machine, measures, report
+from pipeline.evaluation.benchmarks.measures import Run
+from pipeline.stores.storage import Storage
+from pipeline.types import Quantization
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-_QUICK_QUERIES = 20
-_MODELS = Path(__file__).parents[2] / "models"
+_OUT, _WORK = Path("runs/benchmarks"), Path(".rag/benchmarks")
+_TOP_N, _CLIENTS, _SIZES = "20,50,100", "1,8", "10000,100000,1000000"
 
 DatasetArgument = Annotated[Path, typer.Argument(help="Folder in BEIR's layout.")]
 OutOption = Annotated[Path, typer.Option(help="Folder for results.json and the plots.")]
@@ -31,6 +34,11 @@ RoundsOption = Annotated[int, typer.Option(min=1, help="Times that everything is
 UrlOption = Annotated[str | None, typer.Option(help="Qdrant server for all systems that use Qdrant; else local mode.")]
 SizesOption = Annotated[str, typer.Option(help="Numbers of chunks, by commas.")]
 DistinctOption = Annotated[int, typer.Option(min=1, help="Texts that are embedded; more chunks are noisy copies.")]
+QuantizationOption = Annotated[
+    list[str] | None, typer.Option(help="How vectors are kept: none or int8; repeatable, side by side.")
+]
+OnDiskOption = Annotated[bool, typer.Option("--on-disk", help="With vectors and BM25 index on disk.")]
+OversamplingOption = Annotated[float, typer.Option(min=1, max=20, help="Of int8.")]
 SecondsOption = Annotated[float, typer.Option(min=0.1, help="Time for each measured rate.")]
 
 
@@ -39,44 +47,63 @@ def peers(
     dataset: DatasetArgument,
     embedder: EmbedderOption,
     reranker: RerankerOption,
-    out: OutOption = Path("runs/benchmarks"),
-    work: WorkOption = Path(".rag/benchmarks"),
+    out: OutOption = _OUT,
+    work: WorkOption = _WORK,
     system: SystemOption = None,
     queries: QueriesOption = 50,
-    top_n: TopNOption = "20,50,100",
-    clients: ClientsOption = "1,8",
+    top_n: TopNOption = _TOP_N,
+    clients: ClientsOption = _CLIENTS,
     rounds: RoundsOption = 3,
     qdrant_url: UrlOption = None,
     quick: QuickOption = False,
 ) -> None:
     """Ours beside other libraries with the same weights, step by step in turn."""
-    _run(
-        out,
-        lambda say: {
-            "peers": _peers(
-                dataset, embedder, reranker, work, system, queries, top_n, clients, rounds, qdrant_url, quick, say
-            )
-        },
-    )
+
+    def measure(run: Run) -> None:
+        measures.peers(
+            run,
+            dataset,
+            embedder,
+            reranker,
+            work,
+            names=system,
+            queries=queries,
+            rounds=rounds,
+            url=qdrant_url,
+            quick=quick,
+            top_ns=_numbers(top_n, "--top-n"),
+            clients=_numbers(clients, "--clients"),
+        )
+
+    _run(out, measure)
 
 
 @app.command()
-def limit(dataset: DatasetArgument, out: OutOption = Path("runs/benchmarks"), seconds: SecondsOption = 3.0) -> None:
+def limit(dataset: DatasetArgument, out: OutOption = _OUT, seconds: SecondsOption = 3.0) -> None:
     """The embedded models' arithmetic against a large matrix product on the same engine."""
-    _run(out, lambda say: {"limit": _limit(dataset, seconds, say)})
+    _run(out, lambda run: measures.limit(run, dataset, seconds))
 
 
 @app.command()
 def scale(
     dataset: DatasetArgument,
-    out: OutOption = Path("runs/benchmarks"),
-    work: WorkOption = Path(".rag/benchmarks"),
-    sizes: SizesOption = "10000,100000,1000000",
+    out: OutOption = _OUT,
+    work: WorkOption = _WORK,
+    sizes: SizesOption = _SIZES,
     distinct: DistinctOption = 20_000,
     queries: QueriesOption = 100,
+    quantization: QuantizationOption = None,
+    on_disk: OnDiskOption = False,
+    oversampling: OversamplingOption = 2.0,
 ) -> None:
     """The embedded store at several sizes."""
-    _run(out, lambda say: {"scale": _scale(dataset, work, _numbers(sizes, "--sizes"), distinct, queries, say)})
+
+    def measure(run: Run) -> None:
+        kinds, numbers = _quantizations(quantization or ["none"]), _numbers(sizes, "--sizes")
+        storages = [Storage(kind, on_disk, oversampling) for kind in kinds]
+        measures.scale(run, dataset, work, numbers, distinct=distinct, queries=queries, storages=storages)
+
+    _run(out, measure)
 
 
 @app.command(name="all")
@@ -84,150 +111,50 @@ def everything(
     dataset: DatasetArgument,
     embedder: EmbedderOption,
     reranker: RerankerOption,
-    out: OutOption = Path("runs/benchmarks"),
-    work: WorkOption = Path(".rag/benchmarks"),
-    sizes: SizesOption = "10000,100000,1000000",
+    out: OutOption = _OUT,
+    work: WorkOption = _WORK,
+    sizes: SizesOption = _SIZES,
     queries: QueriesOption = 50,
     rounds: RoundsOption = 3,
     quick: QuickOption = False,
 ) -> None:
     """Peers, limit and scale (10,000 chunks with --quick), with what each has by default."""
 
-    def measure(say: Callable[[str], None]) -> dict[str, Any]:
-        steps = [10_000] if quick else _numbers(sizes, "--sizes")
-        return {
-            "peers": _peers(
-                dataset, embedder, reranker, work, None, queries, "20,50,100", "1,8", rounds, None, quick, say
-            ),
-            "limit": _limit(dataset, 3.0, say),
-            "scale": _scale(dataset, work, steps, 1_000 if quick else 20_000, queries, say),
-        }
+    def measure(run: Run) -> None:
+        numbers = [10_000] if quick else _numbers(sizes, "--sizes")
+        measures.peers(run, dataset, embedder, reranker, work, queries=queries, rounds=rounds, quick=quick)
+        measures.limit(run, dataset, 3.0)
+        measures.scale(run, dataset, work, numbers, distinct=1_000 if quick else 20_000, queries=queries)
 
     _run(out, measure)
 
 
-def _run(out: Path, measure: Callable[[Callable[[str], None]], dict[str, Any]]) -> None:
+def _run(out: Path, measure: Callable[[Run], None]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
+    run = Run(out / "results.json")
     try:
         out.mkdir(parents=True, exist_ok=True)
         facts = machine.describe()
-        result = {"command": sys.argv[1:], "machine": facts, **measure(lambda line: print(line, file=sys.stderr))}
+        run.save(command=sys.argv[1:], machine=facts, finished=False)
+        measure(run)
     except RagError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, SettingsError) else 1) from error
-    report.write_json(out / "results.json", result)
-    report.write_plots(out, result)
+    run.save(finished=True)
+    report.write_plots(out, run.result)
     console.print(
         f"{facts['cpu']}, {facts['cores']} cores, {' '.join(facts['instruction_sets'])}; load {facts['load_average']}"
     )
-    if "peers" in result:
-        report.print_peers(result["peers"]["systems"], console)
-        for line in result["peers"]["notes"]:
-            console.print(line, highlight=False)
-    if "limit" in result:
-        report.print_limit(result["limit"], console)
-    if "scale" in result:
-        report.print_scale(result["scale"], console)
+    report.print_all(run.result, console)
     console.print(f"results and plots: {out}")
 
 
-def _peers(
-    folder: Path,
-    embedder: str,
-    reranker: str,
-    work: Path,
-    names: list[str] | None,
-    queries: int,
-    top_n: str,
-    clients: str,
-    rounds: int,
-    url: str | None,
-    quick: bool,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    from pipeline.embedders.sentence_transformers import SentenceTransformersEmbedder
-    from pipeline.evaluation.benchmarks import passages, systems
-    from pipeline.evaluation.benchmarks import peers as comparison
-    from pipeline.evaluation.dataset import read_dataset
-
-    top_ns, numbers = _numbers(top_n, "--top-n"), _numbers(clients, "--clients")
-    dataset = read_dataset(folder, min(queries, _QUICK_QUERIES) if quick else queries)
-    # A worker has another working directory.
-    embedder, reranker = (str(Path(name).absolute()) if Path(name).is_dir() else name for name in (embedder, reranker))
-    specs = systems.chosen(systems.systems(embedder, reranker), names)
-    work.mkdir(parents=True, exist_ok=True)
-    pythons = {spec.name: systems.python_of(spec, (work / "environments").absolute(), say) for spec in specs}
-    model = SentenceTransformersEmbedder(embedder)
-    pieces = passages.cut(dataset, model.tokenizer, 300 if quick else None)
-    plan = comparison.Plan(
-        dataset=dataset,
-        passages=pieces,
-        embedder=embedder,
-        reranker=reranker,
-        dimension=model.dimension,
-        work=work.absolute(),
-        pythons=pythons,
-        url=url,
-        top_ns=top_ns,
-        clients=numbers,
-        rounds=1 if quick else rounds,
-    )
-    found = comparison.run_peers(specs, plan, say)
-    # Plain sentence-transformers is what the others build on; without it, the first.
-    same = [spec.name for spec in specs if spec.same_weights and found[spec.name].failure is None]
-    reference = "sentence-transformers" if "sentence-transformers" in same else next(iter(same), None)
-    results = [
-        comparison.summary(spec, found[spec.name], plan, found[reference] if reference and spec.same_weights else None)
-        for spec in specs
-    ]
-    where = f"the server {url}" if url else "qdrant-client's local mode (a folder, brute force in Python)"
-    notes = [
-        *comparison.agreement(results),
-        f"{len(pieces)} passages, {len(dataset.queries)} queries of {dataset.name}; peers that use Qdrant use {where}",
-        *(f"left out: {name} {reason}" for name, reason in systems.LEFT_OUT.items()),
-    ]
-    return {
-        "dataset": dataset.name,
-        "queries": len(dataset.queries),
-        "passages": len(pieces),
-        "embedder": embedder,
-        "reranker": reranker,
-        "rounds": plan.rounds,
-        "systems": results,
-        "notes": notes,
-    }
-
-
-def _limit(folder: Path, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
-    from itertools import islice
-
-    from pipeline.evaluation.benchmarks.limit import measure_limit
-    from pipeline.evaluation.dataset import read_dataset
-
-    dataset = read_dataset(folder, 1)
-    texts = [f"{document.title}\n{document.text}" for document in islice(dataset.documents(), 32)]
-    query = next(iter(dataset.queries.values()))
-    return measure_limit(_MODELS / "embedder", _MODELS / "reranker", query, texts, seconds=seconds, say=say)
-
-
-def _scale(
-    folder: Path, work: Path, sizes: list[int], distinct: int, queries: int, say: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    import numpy as np
-
-    from pipeline.build import build_embedder
-    from pipeline.evaluation.benchmarks.passages import cut
-    from pipeline.evaluation.benchmarks.scale import run_scale
-    from pipeline.evaluation.dataset import read_dataset
-    from pipeline.settings import Settings
-
-    dataset = read_dataset(folder, queries)
-    embedder = build_embedder(Settings(embedder="embedded", data_dir=work))
-    texts = [passage["text"] for passage in cut(dataset, embedder.tokenizer, min(distinct, max(sizes)))]
-    say(f"scale: embedding {len(texts)} texts")
-    vectors = embedder.embed_documents(texts)
-    asked = np.stack([embedder.embed_query(query) for query in dataset.queries.values()])
-    return run_scale(sizes, texts, vectors, asked, work.absolute(), say)
+def _quantizations(names: list[str]) -> list[Quantization]:
+    known = get_args(Quantization)
+    for name in names:
+        if name not in known:
+            raise SettingsError(f"--quantization {name!r}: there are {', '.join(known)}")
+    return cast(list[Quantization], names)
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -59,9 +59,27 @@ class Plan:
     rounds: int
 
 
-def run_peers(specs: Sequence[SystemSpec], plan: Plan, say: Callable[[str], None]) -> dict[str, Measured]:
-    """Measures all systems; one that fails is reported as failed and does not stop the others."""
+def run_peers(
+    specs: Sequence[SystemSpec],
+    plan: Plan,
+    say: Callable[[str], None],
+    done: Callable[[dict[str, Measured]], None] = lambda _: None,
+) -> dict[str, Measured]:
+    """Measures all systems; one that fails is reported as failed and does not stop the others.
+
+    ``done`` gets what there is after every step of a system, so that a run that is cut off is not lost.
+    """
     found = {spec.name: Measured() for spec in specs}
+
+    def step(spec: SystemSpec, what: str, work: Callable[[], None]) -> None:
+        say(f"{spec.name}: {what}")
+        try:
+            work()
+        except WorkerError as error:
+            found[spec.name].failure = str(error)
+            say(f"failed: {error}")
+        done(found)
+
     for number in range(1, plan.rounds + 1):
         say(f"round {number} of {plan.rounds}")
         shutil.rmtree(plan.work / "stores", ignore_errors=True)
@@ -69,16 +87,15 @@ def run_peers(specs: Sequence[SystemSpec], plan: Plan, say: Callable[[str], None
         with ExitStack() as stack:
             workers: dict[str, Worker] = {}
             for spec in live:
-                say(f"{spec.name}: ingest")
-                _guarded(found[spec.name], partial(_ingest, spec, plan, found[spec.name], workers, stack), say)
+                step(spec, "ingest", partial(_ingest, spec, plan, found[spec.name], workers, stack))
             texts = list(plan.dataset.queries.values())
             for top_n in plan.top_ns:
                 for clients in plan.clients:
                     for spec in live:
                         if spec.name in workers and found[spec.name].failure is None:
-                            say(f"{spec.name}: {len(texts)} queries, top {top_n}, {clients} clients")
+                            what = f"{len(texts)} queries, top {top_n}, {clients} clients"
                             worker, measured = workers[spec.name], found[spec.name]
-                            _guarded(measured, partial(_query, worker, measured, texts, top_n, clients), say)
+                            step(spec, what, partial(_query, worker, measured, texts, top_n, clients))
             for spec in live:
                 if spec.name in workers and found[spec.name].failure is None:
                     info = workers[spec.name].ask("info", packages=spec.packages)
@@ -86,17 +103,8 @@ def run_peers(specs: Sequence[SystemSpec], plan: Plan, say: Callable[[str], None
                     found[spec.name].versions = info["versions"]
         for spec in live:
             if found[spec.name].failure is None:
-                say(f"{spec.name}: cold start")
-                _guarded(found[spec.name], partial(_cold_start, spec, plan, found[spec.name]), say)
+                step(spec, "cold start", partial(_cold_start, spec, plan, found[spec.name]))
     return found
-
-
-def _guarded(measured: Measured, step: Callable[[], None], say: Callable[[str], None]) -> None:
-    try:
-        step()
-    except WorkerError as error:
-        measured.failure = str(error)
-        say(f"failed: {error}")
 
 
 def _start(spec: SystemSpec, plan: Plan) -> Worker:
@@ -148,7 +156,10 @@ def _cold_start(spec: SystemSpec, plan: Plan, measured: Measured) -> None:
 
 
 def summary(spec: SystemSpec, measured: Measured, plan: Plan, reference: Measured | None) -> dict[str, Any]:
-    """One system's results as the JSON file has them. ``reference`` is whose rankings it is compared with."""
+    """One system's results as the JSON file has them. ``reference`` is whose rankings it is compared with.
+
+    What was not measured yet is None.
+    """
     result: dict[str, Any] = {"system": spec.name, "store": spec.store, "same_weights": spec.same_weights}
     if plan.url and spec.script != "plain.py":
         result["store"] = "Qdrant server"
@@ -176,15 +187,28 @@ def summary(spec: SystemSpec, measured: Measured, plan: Plan, reference: Measure
             quality[str(top_n)]["same_results"] = round(overlap(reference.rankings[top_n], rankings), 4)
     return {
         **result,
-        "ingest_passages_per_s": round(len(plan.passages) / float(np.median(measured.ingest_s)), 2),
-        "ingest_peak_mb": round(max(measured.ingest_peak_mb)),
-        "query_peak_mb": round(max(measured.query_peak_mb)),
-        "load_s": round(float(np.median(measured.load_s)), 2),
-        "cold_start_s": round(float(np.median(measured.cold_start_s)), 2),
+        "ingest_passages_per_s": _rounded([len(plan.passages) / seconds for seconds in measured.ingest_s], np.median),
+        "ingest_peak_mb": _rounded(measured.ingest_peak_mb, np.max, 0),
+        "query_peak_mb": _rounded(measured.query_peak_mb, np.max, 0),
+        "load_s": _rounded(measured.load_s, np.median),
+        "cold_start_s": _rounded(measured.cold_start_s, np.median),
         "queries": runs,
         "quality": quality,
         "versions": measured.versions,
     }
+
+
+def _rounded(values: Sequence[float], of: Callable[[Sequence[float]], Any], digits: int | None = 2) -> float | None:
+    return round(float(of(values)), digits or None) if values else None
+
+
+def summaries(specs: Sequence[SystemSpec], found: dict[str, Measured], plan: Plan) -> list[dict[str, Any]]:
+    """All systems' results. Those with equal weights are compared with plain sentence-transformers, on which the others
+    build, or without it with the first."""
+    same = [spec.name for spec in specs if spec.same_weights and found[spec.name].failure is None]
+    name = "sentence-transformers" if "sentence-transformers" in same else next(iter(same), None)
+    reference = found[name] if name else None
+    return [summary(spec, found[spec.name], plan, reference if spec.same_weights else None) for spec in specs]
 
 
 def agreement(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -192,7 +216,7 @@ def agreement(results: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     same = [result for result in results if result["same_weights"] and "failed" not in result]
     for top_n in same[0]["quality"] if same else []:
-        values = {result["system"]: result["quality"][top_n]["ndcg@10"] for result in same}
+        values = {r["system"]: r["quality"][top_n]["ndcg@10"] for r in same if top_n in r["quality"]}
         spread = max(values.values()) - min(values.values())
         verdict = "agree" if spread <= AGREE else "DO NOT AGREE"
         lines.append(f"top {top_n}: equal weights {verdict} in nDCG@10, spread {spread:.4f} over {len(values)} systems")

@@ -61,25 +61,42 @@ def print_limit(result: Mapping[str, Any], console: Console) -> None:
 
 
 def print_scale(results: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """One row a size."""
-    table = Table(title="The embedded store as it grows (dense, top 100)")
-    for name in ("chunks", "ingest/s", "index s", "disk MB", "memory MB"):
+    """One row a size and way of keeping vectors."""
+    table = Table(title="The embedded store as it grows (dense, top 100; memory is that of a process that searches)")
+    for name in ("chunks", "vectors", "ingest/s", "index s", "disk MB", "own MB", "files MB"):
         table.add_column(name)
     for name in ("unfiltered", "filtered"):
         table.add_column(f"{name}: p50 / p95 ms")
         table.add_column("recall@100")
     for row in results:
-        cells = [f"{row['chunks']:,}", f"{row['ingest_chunks_per_s']:,}", f"{row['index_s']:.1f}"]
-        cells += [f"{row['disk_mb']:.0f}", str(row["memory_mb"])]
+        cells = [f"{row['chunks']:,}", row["vectors"], f"{row['ingest_chunks_per_s']:,}", f"{row['index_s']:.1f}"]
+        cells += [f"{row['disk_mb']:.0f}"]
+        cells += [
+            f"{row['search_memory_mb'][kind]:.0f}" if row["search_memory_mb"] else "" for kind in ("own", "files")
+        ]
         for search in row["search"].values():
             cells += [f"{search['p50_ms']:.1f} / {search['p95_ms']:.1f}", f"{search['recall@100']:.3f}"]
         table.add_row(*cells)
     console.print(table)
 
 
+def print_all(result: Mapping[str, Any], console: Console) -> None:
+    """Tables of what there is."""
+    if "peers" in result:
+        print_peers(result["peers"]["systems"], console)
+        for line in result["peers"]["notes"]:
+            console.print(line, highlight=False)
+    if "limit" in result:
+        print_limit(result["limit"], console)
+    if "scale" in result:
+        print_scale(result["scale"], console)
+
+
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """The whole result, readable."""
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """The whole result, readable. Should the process end meanwhile, the file is as it was."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def write_plots(folder: Path, result: Mapping[str, Any]) -> list[Path]:
@@ -98,7 +115,7 @@ def write_plots(folder: Path, result: Mapping[str, Any]) -> list[Path]:
     for row in result.get("scale", []):
         charts.setdefault("scale-search", ("Search of the embedded store, median ms (shorter is better)", []))[
             1
-        ].append((f"{row['chunks']:,} chunks", row["search"]["unfiltered"]["p50_ms"]))
+        ].append((f"{row['chunks']:,} chunks, {row['vectors']}", row["search"]["unfiltered"]["p50_ms"]))
     for name, (title, bars) in charts.items():
         path = folder / f"{name}.svg"
         path.write_text(bar_chart(title, bars), encoding="utf-8")
