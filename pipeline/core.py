@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline.answering import answer, one_version_each
+from pipeline.answering import answer, complete_versions
 from pipeline.calibration import Calibration
 from pipeline.errors import FingerprintError, SettingsError
 from pipeline.ingestion import collection, transfer
@@ -102,6 +102,7 @@ class Pipeline:
         self.chunk_overlap = min(chunk_overlap, (self.chunk_tokens - 1) // 2)
         self.max_file_bytes = int(max_file_mb * 1e6)
         self._checked = False
+        self._complete: set[tuple[str, str]] = set()
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
 
     @classmethod
@@ -168,7 +169,7 @@ class Pipeline:
         candidates = self.store.search(
             text, vector, limit=top_n, mode=self.search_mode, fusion=self.hybrid_fusion, where=where
         )
-        candidates = one_version_each(candidates, self.store)
+        candidates = complete_versions(candidates, self.store, self._complete)
         searched = time.perf_counter()
         passages = [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in candidates]
         outcome = rerank(text, passages, self._chain, until)

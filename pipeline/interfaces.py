@@ -87,6 +87,8 @@ class Store(Protocol):
     """For messages: where the collection is."""
     bm25: str
     """Tokenizer and parameters of the sparse vectors; goes into the collection's fingerprint."""
+    whole_chunks: int
+    """A document of at most so many chunks is written in one step: whatever happens, all of it is there or nothing."""
 
     def fingerprint(self) -> Fingerprint | None:
         """What the collection was made with; None if it does not exist yet."""
@@ -100,7 +102,10 @@ class Store(Protocol):
         ...
 
     def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
-        """Writes chunks with their dense vectors (shape (len(chunks), dimension)); durable on return."""
+        """Writes chunks with their dense vectors (shape (len(chunks), dimension)); durable on return.
+
+        Chunks of one document stand together.
+        """
         ...
 
     def delete_documents(self, document_ids: Sequence[str]) -> int:

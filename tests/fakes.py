@@ -97,6 +97,7 @@ class FakeStore:
 
     name = "fake-store"
     bm25 = "none"
+    whole_chunks = 1_000
 
     def __init__(self) -> None:
         self.points: dict[str, tuple[Chunk, NDArray[np.float32]]] = {}

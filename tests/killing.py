@@ -31,6 +31,8 @@ FUNCTIONS = frozenset(
 )
 """The write path: what these files do under these names."""
 DIMENSION = 32
+WHOLE_CHUNKS = 3
+"""Longest document that is written in one step."""
 
 
 def in_memory() -> str | None:
@@ -45,7 +47,9 @@ def in_memory() -> str | None:
 def open_pipeline(store: Path) -> Pipeline:
     """The pipeline that is killed, and that goes on after it."""
     embedder = FakeEmbedder(dimension=DIMENSION)
-    return Pipeline(embedder=embedder, store=EdgeStore(store), chunk_tokens=32, chunk_overlap=0)
+    made = EdgeStore(store)
+    made.whole_chunks = WHOLE_CHUNKS
+    return Pipeline(embedder=embedder, store=made, chunk_tokens=32, chunk_overlap=0)
 
 
 class Steps:

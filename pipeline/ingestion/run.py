@@ -149,8 +149,10 @@ class IngestRun:
         if not chunks:
             self._failures.append(Failure(document.source, "no text in it"))
             return False
-        for chunk in chunks:
-            self._pending.append(chunk)
+        # A document goes to the store as a whole, unless it is too long to be held as one.
+        step = len(chunks) if len(chunks) <= self.store.whole_chunks else _EMBED_CHUNKS
+        for start in range(0, len(chunks), step):
+            self._pending += chunks[start : start + step]
             if len(self._pending) >= _EMBED_CHUNKS:
                 self._flush(put)
         if stale:

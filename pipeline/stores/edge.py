@@ -68,6 +68,7 @@ class EdgeStore:
         self.path = Path(path).absolute()
         self.name = f"the embedded store in {path}"
         self.bm25 = bm25.DESCRIPTION
+        self.whole_chunks = 1_000
         self._optimize_after = optimize_after
         self._guard = threading.Lock()
         self._shard: shards.OpenShard | None = None
@@ -125,8 +126,8 @@ class EdgeStore:
         if fingerprint is None:
             raise StoreError(f"{self.name} does not exist yet: ensure_ready() comes first")
         common.check_vectors(chunks, vectors, fingerprint.dimension)
-        for start in range(0, len(chunks), _WRITE_BATCH):
-            batch = slice(start, start + _WRITE_BATCH)
+        # One operation is one entry of the write-ahead log: after a crash it is there or not.
+        for batch in common.document_batches(chunks, _WRITE_BATCH, self.whole_chunks):
             points = [
                 edge_requests.point(chunk, vector) for chunk, vector in zip(chunks[batch], vectors[batch], strict=True)
             ]

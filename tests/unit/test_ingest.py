@@ -108,6 +108,29 @@ def test_a_cut_off_first_write_is_completed_by_the_rerun() -> None:
     assert set(whole.store.points) == set(rig.store.points)
 
 
+def test_a_document_goes_to_the_store_as_a_whole() -> None:
+    """Else a crash, or a query at that moment, meets some of its chunks; only one too long for it comes in parts."""
+
+    class Noting(FakeStore):
+        whole_chunks = 600
+
+        def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+            for chunk in chunks:
+                parts.setdefault(chunk.document_id, {}).setdefault(id(chunks), 0)
+                parts[chunk.document_id][id(chunks)] += 1
+            held.append(chunks)
+            super().upsert(chunks, vectors)
+
+    parts: dict[str, dict[int, int]] = {}
+    held: list[Sequence[Chunk]] = []
+    sizes = {f"d{i}": size for i, size in enumerate((3, 400, 200, 550, 7, 1_300))}
+    rig = Rig(Noting())
+    rig.rag.ingest([Document(id=id_, text=". ".join(["word " * 30] * size)) for id_, size in sizes.items()])
+    assert [1, 1, 1, 1, 1] == [len(parts[id_]) for id_ in list(sizes)[:5]]
+    assert sizes["d5"] == sum(parts["d5"].values())
+    assert len(parts["d5"]) > 1
+
+
 def test_stale_chunks_beside_a_complete_version_are_removed_without_embedding() -> None:
     """A crash between writing and deleting costs the rerun only the deletion."""
     rig, old = Rig(), Rig()
