@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,7 @@ class IngestRun:
     _deleted_chunks: int = 0
     _failures: list[Failure] = field(default_factory=list)
     _warnings: list[str] = field(default_factory=list)
-    _repeated: int = 0
+    _repeated: set[str] = field(default_factory=set)
     _seen: dict[str, str] = field(default_factory=dict)
     _pending: list[Chunk] = field(default_factory=list)
     _finished: dict[str, str] = field(default_factory=dict)
@@ -90,13 +91,14 @@ class IngestRun:
         ):
             for batch in batches:
                 self._files = (batch.files_done, batch.files_total)
+                self._note_repeated(batch.repeated)
                 self._take(batch.items, put)
                 self._report()
             self._flush(put)
         if not self._seen and not self._failures:
             self._warnings.append("nothing to ingest: no files there (hidden ones are left out)")
-        if self._repeated > _REPEATED_SHOWN:
-            self._warnings.append(f"{self._repeated - _REPEATED_SHOWN} more ids were given more than once")
+        if len(self._repeated) > _REPEATED_SHOWN:
+            self._warnings.append(f"{len(self._repeated) - _REPEATED_SHOWN} more ids were given more than once")
         deleted = self._prune(roots, max_delete) if prune else 0
         if (self._written or self._deleted_chunks) and not self.dry_run:
             self.store.optimize(self._report)
@@ -129,9 +131,7 @@ class IngestRun:
             if before == content_hash:
                 continue
             if before is not None:
-                self._repeated += 1
-                if self._repeated <= _REPEATED_SHOWN:
-                    self._warnings.append(f"the id {document.id!r} was given more than once: the last one counts")
+                self._note_repeated([document.id])
             change = compare(content_hash, stored.get(document.id, []))
             # What this run wrote for the id before is not in the ledger that was read above.
             stale = change.stale or before is not None
@@ -142,6 +142,13 @@ class IngestRun:
                 continue
             if before is None:
                 self._counts[change.state] += 1
+
+    def _note_repeated(self, ids: Iterable[str]) -> None:
+        for id_ in ids:
+            if id_ not in self._repeated:
+                self._repeated.add(id_)
+                if len(self._repeated) <= _REPEATED_SHOWN:
+                    self._warnings.append(f"the id {id_!r} was given more than once: the last one counts")
 
     def _queue(self, document: Document, content_hash: str, put: Callable[[_Write], None], *, stale: bool) -> bool:
         """Queues a document's chunks; False, with a failure noted, if it has none."""
@@ -184,7 +191,9 @@ class IngestRun:
     def _prune(self, roots: list[str], max_delete: float) -> int:
         if not roots:
             raise SettingsError("prune needs files or folders to compare with, not documents alone")
-        plan = plan_prune(self.store.versions(), roots, self._seen, (failure.source for failure in self._failures))
+        # One that was left out because it is repeated was met, whatever became of the others since.
+        met = chain(self._seen, self._repeated)
+        plan = plan_prune(self.store.versions(), roots, met, (failure.source for failure in self._failures))
         refusal = plan.refusal(max_delete)
         if refusal is not None:
             self._failures.append(Failure(", ".join(roots), refusal))

@@ -1,6 +1,6 @@
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError, StoreError
+from pipeline.ingestion import reading
 from pipeline.ingestion.changes import plan_prune
 from pipeline.ingestion.run import Progress
 from pipeline.ingestion.stages import read_ahead, write_behind
@@ -163,7 +164,7 @@ def test_the_last_of_two_documents_with_one_id_counts(tmp_path: Path) -> None:
 
 
 def test_the_last_of_several_lines_with_one_id_counts(tmp_path: Path) -> None:
-    """However far apart they are; that many are repeated is said in few words."""
+    """However far apart they are, and nothing else is ever written; that many are repeated is said in few words."""
     ids = [f"d{i % 600}" for i in range(1_500)]
     lines = [json.dumps({"id": id_, "text": f"line {n}"}) for n, id_ in enumerate(ids)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
@@ -171,13 +172,61 @@ def test_the_last_of_several_lines_with_one_id_counts(tmp_path: Path) -> None:
     report = rig.rag.ingest(tmp_path / "a.jsonl")
     last = {id_: f"line {n}" for n, id_ in enumerate(ids)}
     assert last == {chunk.document_id: chunk.text for chunk, _ in rig.store.points.values()}
-    assert (600, 21, "880 more ids were given more than once") == (
-        len(rig.store.points),
+    assert sorted(last.values()) == sorted(rig.embedder.embedded)
+    assert (600, 21, "580 more ids were given more than once") == (
+        report.new,
         len(report.warnings),
         report.warnings[-1],
     )
-    rig.rag.ingest(tmp_path / "a.jsonl")
-    assert last == {chunk.document_id: chunk.text for chunk, _ in rig.store.points.values()}
+    again = rig.rag.ingest(tmp_path / "a.jsonl")
+    assert ((0, 0, 600, 0, 0), 0, 600) == (counts(again), again.chunks_written, len(rig.embedder.embedded))
+
+
+def test_ids_are_repeated_over_files_and_documents(tmp_path: Path) -> None:
+    """The order in which they are given decides; a file that is met twice repeats nothing."""
+    place = folder(tmp_path)
+    for name in ("a", "b"):
+        (place / f"{name}.jsonl").write_text(json.dumps({"id": "x", "text": f"from {name}"}))
+    rig = Rig()
+    given: list[Document | Path | str] = [
+        place,
+        Document(id="y", text="first"),
+        place / "a.jsonl",
+        Document(id="y", text="second"),
+    ]
+    for _ in range(2):
+        report = rig.rag.ingest(given, prune=True)
+        assert ["from b", "second"] == sorted(chunk.text for chunk, _ in rig.store.points.values())
+        assert ["from b", "second"] == sorted(rig.embedder.embedded)
+        assert ["'x'", "'y'"] == sorted(warning.split()[2] for warning in report.warnings)
+
+
+def test_a_generator_of_repeated_ids_ends_with_the_last() -> None:
+    """Nothing is known of what is still to come."""
+    rig = Rig()
+    report = rig.rag.ingest(Document(id="a", text=f"number {i}") for i in range(600))
+    assert ["number 599"] == [chunk.text for chunk, _ in rig.store.points.values()]
+    assert (1, 1) == (report.new, len(report.warnings))
+
+
+def test_a_line_that_vanishes_while_it_is_read_is_not_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids are counted before: of a file that is cut in between the last line of an id may never come."""
+    file = tmp_path / "a.jsonl"
+    lines = [json.dumps({"id": id_, "text": f"text {id_}"}) for id_ in "abba"]
+    file.write_text("\n".join(lines[:2]))
+    rig = Rig()
+    rig.rag.ingest(file)
+    file.write_text("\n".join(lines))
+    counted = reading._repeated
+
+    def cut(inputs: Iterable[Document | Path]) -> dict[str, int]:
+        found = counted(inputs)
+        file.write_text("\n".join(lines[:3]))
+        return found
+
+    monkeypatch.setattr(reading, "_repeated", cut)
+    assert 0 == rig.rag.ingest(file, prune=True, max_delete=1.0).deleted
+    assert {"a", "b"} == rig.ids()
 
 
 def test_files_over_the_limit_are_failures(tmp_path: Path) -> None:
