@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline import scoring
@@ -110,18 +110,29 @@ def complete_versions(candidates: Sequence[Candidate], store: Store, known: set[
         if chunk.count > store.whole_chunks and (chunk.document_id, chunk.content_hash) not in known:
             unsure.add(chunk.document_id)
     unsure.update(id_ for id_, versions in hashes.items() if len(versions) > 1)
-    if not unsure:
-        return list(candidates)
     keep = {}
-    for id_, versions in by_document(store.versions(sorted(unsure))).items():
+    for id_, versions in by_document(store.versions(sorted(unsure)) if unsure else ()).items():
         best = answering(versions)
         if best.complete:
             keep[id_] = best.content_hash
             if len(known) < _KNOWN and best.count > store.whole_chunks:
                 known.add((id_, best.content_hash))
-    return [
-        candidate
-        for candidate in candidates
-        if candidate.chunk.document_id not in unsure
-        or keep.get(candidate.chunk.document_id) == candidate.chunk.content_hash
-    ]
+    return list(
+        _once(
+            candidate
+            for candidate in candidates
+            if candidate.chunk.document_id not in unsure
+            or keep.get(candidate.chunk.document_id) == candidate.chunk.content_hash
+        )
+    )
+
+
+def _once(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+    """Leaves out what is there a second time: until an ingest is at its end, equal files may have a document each."""
+    shown: dict[str, str] = {}
+    for candidate in candidates:
+        chunk = candidate.chunk
+        # Where id and source are the same, equal hashes mean equal files: that of any other document has its source.
+        a_file = chunk.document_id == chunk.source
+        if not a_file or shown.setdefault(chunk.content_hash, chunk.document_id) == chunk.document_id:
+            yield candidate

@@ -102,6 +102,7 @@ class Pipeline:
         self.chunk_overlap = min(chunk_overlap, (self.chunk_tokens - 1) // 2)
         self.max_file_bytes = int(max_file_mb * 1e6)
         self._checked = False
+        # Long documents that the ledger says are complete, until something is written or removed here.
         self._complete: set[tuple[str, str]] = set()
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
 
@@ -238,6 +239,7 @@ class Pipeline:
         stored = self.store.fingerprint()
         if stored is not None:
             self._refuse_other(stored, ignore=frozenset())
+        self._complete.clear()
         run = self._ingest_run(dry_run=dry_run, progress=progress)
         return run.execute(items, prune=prune, max_delete=max_delete)
 
@@ -266,12 +268,20 @@ class Pipeline:
         return collection.documents(self.store)
 
     def get(self, document_id: str) -> StoredDocument | None:
-        """A document's chunks and metadata as they are stored; None if it is not there."""
+        """A document's chunks and metadata as they are stored; None if it is not there.
+
+        Of files with equal content each one's path leads to the one document, whose ``copies`` they are.
+        """
         return collection.get(self.store, document_id)
 
     def delete(self, document_ids: str | Iterable[str]) -> int:
-        """Removes documents by their ids; returns how many of them were there. Unknown ids are no error."""
-        return collection.delete(self.store, [document_ids] if isinstance(document_ids, str) else document_ids)
+        """Removes documents by their ids; returns how many of them were there. Unknown ids are no error.
+
+        Of files with equal content, which are stored once, only those that are named go.
+        """
+        self._complete.clear()
+        ids = [document_ids] if isinstance(document_ids, str) else document_ids
+        return collection.delete(self.store, ids, self.embedder.embed_documents)
 
     def verify(
         self,
@@ -295,6 +305,7 @@ class Pipeline:
             items = [items]
         stored = self.store.fingerprint()
         differences = [] if stored is None else stored.differences(self.fingerprint)
+        self._complete.clear()
         mend = self._ingest_run() if repair and not differences else None
         return verify_store(self.store, items, differences, mend=mend, max_bytes=self.max_file_bytes, progress=progress)
 
@@ -324,6 +335,7 @@ class Pipeline:
         stored = self.store.fingerprint()
         if stored is not None:
             self._refuse_other(stored, ignore=frozenset())
+        self._complete.clear()
         return transfer.import_from(self.store, self.embedder, self.fingerprint, Path(path), progress=progress)
 
     # ------------------------------------------------------------- lifetime

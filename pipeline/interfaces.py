@@ -120,6 +120,10 @@ class Store(Protocol):
         """Versions of these documents, or of all. A document has more than one only after a cut-off write."""
         ...
 
+    def related(self, names: Sequence[str], content_hashes: Sequence[str]) -> Iterator[DocumentVersion]:
+        """Versions that have one of these names as id or source, or one of these contents; a few hundred at most."""
+        ...
+
     def delete_chunks(self, point_ids: Iterable[str]) -> int:
         """Removes the chunks that are stored under these ids; returns how many ids there were."""
         ...
@@ -152,7 +156,7 @@ class Store(Protocol):
         """The best ``limit`` chunks, best first, ranks from 1; an empty list if there is no collection.
 
         ``vector`` is the query's; only ``sparse`` does without. ``where`` maps metadata keys ("a.b" reaches into
-        objects; "source" and "document_id" are the chunk's own) to a value (equality), a list (any of) or
+        objects; "source" (any of them) and "document_id" are the chunk's own) to a value (equality), a list (any of) or
         {"gt"|"gte"|"lt"|"lte": bound} with numbers or ISO dates, and all must hold. ``exact`` searches without
         the HNSW index.
         """

@@ -48,14 +48,23 @@ class Document:
     """When the source was last changed, in ISO 8601. Stored as metadata, but a new time alone is no change."""
     page_starts: tuple[int, ...] = ()
     """Where each page or slide begins in ``text``: each chunk's metadata then has the ``page`` that it begins on."""
+    from_file: bool = False
+    """Whether this is all of a file, whose path is id and source. Equal files are stored once, with all their paths."""
 
     def __post_init__(self) -> None:
         if not self.source:
             object.__setattr__(self, "source", self.id)
 
     def content_hash(self) -> str:
-        """Hash (32 hex digits of BLAKE2b) of everything that is stored: equal hashes need no new embedding."""
-        parts: list[Any] = [self.text, self.title, self.source, dict(self.metadata), self.markdown]
+        """Hash (32 hex digits of BLAKE2b) of everything that is stored: equal hashes need no new embedding.
+
+        Of a file it is that of the content alone: not of its path and name, nor of a title that is only its name.
+        """
+        source, title, metadata = self.source, self.title, dict(self.metadata)
+        if self.from_file:
+            name = metadata.pop("file_name", "")
+            source, title = "", "" if title == name else title
+        parts: list[Any] = [self.text, title, source, metadata, self.markdown]
         if self.page_starts:
             parts.append(self.page_starts)
         canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
@@ -78,6 +87,12 @@ class Chunk:
     """Title of the document and headings above the chunk, joined by " > "."""
     source: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    copies: tuple[str, ...] = ()
+    """Further sources of the document: paths of files with the same content."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source, *self.copies)
 
     @property
     def id(self) -> str:
@@ -101,6 +116,14 @@ class DocumentVersion:
     """Chunks that are in the store."""
     count: int
     """Chunks that this version consists of; more than ``present`` if a write was cut off."""
+    copies: tuple[str, ...] = ()
+    """Further sources that all chunks name: paths of files with the same content."""
+    torn: bool = False
+    """Whether some chunks name other copies than the rest, because a write was cut off."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source, *self.copies)
 
     @property
     def complete(self) -> bool:
@@ -197,6 +220,11 @@ class Hit:
         return self.chunk.source
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The source, and the paths of files with the same content."""
+        return self.chunk.sources
+
+    @property
     def document_id(self) -> str:
         return self.chunk.document_id
 
@@ -221,6 +249,7 @@ class Hit:
             "title": self.chunk.title,
             "text": self.text,
             "source": self.source,
+            "copies": list(self.chunk.copies),
             "score": self.score,
             "rerank": rerank,
             "first_stage": {"rank": self.first_stage.rank, "score": self.first_stage.score},
@@ -321,6 +350,8 @@ class StoredDocument:
     """In the order of the text; neighbours may share some of it."""
     count: int
     """Chunks that this version consists of; more than there are in ``chunks`` if its write was cut off."""
+    copies: tuple[str, ...] = ()
+    """Further sources: paths of files with the same content."""
 
     @property
     def complete(self) -> bool:
@@ -340,6 +371,7 @@ class LedgerEntry:
     count: int
     """Chunks that the version consists of."""
     source: str
+    copies: tuple[str, ...] = ()
 
     @property
     def chunk_id(self) -> str:

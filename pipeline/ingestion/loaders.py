@@ -17,6 +17,7 @@ from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.markdown import first_heading
 from pipeline.ingestion.structured import json_text, notebook_markdown, table_text
+from pipeline.text import printable
 from pipeline.types import Document, Failure
 
 MAX_BYTES = 100_000_000
@@ -106,7 +107,7 @@ def _document(path: Path, source: str, data: bytes, modified: str) -> Document:
     suffix = path.suffix.lower()
     kind = kinds.by_content(data) or kinds.BY_NAME.get(suffix)
     page_starts: tuple[int, ...] = ()
-    metadata: dict[str, Any] = {"file_name": _printable(path.name), "type": kind or suffix.lstrip(".") or "text"}
+    metadata: dict[str, Any] = {"file_name": printable(path.name), "type": kind or suffix.lstrip(".") or "text"}
     if kind is not None:
         found = extract(kind, data)
         title, text, page_starts = found.title, found.text, found.page_starts
@@ -140,9 +141,5 @@ def _document(path: Path, source: str, data: bytes, modified: str) -> Document:
         markdown=markdown,
         modified=modified,
         page_starts=page_starts,
+        from_file=True,
     )
-
-
-def _printable(name: str) -> str:
-    """A file name whose bytes are not valid UTF-8 has lone surrogates, which no JSON takes."""
-    return name.encode("utf-8", "replace").decode()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import SettingsError
 from pipeline.ingestion.changes import by_document, compare, plan_prune
 from pipeline.ingestion.chunking import Chunker
+from pipeline.ingestion.copies import Related, Sharing, related
 from pipeline.ingestion.loaders import MAX_BYTES
 from pipeline.ingestion.reading import read
 from pipeline.ingestion.stages import read_ahead, write_behind
@@ -73,6 +74,7 @@ class IngestRun:
     _failures: list[Failure] = field(default_factory=list)
     _warnings: list[str] = field(default_factory=list)
     _repeated: set[str] = field(default_factory=set)
+    _sharing: Sharing = field(default_factory=Sharing)
     _seen: dict[str, str] = field(default_factory=dict)
     _pending: list[Chunk] = field(default_factory=list)
     _finished: dict[str, str] = field(default_factory=dict)
@@ -99,12 +101,14 @@ class IngestRun:
             self._warnings.append("nothing to ingest: no files there (hidden ones are left out)")
         if len(self._repeated) > _REPEATED_SHOWN:
             self._warnings.append(f"{len(self._repeated) - _REPEATED_SHOWN} more ids were given more than once")
-        deleted = self._prune(roots, max_delete) if prune else 0
+        gone = self._prune(roots, max_delete) if prune else set()
+        if not self.dry_run:
+            self._settle(gone)
         if (self._written or self._deleted_chunks) and not self.dry_run:
             self.store.optimize(self._report)
         return IngestReport(
             **self._counts,
-            deleted=deleted,
+            deleted=len(gone),
             chunks_written=self._written,
             chunks_deleted=self._deleted_chunks,
             failures=self._failures,
@@ -119,29 +123,40 @@ class IngestRun:
         for item in items:
             if isinstance(item, Failure):
                 self._failures.append(item)
+            elif not item.text.strip():
+                self._failures.append(Failure(item.source, "no text in it"))
             else:
                 documents.append(item)
         if not documents:
             return
-        stored = by_document(self.store.versions([document.id for document in documents]))
-        for document in documents:
-            content_hash = document.content_hash()
+        hashes = [document.content_hash() for document in documents]
+        files = {doc.id: hash_ for doc, hash_ in zip(documents, hashes, strict=True) if doc.from_file}
+        others = [document.id for document in documents if not document.from_file]
+        held = Related(related(self.store, list(files), list(files.values())) if files else ())
+        stored = by_document(self.store.versions(others) if others else ())
+        for document, content_hash in zip(documents, hashes, strict=True):
             before = self._seen.get(document.id)
             self._seen[document.id] = content_hash
             if before == content_hash:
                 continue
-            if before is not None:
-                self._note_repeated([document.id])
-            change = compare(content_hash, stored.get(document.id, []))
-            # What this run wrote for the id before is not in the ledger that was read above.
-            stale = change.stale or before is not None
-            if change.state == "unchanged" and before is None:
-                if stale:
-                    self._finished[document.id] = content_hash
-            elif not self._queue(document, content_hash, put, stale=stale):
-                continue
+            if document.from_file:
+                change = self._sharing.compare(document.id, content_hash, held)
+            else:
+                change = compare(content_hash, stored.get(document.id, []))
+            write, stale = change.write, change.stale
             if before is None:
                 self._counts[change.state] += 1
+            else:
+                self._note_repeated([document.id])
+                # What this run wrote for the id before is not in the ledger that was read above.
+                if change.shared:
+                    self._sharing.note(document.id, [before])
+                else:
+                    write = stale = True
+            if write:
+                self._queue(document, put)
+            if stale:
+                self._finished[document.id] = content_hash
 
     def _note_repeated(self, ids: Iterable[str]) -> None:
         for id_ in ids:
@@ -150,21 +165,14 @@ class IngestRun:
                 if len(self._repeated) <= _REPEATED_SHOWN:
                     self._warnings.append(f"the id {id_!r} was given more than once: the last one counts")
 
-    def _queue(self, document: Document, content_hash: str, put: Callable[[_Write], None], *, stale: bool) -> bool:
-        """Queues a document's chunks; False, with a failure noted, if it has none."""
+    def _queue(self, document: Document, put: Callable[[_Write], None]) -> None:
         chunks = self.chunker.chunk(document)
-        if not chunks:
-            self._failures.append(Failure(document.source, "no text in it"))
-            return False
         # A document goes to the store as a whole, unless it is too long to be held as one.
         step = len(chunks) if len(chunks) <= self.store.whole_chunks else _EMBED_CHUNKS
         for start in range(0, len(chunks), step):
             self._pending += chunks[start : start + step]
             if len(self._pending) >= _EMBED_CHUNKS:
                 self._flush(put)
-        if stale:
-            self._finished[document.id] = content_hash
-        return True
 
     def _flush(self, put: Callable[[_Write], None]) -> None:
         """Embeds what waits and hands it to the writer."""
@@ -188,7 +196,8 @@ class IngestRun:
             self._deleted_chunks += self.store.delete_versions_except(work.finished)
         self._report()
 
-    def _prune(self, roots: list[str], max_delete: float) -> int:
+    def _prune(self, roots: list[str], max_delete: float) -> set[str]:
+        """Which documents have to go, or paths of copies, because their sources are gone."""
         if not roots:
             raise SettingsError("prune needs files or folders to compare with, not documents alone")
         # One that was left out because it is repeated was met, whatever became of the others since.
@@ -197,10 +206,19 @@ class IngestRun:
         refusal = plan.refusal(max_delete)
         if refusal is not None:
             self._failures.append(Failure(", ".join(roots), refusal))
-            return 0
-        if plan.doomed and not self.dry_run:
-            self._deleted_chunks += self.store.delete_documents(plan.doomed)
-        return len(plan.doomed)
+            return set()
+        for content_hash in plan.shared:
+            self._sharing.note("", [content_hash])
+        return set(plan.doomed)
+
+    def _settle(self, gone: set[str]) -> None:
+        """Puts right which files share a document, and removes what is gone."""
+        embed = self.embedder.embed_documents
+        written, deleted = self._sharing.settle(self.store, embed, now=self._seen, gone=gone)
+        self._written += written
+        self._deleted_chunks += deleted
+        if gone:
+            self._deleted_chunks += self.store.delete_documents(sorted(gone))
 
     def _report(self, message: str = "") -> None:
         if self.progress is not None:

@@ -182,6 +182,12 @@ class EdgeStore:
         for batch in common.ledger_batches(document_ids):
             yield from payload.count_versions(stored for _, stored in self._points(batch, payload.LEDGER_FIELDS))
 
+    def related(self, names: Sequence[str], content_hashes: Sequence[str]) -> Iterator[DocumentVersion]:
+        """Versions that have one of these names as id or source, or one of these contents."""
+        condition = edge_requests.related(names, content_hashes)
+        records = self._scroll(condition, payload.LEDGER_FIELDS)
+        yield from payload.count_versions(record.payload or {} for record in records)
+
     def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
         """The stored chunks of these documents, or of all."""
         for batch in common.ledger_batches(document_ids):
@@ -271,12 +277,14 @@ class EdgeStore:
     def _records(
         self, document_ids: Sequence[str] | None, fields: list[str], *, vectors: bool = False
     ) -> Iterator[edge.Record]:
+        condition = None if document_ids is None else edge_requests.documents(document_ids)
+        yield from self._scroll(condition, fields, vectors=vectors)
+
+    def _scroll(
+        self, condition: edge.Filter | None, fields: list[str], *, vectors: bool = False
+    ) -> Iterator[edge.Record]:
         if self.fingerprint() is None:
             return
-        condition = None
-        if document_ids is not None:
-            names = [payload.clean(document_id) for document_id in document_ids]
-            condition = edge.Filter(must=[edge.FieldCondition("document_id", match=edge.MatchAny(names))])
         offset = None
         limit, wanted = (_READ_VECTORS, [common.DENSE]) if vectors else (_READ_BATCH, False)
         while True:

@@ -170,6 +170,12 @@ class ServerStore:
         for batch in common.ledger_batches(document_ids):
             yield from payload.count_versions(stored for _, stored in self._points(batch, payload.LEDGER_FIELDS))
 
+    def related(self, names: Sequence[str], content_hashes: Sequence[str]) -> Iterator[DocumentVersion]:
+        """Versions that have one of these names as id or source, or one of these contents."""
+        condition = server_requests.related(names, content_hashes)
+        records = self._scroll(condition, payload.LEDGER_FIELDS)
+        yield from payload.count_versions(record.payload or {} for record in records)
+
     def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
         """The stored chunks of these documents, or of all."""
         for batch in common.ledger_batches(document_ids):
@@ -267,11 +273,12 @@ class ServerStore:
     def _records(
         self, document_ids: Sequence[str] | None, fields: list[str], *, vectors: bool = False
     ) -> Iterator[models.Record]:
-        condition = None
-        if document_ids is not None:
-            names = [payload.clean(document_id) for document_id in document_ids]
-            match = models.FieldCondition(key="document_id", match=models.MatchAny(any=names))
-            condition = models.Filter(must=[match])
+        condition = None if document_ids is None else server_requests.documents(document_ids)
+        yield from self._scroll(condition, fields, vectors=vectors)
+
+    def _scroll(
+        self, condition: models.Filter | None, fields: list[str], *, vectors: bool = False
+    ) -> Iterator[models.Record]:
         offset = None
         while True:
             try:

@@ -208,6 +208,7 @@ def test_the_json_has_the_fields_of_the_interface() -> None:
         "title",
         "text",
         "source",
+        "copies",
         "score",
         "rerank",
         "first_stage",
