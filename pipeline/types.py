@@ -48,6 +48,8 @@ class Document:
     """When the source was last changed, in ISO 8601. Stored as metadata, but a new time alone is no change."""
     page_starts: tuple[int, ...] = ()
     """Where each page or slide begins in ``text``: each chunk's metadata then has the ``page`` that it begins on."""
+    find_language: bool = False
+    """Whether the chunks' metadata shall have the ``language`` that the text is in, unless there is one already."""
     from_file: bool = False
     """Whether this is all of a file, whose path is id and source. Equal files are stored once, with all their paths."""
 

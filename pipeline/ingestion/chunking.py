@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from pipeline.errors import SettingsError
 from pipeline.ingestion.boundaries import BROKEN, WORD, Atom, atoms, level_at, split_atom
 from pipeline.ingestion.counting import CHARACTERS_PER_TOKEN, by_length, weigh
+from pipeline.ingestion.language import language
 from pipeline.ingestion.markdown import Section, sections
 from pipeline.text import well_formed
 from pipeline.types import Chunk, Document
@@ -77,7 +78,9 @@ class Chunker:
             return []
         spans = list(self._fit(text, list(self._spans(document, text))))
         content_hash = document.content_hash()
-        metadata = {"modified": document.modified, **document.metadata} if document.modified else document.metadata
+        found = {"modified": document.modified, "language": language(text) if document.find_language else ""}
+        found = {name: value for name, value in found.items() if value}
+        metadata = {**found, **document.metadata} if found else document.metadata
         return [
             Chunk(
                 document_id=document.id,

@@ -141,5 +141,6 @@ def _document(path: Path, source: str, data: bytes, modified: str) -> Document:
         markdown=markdown,
         modified=modified,
         page_starts=page_starts,
+        find_language=True,
         from_file=True,
     )
