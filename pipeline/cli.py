@@ -91,20 +91,24 @@ def ingest(
             metavar="SHARE", min=0.0, max=1.0, help="Largest share of the documents there that --prune removes."
         ),
     ] = 0.2,
+    profile: Annotated[bool, typer.Option("--profile", help="Say how the time was spent.")] = False,
     as_json: Json = False,
 ) -> None:
     """Read files and folders, and bring the collection up to date with them."""
     from pipeline.core import Pipeline
-    from pipeline.display import ingest_progress, print_report
+    from pipeline.display import ingest_progress, print_profile, print_report
 
     # Ingest needs no reranker, so a missing key must not stop it.
     settings = _settings(reranker="none", reranker_fallback="")
     with Pipeline.from_settings(settings) as rag, ingest_progress(_stderr()) as progress:
         report = rag.ingest(paths, prune=prune, dry_run=dry_run, max_delete=max_delete, progress=progress)
     if as_json:
-        _print_json(report.to_dict())
+        shown = {"profile": report.profile.to_dict()} if profile and report.profile else {}
+        _print_json(report.to_dict() | shown)
     else:
         print_report(_stdout(), report)
+        if profile and report.profile:
+            print_profile(_stdout(), report.profile)
     if report.failures:
         sys.exit(1)
 

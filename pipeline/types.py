@@ -300,6 +300,33 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class IngestProfile:
+    """How the time of an ingest was spent, in seconds. The stages work side by side, so their sum may be more."""
+
+    seconds: float
+    """From the start until the last chunk was written."""
+    reading: float
+    chunking: float
+    """With the comparison of documents with the ledger."""
+    embedding: float
+    writing: float
+    indexing: float
+    """After all that."""
+    peak_mb: float | None
+    """Most memory that the process ever had; None where the system does not tell."""
+
+    @property
+    def embedder_busy(self) -> float:
+        """Share of the time in which the embedder was at work."""
+        return self.embedding / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as ``rag ingest --profile --json`` prints it."""
+        rounded = {name: value if value is None else round(value, 3) for name, value in asdict(self).items()}
+        return rounded | {"embedder_busy": round(self.embedder_busy, 3)}
+
+
+@dataclass(frozen=True, slots=True)
 class IngestReport:
     """What an ingest did, or with ``dry_run`` would do."""
 
@@ -313,6 +340,7 @@ class IngestReport:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     dry_run: bool = False
+    profile: IngestProfile | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as ``rag ingest --json`` prints it."""

@@ -1,14 +1,17 @@
 """One ingest: read, compare with the ledger, chunk, embed, write, tidy up.
 
-Three threads overlap: one reads files, the caller's chunks and embeds, one writes. The order of writes is what
-makes a crash harmless: all chunks of a document's new version first, then the removal of its old version.
+Four threads overlap, with bounded queues between them: one reads files, the caller's compares and chunks, one embeds,
+one writes. The order of writes is what makes a crash harmless: all chunks of a document's new version first, then the
+removal of its old version.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +22,9 @@ from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.copies import Related, Sharing, related
 from pipeline.ingestion.loaders import MAX_BYTES
 from pipeline.ingestion.reading import read
-from pipeline.ingestion.stages import read_ahead, write_behind
+from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
-from pipeline.types import Chunk, Document, Failure, Fingerprint, IngestReport
+from pipeline.types import Chunk, Document, Failure, Fingerprint, IngestProfile, IngestReport
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,11 +50,10 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class _Write:
-    """What the writing thread does in one go: first the chunks, then the removal of other versions."""
+class _Work:
+    """What is embedded and written in one go: first the chunks, then the removal of other versions."""
 
     chunks: list[Chunk]
-    vectors: NDArray[np.float32] | None
     finished: dict[str, str]
     """Document id -> content hash, where other versions are in the store and this one is now complete."""
 
@@ -79,6 +81,7 @@ class IngestRun:
     _pending: list[Chunk] = field(default_factory=list)
     _finished: dict[str, str] = field(default_factory=dict)
     _ready: bool = False
+    _watch: Stopwatch = field(default_factory=Stopwatch)
     _files: tuple[int, int] = (0, 0)
 
     def execute(
@@ -87,25 +90,31 @@ class IngestRun:
         """Runs the ingest and says what it did."""
         start = time.perf_counter()
         roots: list[str] = []
+        reading = self._watch.reading(read(items, roots, self.max_bytes), "reading")
         with (
-            read_ahead(read(items, roots, self.max_bytes), size=4) as batches,
-            write_behind(self._write, size=4) as put,
+            read_ahead(reading, size=4) as batches,
+            write_behind(self._write, size=2) as write,
+            write_behind(partial(self._embed, write), size=2) as put,
         ):
             for batch in batches:
                 self._files = (batch.files_done, batch.files_total)
                 self._note_repeated(batch.repeated)
-                self._take(batch.items, put)
+                for work in self._watch.reading(self._take(batch.items), "chunking"):
+                    put(work)
                 self._report()
-            self._flush(put)
+            put(self._cut())
         if not self._seen and not self._failures:
             self._warnings.append("nothing to ingest: no files there (hidden ones are left out)")
         if len(self._repeated) > _REPEATED_SHOWN:
             self._warnings.append(f"{len(self._repeated) - _REPEATED_SHOWN} more ids were given more than once")
         gone = self._prune(roots, max_delete) if prune else set()
         if not self.dry_run:
-            self._settle(gone)
+            with self._watch.working("writing"):
+                self._settle(gone)
+        written = time.perf_counter()
         if (self._written or self._deleted_chunks) and not self.dry_run:
             self.store.optimize(self._report)
+        end = time.perf_counter()
         return IngestReport(
             **self._counts,
             deleted=len(gone),
@@ -113,12 +122,18 @@ class IngestRun:
             chunks_deleted=self._deleted_chunks,
             failures=self._failures,
             warnings=self._warnings,
-            seconds=time.perf_counter() - start,
+            seconds=end - start,
             dry_run=self.dry_run,
+            profile=IngestProfile(
+                seconds=written - start,
+                **{stage: self._watch.seconds[stage] for stage in ("reading", "chunking", "embedding", "writing")},
+                indexing=end - written,
+                peak_mb=_peak_mb(),
+            ),
         )
 
-    def _take(self, items: list[Document | Failure], put: Callable[[_Write], None]) -> None:
-        """Compares a batch of documents with the ledger and queues the chunks of those that changed."""
+    def _take(self, items: list[Document | Failure]) -> Iterator[_Work]:
+        """Compares a batch of documents with the ledger, chunks those that changed, gives what is to be embedded."""
         documents = []
         for item in items:
             if isinstance(item, Failure):
@@ -154,7 +169,7 @@ class IngestRun:
                 else:
                     write = stale = True
             if write:
-                self._queue(document, put)
+                yield from self._queue(document)
             if stale:
                 self._finished[document.id] = content_hash
 
@@ -165,35 +180,42 @@ class IngestRun:
                 if len(self._repeated) <= _REPEATED_SHOWN:
                     self._warnings.append(f"the id {id_!r} was given more than once: the last one counts")
 
-    def _queue(self, document: Document, put: Callable[[_Write], None]) -> None:
+    def _queue(self, document: Document) -> Iterator[_Work]:
         chunks = self.chunker.chunk(document)
         # A document goes to the store as a whole, unless it is too long to be held as one.
         step = len(chunks) if len(chunks) <= self.store.whole_chunks else _EMBED_CHUNKS
         for start in range(0, len(chunks), step):
             self._pending += chunks[start : start + step]
             if len(self._pending) >= _EMBED_CHUNKS:
-                self._flush(put)
+                yield self._cut()
 
-    def _flush(self, put: Callable[[_Write], None]) -> None:
-        """Embeds what waits and hands it to the writer."""
-        chunks, self._pending = self._pending, []
-        finished, self._finished = self._finished, {}
+    def _cut(self) -> _Work:
+        """What waits, which is then in work."""
+        work = _Work(self._pending, self._finished)
+        self._pending, self._finished = [], {}
+        return work
+
+    def _embed(self, write: Callable[[tuple[_Work, NDArray[np.float32] | None]], None], work: _Work) -> None:
         if self.dry_run:
-            self._written += len(chunks)
-            return
-        if chunks or finished:
-            vectors = self.embedder.embed_documents([chunk.full_text for chunk in chunks]) if chunks else None
-            put(_Write(chunks, vectors, finished))
-
-    def _write(self, work: _Write) -> None:
-        if not self._ready:
-            self.store.ensure_ready(self.fingerprint)
-            self._ready = True
-        if work.vectors is not None:
-            self.store.upsert(work.chunks, work.vectors)
             self._written += len(work.chunks)
-        if work.finished:
-            self._deleted_chunks += self.store.delete_versions_except(work.finished)
+        elif work.chunks:
+            with self._watch.working("embedding"):
+                vectors = self.embedder.embed_documents([chunk.full_text for chunk in work.chunks])
+            write((work, vectors))
+        elif work.finished:
+            write((work, None))
+
+    def _write(self, embedded: tuple[_Work, NDArray[np.float32] | None]) -> None:
+        work, vectors = embedded
+        with self._watch.working("writing"):
+            if not self._ready:
+                self.store.ensure_ready(self.fingerprint)
+                self._ready = True
+            if vectors is not None:
+                self.store.upsert(work.chunks, vectors)
+                self._written += len(work.chunks)
+            if work.finished:
+                self._deleted_chunks += self.store.delete_versions_except(work.finished)
         self._report()
 
     def _prune(self, roots: list[str], max_delete: float) -> set[str]:
@@ -224,3 +246,12 @@ class IngestRun:
         if self.progress is not None:
             done, total = self._files
             self.progress(Progress(done, total, len(self._seen), self._written, message))
+
+
+def _peak_mb() -> float | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB on Linux

@@ -8,11 +8,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.core import Pipeline
-from pipeline.errors import SettingsError, StoreError
+from pipeline.errors import EmbedderError, SettingsError, StoreError
 from pipeline.ingestion import reading
 from pipeline.ingestion.changes import plan_prune
 from pipeline.ingestion.run import Progress
-from pipeline.ingestion.stages import read_ahead, write_behind
+from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.types import Chunk, Document, DocumentVersion, IngestReport
 from tests.fakes import FakeEmbedder, FakeStore
 
@@ -371,6 +371,71 @@ def test_a_generator_is_read_as_it_goes() -> None:
     rig = Rig(Counting())
     assert 9_000 == rig.rag.ingest(documents()).new
     assert most < 6_000
+
+
+def test_the_stages_work_side_by_side() -> None:
+    """While a batch is embedded the one before it is written, and the next is read: each waits for the others here."""
+    met = threading.Barrier(3, timeout=60)
+
+    class Meeting(FakeEmbedder):
+        batches = 0
+
+        def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            self.batches += 1
+            if self.batches == 2:
+                met.wait()
+            return super().embed_documents(texts)
+
+    class Writing(FakeStore):
+        def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+            if not self.points:
+                met.wait()
+            super().upsert(chunks, vectors)
+
+    def documents() -> Iterator[Document]:
+        for i in range(2_000):
+            if i == 1_100:
+                met.wait()
+            yield Document(id=str(i), text=f"text {i}")
+
+    rag = Pipeline(embedder=Meeting(), store=Writing())
+    report = rag.ingest(documents())
+    assert (2_000, 2_000) == (report.new, report.chunks_written)
+
+
+def test_a_failing_embedder_stops_the_ingest() -> None:
+    """What was embedded before is written; no thread stays behind."""
+
+    class Failing(FakeEmbedder):
+        def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            if self.embedded:
+                raise EmbedderError("out of memory")
+            return super().embed_documents(texts)
+
+    store = FakeStore()
+    rag = Pipeline(embedder=Failing(), store=store)
+    with pytest.raises(EmbedderError, match="out of memory"):
+        rag.ingest(Document(id=str(i), text=f"text {i}") for i in range(10_000))
+    assert len(store.points) <= 1_000
+    assert [] == [thread for thread in threading.enumerate() if thread.name.startswith("rag-")]
+
+
+def test_the_profile_counts_work_and_not_waiting() -> None:
+    """A stage that waits for another is not busy."""
+    watch = Stopwatch()
+    with watch.working("a"):
+        list(watch.reading(iter(range(3)), "b"))
+    assert 0 < watch.seconds["b"] < watch.seconds["a"]
+    report = Rig().rag.ingest([Document(id="a", text="text")])
+    assert report.profile is not None
+    told = report.profile.to_dict()
+    assert ["seconds", "reading", "chunking", "embedding", "writing", "indexing", "peak_mb", "embedder_busy"] == list(
+        told
+    )
+    assert 0 < report.profile.embedding < report.profile.seconds
+    assert 0 < report.profile.embedder_busy < 1
+    assert report.profile.peak_mb is not None
+    assert 10 < report.profile.peak_mb < 100_000
 
 
 def test_read_ahead_raises_the_producers_error_in_its_place() -> None:
