@@ -1,4 +1,4 @@
-"""``python -m pipeline.evaluation.benchmarks peers|limit|scale|all``: see ``--help``."""
+"""``python -m pipeline.evaluation.benchmarks peers|limit|scale|ingest|all``: see ``--help``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from pipeline.errors import RagError, SettingsError
 from pipeline.evaluation.benchmarks import machine, report
+from pipeline.evaluation.benchmarks.ingest import print_ingest
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _QUICK_QUERIES = 20
@@ -79,6 +80,19 @@ def scale(
     _run(out, lambda say: {"scale": _scale(dataset, work, _numbers(sizes, "--sizes"), distinct, queries, say)})
 
 
+@app.command()
+def ingest(
+    dataset: DatasetArgument,
+    embedder: EmbedderOption,
+    out: OutOption = Path("runs/benchmarks"),
+    work: WorkOption = Path(".rag/benchmarks"),
+    documents: Annotated[int, typer.Option(min=1, help="Passages of the dataset that are ingested.")] = 500,
+    rounds: RoundsOption = 3,
+) -> None:
+    """Ingest beside a plain loop of sentence-transformers with the same model."""
+    _run(out, lambda say: {"ingest": _ingest(dataset, embedder, work, documents, rounds, say)})
+
+
 @app.command(name="all")
 def everything(
     dataset: DatasetArgument,
@@ -128,6 +142,8 @@ def _run(out: Path, measure: Callable[[Callable[[str], None]], dict[str, Any]]) 
         report.print_limit(result["limit"], console)
     if "scale" in result:
         report.print_scale(result["scale"], console)
+    if "ingest" in result:
+        print_ingest(result["ingest"], console)
     console.print(f"results and plots: {out}")
 
 
@@ -208,6 +224,22 @@ def _limit(folder: Path, seconds: float, say: Callable[[str], None]) -> dict[str
     texts = [f"{document.title}\n{document.text}" for document in islice(dataset.documents(), 32)]
     query = next(iter(dataset.queries.values()))
     return measure_limit(_MODELS / "embedder", _MODELS / "reranker", query, texts, seconds=seconds, say=say)
+
+
+def _ingest(
+    folder: Path, embedder: str, work: Path, documents: int, rounds: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    from pipeline.build import build_embedder
+    from pipeline.evaluation.benchmarks.ingest import measure_ingest
+    from pipeline.evaluation.benchmarks.passages import cut
+    from pipeline.evaluation.dataset import read_dataset
+    from pipeline.settings import Settings
+
+    settings = Settings(
+        embedder="sentence-transformers", embedding_model=embedder, reranker="none", data_dir=work / "ingest"
+    )
+    texts = [passage["text"] for passage in cut(read_dataset(folder, 1), build_embedder(settings).tokenizer, documents)]
+    return measure_ingest(texts, embedder, settings, rounds=rounds, say=say)
 
 
 def _scale(
