@@ -60,11 +60,11 @@ def document_batches(chunks: Sequence[Chunk], size: int, longest: int) -> Iterat
     start, place = 0, 0
     for _, group in groupby(chunks, key=lambda chunk: (chunk.document_id, chunk.content_hash)):
         count = sum(1 for _ in group)
-        if place > start and place + count - start > size:
+        if place > start and (place + count - start > size or count > longest):
             yield slice(start, place)
             start = place
         place += count
-        while place - start > longest:
+        while count > longest and place - start > longest:
             yield slice(start, start + longest)
             start += longest
     if place > start:

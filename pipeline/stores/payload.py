@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -64,25 +65,31 @@ def to_chunk(payload: Mapping[str, Any]) -> Chunk:
 
 def count_versions(payloads: Iterable[Mapping[str, Any]]) -> Iterator[DocumentVersion]:
     """Document versions from the payloads of their chunks; memory grows with the versions, not the chunks."""
-    found: dict[tuple[str, str], tuple[Mapping[str, Any], int]] = {}
+    # Of a million versions the payloads would take half a gigabyte: what is odd alone is kept as it is.
+    found: dict[tuple[str, str], tuple[Any, int, int]] = {}
+    odd: dict[tuple[str, str], Mapping[str, Any]] = {}
     disagreeing: dict[tuple[str, str], list[str]] = {}
     for payload in payloads:
         key = (payload["document_id"], payload["content_hash"])
+        source = sys.intern(payload["source"]) if isinstance(payload["source"], str) else payload["source"]
+        first, count, places = found.get(key) or (source, payload["count"], 0)
         # A bit for each place: a chunk that is stored twice shall not hide that another is missing.
-        first, places = found.get(key, (payload, 0))
-        found[key] = (first, places | 1 << payload["index"])
-        if first["source"] != payload["source"]:
-            named = disagreeing.get(key) or _sources(first)
-            disagreeing[key] = [source for source in named if source in _sources(payload)]
-    for key, (first, places) in found.items():
-        sources = disagreeing.get(key) or _sources(first)
+        found[key] = (first, count, places | 1 << payload["index"])
+        if "exact" in payload:
+            odd.setdefault(key, payload)
+        if first != source:
+            named = disagreeing.get(key) or _sources(odd.get(key, {"source": first}))
+            disagreeing[key] = [path for path in named if path in _sources(payload)]
+    for key, (source, count, places) in found.items():
+        payload = odd.get(key) or {"document_id": key[0], "content_hash": key[1], "source": source}
+        source, *copies = disagreeing.get(key) or _sources(payload)
         yield DocumentVersion(
-            document_id=_field(first, "document_id"),
-            content_hash=_field(first, "content_hash"),
-            source=sources[0],
+            document_id=_field(payload, "document_id"),
+            content_hash=_field(payload, "content_hash"),
+            source=source,
             present=places.bit_count(),
-            count=first["count"],
-            copies=tuple(sources[1:]),
+            count=count,
+            copies=tuple(copies),
             torn=key in disagreeing,
         )
 
