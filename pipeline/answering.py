@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline import scoring
@@ -10,6 +10,9 @@ from pipeline.ingestion.changes import answering, by_document
 from pipeline.interfaces import Store
 from pipeline.reranking import Reranked
 from pipeline.types import Candidate, FirstStage, Hit, StageFusion
+
+# Long documents that are remembered to be complete; beyond, the ledger is asked again.
+_KNOWN = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +94,45 @@ def _hits(
     ]
 
 
-def one_version_each(candidates: Sequence[Candidate], store: Store) -> list[Candidate]:
-    """Leaves out chunks of all but one version of a document.
+def complete_versions(candidates: Sequence[Candidate], store: Store, known: set[tuple[str, str]]) -> list[Candidate]:
+    """Leaves out chunks of documents that are not all there yet, and of all but one version of a document.
 
-    Two versions stand side by side while a changed document is written, or after such a write was cut off. Only a
-    complete one may answer; the ledger knows which is.
+    A document of many chunks is written in several steps, and two versions stand side by side while a changed one is
+    written; a crash leaves both as they are. The ledger knows what is complete. It is asked about these alone: any
+    other document was written in one step. ``known`` is what it said before: (document id, content hash) of long
+    documents that are complete.
     """
     hashes: dict[str, set[str]] = {}
+    unsure = set()
     for candidate in candidates:
-        hashes.setdefault(candidate.chunk.document_id, set()).add(candidate.chunk.content_hash)
-    doubled = [id_ for id_, versions in hashes.items() if len(versions) > 1]
-    if not doubled:
-        return list(candidates)
-    keep = {id_: answering(versions).content_hash for id_, versions in by_document(store.versions(doubled)).items()}
-    return [
-        candidate
-        for candidate in candidates
-        if keep.get(candidate.chunk.document_id, candidate.chunk.content_hash) == candidate.chunk.content_hash
-    ]
+        chunk = candidate.chunk
+        hashes.setdefault(chunk.document_id, set()).add(chunk.content_hash)
+        if chunk.count > store.whole_chunks and (chunk.document_id, chunk.content_hash) not in known:
+            unsure.add(chunk.document_id)
+    unsure.update(id_ for id_, versions in hashes.items() if len(versions) > 1)
+    keep = {}
+    for id_, versions in by_document(store.versions(sorted(unsure)) if unsure else ()).items():
+        best = answering(versions)
+        if best.complete:
+            keep[id_] = best.content_hash
+            if len(known) < _KNOWN and best.count > store.whole_chunks:
+                known.add((id_, best.content_hash))
+    return list(
+        _once(
+            candidate
+            for candidate in candidates
+            if candidate.chunk.document_id not in unsure
+            or keep.get(candidate.chunk.document_id) == candidate.chunk.content_hash
+        )
+    )
+
+
+def _once(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+    """Leaves out what is there a second time: until an ingest is at its end, equal files may have a document each."""
+    shown: dict[str, str] = {}
+    for candidate in candidates:
+        chunk = candidate.chunk
+        # Where id and source are the same, equal hashes mean equal files: that of any other document has its source.
+        a_file = chunk.document_id == chunk.source
+        if not a_file or shown.setdefault(chunk.content_hash, chunk.document_id) == chunk.document_id:
+            yield candidate

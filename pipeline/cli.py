@@ -99,17 +99,21 @@ def ingest(
             metavar="SHARE", min=0.0, max=1.0, help="Largest share of the documents there that --prune removes."
         ),
     ] = 0.2,
+    profile: Annotated[bool, typer.Option("--profile", help="Say how the time was spent.")] = False,
     as_json: Json = False,
 ) -> None:
     """Read files and folders, and bring the collection up to date with them."""
-    from pipeline.display import print_report
+    from pipeline.display import print_profile, print_report
 
     with _opened() as (rag, progress):
         report = rag.ingest(paths, prune=prune, dry_run=dry_run, max_delete=max_delete, progress=progress)
     if as_json:
-        print_json(report.to_dict())
+        shown = {"profile": report.profile.to_dict()} if profile and report.profile else {}
+        print_json(report.to_dict() | shown)
     else:
         print_report(stdout(), report)
+        if profile and report.profile:
+            print_profile(stdout(), report.profile)
     if report.failures:
         sys.exit(1)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline.answering import answer, one_version_each
+from pipeline.answering import answer, complete_versions
 from pipeline.calibration import Calibration
 from pipeline.errors import FingerprintError, SettingsError
 from pipeline.ingestion import collection, transfer
@@ -104,6 +104,8 @@ class Pipeline:
         self.max_file_bytes = int(max_file_mb * 1e6)
         self._checked = False
         self._loading: threading.Thread | None = None
+        # Long documents that the ledger says are complete, until something is written or removed here.
+        self._complete: set[tuple[str, str]] = set()
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
 
     @classmethod
@@ -171,7 +173,7 @@ class Pipeline:
         candidates = self.store.search(
             text, vector, limit=top_n, mode=self.search_mode, fusion=self.hybrid_fusion, where=where
         )
-        candidates = one_version_each(candidates, self.store)
+        candidates = complete_versions(candidates, self.store, self._complete)
         searched = time.perf_counter()
         passages = [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in candidates]
         outcome = rerank(text, passages, self._chain, until)
@@ -240,6 +242,7 @@ class Pipeline:
         stored = self.store.fingerprint()
         if stored is not None:
             self._refuse_other(stored, ignore=frozenset())
+        self._complete.clear()
         run = self._ingest_run(dry_run=dry_run, progress=progress)
         return run.execute(items, prune=prune, max_delete=max_delete)
 
@@ -268,12 +271,20 @@ class Pipeline:
         return collection.documents(self.store)
 
     def get(self, document_id: str) -> StoredDocument | None:
-        """A document's chunks and metadata as they are stored; None if it is not there."""
+        """A document's chunks and metadata as they are stored; None if it is not there.
+
+        Of files with equal content each one's path leads to the one document, whose ``copies`` they are.
+        """
         return collection.get(self.store, document_id)
 
     def delete(self, document_ids: str | Iterable[str]) -> int:
-        """Removes documents by their ids; returns how many of them were there. Unknown ids are no error."""
-        return collection.delete(self.store, [document_ids] if isinstance(document_ids, str) else document_ids)
+        """Removes documents by their ids; returns how many of them were there. Unknown ids are no error.
+
+        Of files with equal content, which are stored once, only those that are named go.
+        """
+        self._complete.clear()
+        ids = [document_ids] if isinstance(document_ids, str) else document_ids
+        return collection.delete(self.store, ids, self.embedder.embed_documents)
 
     def verify(
         self,
@@ -297,6 +308,7 @@ class Pipeline:
             items = [items]
         stored = self.store.fingerprint()
         differences = [] if stored is None else stored.differences(self.fingerprint)
+        self._complete.clear()
         mend = self._ingest_run() if repair and not differences else None
         return verify_store(self.store, items, differences, mend=mend, max_bytes=self.max_file_bytes, progress=progress)
 
@@ -326,6 +338,7 @@ class Pipeline:
         stored = self.store.fingerprint()
         if stored is not None:
             self._refuse_other(stored, ignore=frozenset())
+        self._complete.clear()
         return transfer.import_from(self.store, self.embedder, self.fingerprint, Path(path), progress=progress)
 
     # ------------------------------------------------------------- lifetime

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.ingestion.run import Progress
-from pipeline.types import ExportReport, Hit, ImportReport, IngestReport, QueryResult, VerifyReport
+from pipeline.types import ExportReport, Hit, ImportReport, IngestProfile, IngestReport, QueryResult, VerifyReport
 
 _SNIPPET_CHARACTERS = 320
 _PLAIN_EVERY_S = 5.0
@@ -126,6 +126,20 @@ def print_report(console: Console, report: IngestReport) -> None:
         console.print(Rule("failed", style="red", align="left"))
     for failure in report.failures:
         console.print(f"[red]{escape(failure.source)}[/]: {escape(failure.error)}", soft_wrap=True)
+
+
+def print_profile(console: Console, profile: IngestProfile) -> None:
+    """How the time of an ingest was spent."""
+    stages = ", ".join(
+        f"{stage} {getattr(profile, stage):.1f} s" for stage in ("reading", "chunking", "embedding", "writing")
+    )
+    peak = "" if profile.peak_mb is None else f"; peak memory {profile.peak_mb:,.0f} MB"
+    console.print(
+        f"profile: {profile.seconds:.1f} s, side by side: {stages}; the embedder was busy "
+        f"{profile.embedder_busy:.0%} of the time; index {profile.indexing:.1f} s{peak}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def print_verification(console: Console, report: VerifyReport) -> None:

@@ -89,6 +89,8 @@ class Store(Protocol):
     """For messages: where the collection is."""
     bm25: str
     """Tokenizer and parameters of the sparse vectors; goes into the collection's fingerprint."""
+    whole_chunks: int
+    """A document of at most so many chunks is written in one step: whatever happens, all of it is there or nothing."""
 
     def fingerprint(self) -> Fingerprint | None:
         """What the collection was made with; None if it does not exist yet."""
@@ -102,7 +104,10 @@ class Store(Protocol):
         ...
 
     def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
-        """Writes chunks with their dense vectors (shape (len(chunks), dimension)); durable on return."""
+        """Writes chunks with their dense vectors (shape (len(chunks), dimension)); durable on return.
+
+        Chunks of one document stand together.
+        """
         ...
 
     def delete_documents(self, document_ids: Sequence[str]) -> int:
@@ -115,6 +120,10 @@ class Store(Protocol):
 
     def versions(self, document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
         """Versions of these documents, or of all. A document has more than one only after a cut-off write."""
+        ...
+
+    def related(self, names: Sequence[str], content_hashes: Sequence[str]) -> Iterator[DocumentVersion]:
+        """Versions that have one of these names as id or source, or one of these contents; a few hundred at most."""
         ...
 
     def delete_chunks(self, point_ids: Iterable[str]) -> int:
@@ -149,7 +158,7 @@ class Store(Protocol):
         """The best ``limit`` chunks, best first, ranks from 1; an empty list if there is no collection.
 
         ``vector`` is the query's; only ``sparse`` does without. ``where`` maps metadata keys ("a.b" reaches into
-        objects; "source" and "document_id" are the chunk's own) to a value (equality), a list (any of) or
+        objects; "source" (any of them) and "document_id" are the chunk's own) to a value (equality), a list (any of) or
         {"gt"|"gte"|"lt"|"lte": bound} with numbers or ISO dates, and all must hold. ``exact`` searches without
         the HNSW index.
         """

@@ -12,3 +12,8 @@ def well_formed(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def printable(name: str) -> str:
+    """A file name whose bytes are not valid UTF-8 has lone surrogates, which no JSON takes: each becomes ``?``."""
+    return name.encode("utf-8", "replace").decode()

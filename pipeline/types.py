@@ -49,14 +49,25 @@ class Document:
     """When the source was last changed, in ISO 8601. Stored as metadata, but a new time alone is no change."""
     page_starts: tuple[int, ...] = ()
     """Where each page or slide begins in ``text``: each chunk's metadata then has the ``page`` that it begins on."""
+    find_language: bool = False
+    """Whether the chunks' metadata shall have the ``language`` that the text is in, unless there is one already."""
+    from_file: bool = False
+    """Whether this is all of a file, whose path is id and source. Equal files are stored once, with all their paths."""
 
     def __post_init__(self) -> None:
         if not self.source:
             object.__setattr__(self, "source", self.id)
 
     def content_hash(self) -> str:
-        """Hash (32 hex digits of BLAKE2b) of everything that is stored: equal hashes need no new embedding."""
-        parts: list[Any] = [self.text, self.title, self.source, dict(self.metadata), self.markdown]
+        """Hash (32 hex digits of BLAKE2b) of everything that is stored: equal hashes need no new embedding.
+
+        Of a file it is that of the content alone: not of its path and name, nor of a title that is only its name.
+        """
+        source, title, metadata = self.source, self.title, dict(self.metadata)
+        if self.from_file:
+            name = metadata.pop("file_name", "")
+            source, title = "", "" if title == name else title
+        parts: list[Any] = [self.text, title, source, metadata, self.markdown]
         if self.page_starts:
             parts.append(self.page_starts)
         canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
@@ -79,6 +90,12 @@ class Chunk:
     """Title of the document and headings above the chunk, joined by " > "."""
     source: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    copies: tuple[str, ...] = ()
+    """Further sources of the document: paths of files with the same content."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source, *self.copies)
 
     @property
     def id(self) -> str:
@@ -102,6 +119,14 @@ class DocumentVersion:
     """Chunks that are in the store."""
     count: int
     """Chunks that this version consists of; more than ``present`` if a write was cut off."""
+    copies: tuple[str, ...] = ()
+    """Further sources that all chunks name: paths of files with the same content."""
+    torn: bool = False
+    """Whether some chunks name other copies than the rest, because a write was cut off."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source, *self.copies)
 
     @property
     def complete(self) -> bool:
@@ -198,6 +223,11 @@ class Hit:
         return self.chunk.source
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The source, and the paths of files with the same content."""
+        return self.chunk.sources
+
+    @property
     def document_id(self) -> str:
         return self.chunk.document_id
 
@@ -222,6 +252,7 @@ class Hit:
             "title": self.chunk.title,
             "text": self.text,
             "source": self.source,
+            "copies": list(self.chunk.copies),
             "score": self.score,
             "rerank": rerank,
             "first_stage": {"rank": self.first_stage.rank, "score": self.first_stage.score},
@@ -270,6 +301,33 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class IngestProfile:
+    """How the time of an ingest was spent, in seconds. The stages work side by side, so their sum may be more."""
+
+    seconds: float
+    """From the start until the last chunk was written."""
+    reading: float
+    chunking: float
+    """With the comparison of documents with the ledger."""
+    embedding: float
+    writing: float
+    indexing: float
+    """After all that."""
+    peak_mb: float | None
+    """Most memory that the process ever had; None where the system does not tell."""
+
+    @property
+    def embedder_busy(self) -> float:
+        """Share of the time in which the embedder was at work."""
+        return self.embedding / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as ``rag ingest --profile --json`` prints it."""
+        rounded = {name: value if value is None else round(value, 3) for name, value in asdict(self).items()}
+        return rounded | {"embedder_busy": round(self.embedder_busy, 3)}
+
+
+@dataclass(frozen=True, slots=True)
 class IngestReport:
     """What an ingest did, or with ``dry_run`` would do."""
 
@@ -283,6 +341,7 @@ class IngestReport:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     dry_run: bool = False
+    profile: IngestProfile | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as ``rag ingest --json`` prints it."""
@@ -322,6 +381,8 @@ class StoredDocument:
     """In the order of the text; neighbours may share some of it."""
     count: int
     """Chunks that this version consists of; more than there are in ``chunks`` if its write was cut off."""
+    copies: tuple[str, ...] = ()
+    """Further sources: paths of files with the same content."""
 
     @property
     def complete(self) -> bool:
@@ -341,6 +402,7 @@ class LedgerEntry:
     count: int
     """Chunks that the version consists of."""
     source: str
+    copies: tuple[str, ...] = ()
 
     @property
     def chunk_id(self) -> str:

@@ -97,6 +97,7 @@ class FakeStore:
 
     name = "fake-store"
     bm25 = "none"
+    whole_chunks = 1_000
 
     def __init__(self) -> None:
         self.points: dict[str, tuple[Chunk, NDArray[np.float32]]] = {}
@@ -132,7 +133,15 @@ class FakeStore:
             if document_ids is None or chunk.document_id in document_ids:
                 groups.setdefault((chunk.document_id, chunk.content_hash), []).append(chunk)
         for (document_id, content_hash), chunks in groups.items():
-            yield DocumentVersion(document_id, content_hash, chunks[0].source, len(chunks), chunks[0].count)
+            first = chunks[0]
+            torn = any(chunk.copies != first.copies for chunk in chunks)
+            copies = tuple(copy for copy in first.copies if all(copy in chunk.copies for chunk in chunks))
+            yield DocumentVersion(document_id, content_hash, first.source, len(chunks), first.count, copies, torn)
+
+    def related(self, names: Sequence[str], content_hashes: Sequence[str]) -> Iterator[DocumentVersion]:
+        for version in self.versions():
+            if {version.document_id, *version.sources} & {*names} or version.content_hash in content_hashes:
+                yield version
 
     def delete_chunks(self, point_ids: Iterable[str]) -> int:
         ids = list(point_ids)
@@ -142,7 +151,9 @@ class FakeStore:
 
     def ledger(self) -> Iterator[LedgerEntry]:
         for id_, (chunk, _) in list(self.points.items()):
-            yield LedgerEntry(id_, chunk.document_id, chunk.content_hash, chunk.index, chunk.count, chunk.source)
+            yield LedgerEntry(
+                id_, chunk.document_id, chunk.content_hash, chunk.index, chunk.count, chunk.source, chunk.copies
+            )
 
     def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
         for chunk, _ in list(self.points.values()):

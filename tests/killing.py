@@ -24,13 +24,15 @@ from pipeline.core import Pipeline
 from pipeline.stores.edge import EdgeStore
 from tests.fakes import FakeEmbedder
 
-FILES = ("stores/edge.py", "stores/shards.py", "stores/locking.py", "ingestion/run.py")
+FILES = ("stores/edge.py", "stores/shards.py", "stores/locking.py", "ingestion/run.py", "ingestion/copies.py")
 FUNCTIONS = frozenset(
     {"ensure_ready", "upsert", "delete_documents", "delete_chunks", "delete_versions_except", "optimize", "close"}
-    | {"open", "_create", "use", "wrote", "_write_pending", "write_atomically", "_write", "_prune"}
+    | {"open", "_create", "use", "wrote", "_write_pending", "write_atomically", "_write", "_prune", "settle"}
 )
 """The write path: what these files do under these names."""
 DIMENSION = 32
+WHOLE_CHUNKS = 3
+"""Longest document that is written in one step."""
 
 
 def in_memory() -> str | None:
@@ -45,7 +47,9 @@ def in_memory() -> str | None:
 def open_pipeline(store: Path) -> Pipeline:
     """The pipeline that is killed, and that goes on after it."""
     embedder = FakeEmbedder(dimension=DIMENSION)
-    return Pipeline(embedder=embedder, store=EdgeStore(store), chunk_tokens=32, chunk_overlap=0)
+    made = EdgeStore(store)
+    made.whole_chunks = WHOLE_CHUNKS
+    return Pipeline(embedder=embedder, store=made, chunk_tokens=32, chunk_overlap=0)
 
 
 class Steps:
@@ -85,7 +89,7 @@ def work(job: dict[str, Any]) -> None:
     steps = Steps(job["line"], job["occurrence"], job["kill"])
     steps.start()
     with open_pipeline(Path(job["store"])) as rag:
-        rag.ingest(job["documents"], prune=True)
+        rag.ingest(job["documents"], prune=True, max_delete=1.0)
     sys.settrace(None)
     if job["line"] is not None:
         signal.pause()  # the signal may come late, but it comes

@@ -101,10 +101,11 @@ def _look_up(found: Mapping[str, set[str]], versions: Iterable[DocumentVersion])
         count += 1
         if version.document_id in found:
             ids.add(version.document_id)
-        parts = version.source.split("/")
-        for start in range(len(parts)):
-            for wanted in paths.get("/".join(parts[start:]), ()):
-                sources.setdefault(wanted, set()).add(version.document_id)
+        for source in version.sources:
+            parts = source.split("/")
+            for start in range(len(parts)):
+                for wanted in paths.get("/".join(parts[start:]), ()):
+                    sources.setdefault(wanted, set()).add(version.document_id)
     for wanted, documents in found.items():
         documents |= {wanted} if wanted in ids else sources.get(wanted, set())
     return count

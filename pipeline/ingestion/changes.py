@@ -20,6 +20,10 @@ class Change:
     state: State
     stale: bool
     """Whether chunks of other versions are in the store and must go once this version is complete."""
+    write: bool
+    """Whether it has to be embedded and written."""
+    shared: bool = False
+    """Whether other files have a part in it: then :mod:`pipeline.ingestion.copies` puts right what they share."""
 
 
 def compare(content_hash: str, stored: Sequence[DocumentVersion]) -> Change:
@@ -30,8 +34,8 @@ def compare(content_hash: str, stored: Sequence[DocumentVersion]) -> Change:
     """
     stale = any(version.content_hash != content_hash for version in stored)
     if any(version.content_hash == content_hash and version.complete for version in stored):
-        return Change("unchanged", stale)
-    return Change("changed" if stored else "new", stale)
+        return Change("unchanged", stale, write=False)
+    return Change("changed" if stored else "new", stale, write=True)
 
 
 def by_document(versions: Iterable[DocumentVersion]) -> dict[str, list[DocumentVersion]]:
@@ -55,9 +59,11 @@ class Prune:
     """Documents under some roots whose sources are gone."""
 
     doomed: list[str]
-    """Document ids."""
+    """Document ids; of files with copies their paths."""
     total: int
-    """Documents that the store holds under these roots."""
+    """Documents that the store holds under these roots, each copy counted."""
+    shared: set[str]
+    """Content hashes of the documents of which a copy is gone."""
 
     def refusal(self, max_delete: float) -> str | None:
         """Why this must not be done, or None.
@@ -86,11 +92,16 @@ def plan_prune(
     """
     met, failed = set(seen), set(unreadable)
     here: dict[str, str] = {}
+    copied: dict[str, set[str]] = defaultdict(set)
     for version in versions:
-        if any(is_under(version.source, root) for root in roots):
-            here[version.document_id] = version.source
+        for source in version.sources:
+            if any(is_under(source, root) for root in roots):
+                # A copy has no document of its own; its id would be its path.
+                here[source if version.copies else version.document_id] = source
+                if version.copies:
+                    copied[source].add(version.content_hash)
     doomed = [id_ for id_, source in here.items() if id_ not in met and not is_within(source, failed)]
-    return Prune(sorted(doomed), len(here))
+    return Prune(sorted(doomed), len(here), set().union(*(copied.get(id_, ()) for id_ in doomed)))
 
 
 def is_under(source: str, root: str) -> bool:

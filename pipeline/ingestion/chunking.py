@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from pipeline.errors import SettingsError
 from pipeline.ingestion.boundaries import BROKEN, WORD, Atom, atoms, level_at, split_atom
 from pipeline.ingestion.counting import CHARACTERS_PER_TOKEN, by_length, weigh
+from pipeline.ingestion.language import language
 from pipeline.ingestion.markdown import Section, sections
 from pipeline.text import well_formed
 from pipeline.types import Chunk, Document
@@ -25,6 +26,8 @@ MIN_CHUNK_TOKENS = 16
 # A section of less than this share of a chunk is put together with its neighbours.
 _SMALL_SECTION = 4
 _CHUNKS_AT_ONCE = 256
+# Bytes that a token of English or Chinese has at most, most of the time.
+_SHORT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +78,11 @@ class Chunker:
         text = well_formed(document.text)
         if not text.strip():
             return []
-        spans = list(self._fit(text, list(self._spans(document, text))))
+        spans = self._short(document, text) or list(self._fit(text, list(self._spans(document, text))))
         content_hash = document.content_hash()
-        metadata = {"modified": document.modified, **document.metadata} if document.modified else document.metadata
+        found = {"modified": document.modified, "language": language(text) if document.find_language else ""}
+        found = {name: value for name, value in found.items() if value}
+        metadata = {**found, **document.metadata} if found else document.metadata
         return [
             Chunk(
                 document_id=document.id,
@@ -94,9 +99,23 @@ class Chunker:
 
     # ------------------------------------------------------------ cutting
 
+    def _short(self, document: Document, text: str) -> list[_Span]:
+        """The one chunk of a text that is short enough for it; nothing where that is not so, or not known at once.
+
+        Most documents are such, and this takes one pass of the tokenizer instead of two, and no look at boundaries.
+        """
+        if document.markdown or len(text.encode()) > _SHORT_BYTES * self.chunk_tokens:
+            return []
+        name = _name(document)
+        span = _trimmed(text, _Span(0, len(text), self._title([name]).text if name else ""))
+        if span is None:
+            return []
+        full = f"{span.title}\n{text[span.start : span.end]}".removeprefix("\n")
+        return [span] if len(self._tokenizer.encode(full, add_special_tokens=False)) <= self.chunk_tokens else []
+
     def _spans(self, document: Document, text: str) -> Iterator[_Span]:
         """Chunks as the counts of the first pass suggest."""
-        name = " ".join(well_formed(document.title).split())
+        name = _name(document)
         titles: dict[tuple[str, ...], _Title] = {}
 
         def title(path: tuple[str, ...]) -> _Title:
@@ -233,6 +252,10 @@ class Chunker:
 
 def _with_page(metadata: Mapping[str, Any], page_starts: Sequence[int], start: int) -> Mapping[str, Any]:
     return {**metadata, "page": max(1, bisect_right(page_starts, start))} if page_starts else metadata
+
+
+def _name(document: Document) -> str:
+    return " ".join(well_formed(document.title).split())
 
 
 def _start(atom: Atom) -> int:

@@ -1,9 +1,9 @@
 """The file that ``rag export`` writes and ``rag import`` reads: JSON lines, gzipped if its name ends in ``.gz``.
 
 The first line is ``{"two_stage_rag": 1, "fingerprint": {...}, "vectors": bool}``. Then comes a line for each chunk with
-its fields (:class:`pipeline.types.Chunk`), documents one after another and each in the order of its text; with
-vectors ``vector`` is the dense one as base64 of its float32 numbers, little-endian. The last line is ``{"chunks": n}``,
-by which a file that was cut off is known.
+its fields (:class:`pipeline.types.Chunk`; ``copies`` only where there are some), documents one after another and each
+in the order of its text; with vectors ``vector`` is the dense one as base64 of its float32 numbers, little-endian. The
+last line is ``{"chunks": n}``, by which a file that was cut off is known.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Writer:
         """A line for a chunk."""
         line: dict[str, Any] = {field: getattr(chunk, field) for field in _KINDS}
         line["metadata"] = dict(chunk.metadata)
+        if chunk.copies:
+            line["copies"] = list(chunk.copies)
         if vector is not None:
             line["vector"] = base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
         self._line(line)
@@ -150,7 +152,7 @@ def _chunks(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[Ch
                 if not isinstance(value[field], kind):
                     raise ValueError(f"{field} is not of type {kind.__name__}")
             vector = value.pop("vector", None)
-            chunk = Chunk(**{field: value[field] for field in _KINDS})
+            chunk = Chunk(**{field: value[field] for field in _KINDS}, copies=tuple(map(str, value.get("copies", ()))))
             numbers = None if vector is None else np.frombuffer(base64.b64decode(vector), dtype="<f4")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DocumentError(

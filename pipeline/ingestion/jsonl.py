@@ -91,4 +91,5 @@ def _document(line: Any, source: str) -> Document:
         title=title if isinstance(title, str) else "",
         source=source,
         metadata={**further, **metadata},
+        find_language=True,
     )

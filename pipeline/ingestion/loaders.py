@@ -17,6 +17,7 @@ from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.markdown import first_heading
 from pipeline.ingestion.structured import json_text, notebook_markdown, table_text
+from pipeline.text import printable
 from pipeline.types import Document, Failure
 
 MAX_BYTES = 100_000_000
@@ -24,16 +25,16 @@ MAX_BYTES = 100_000_000
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 
 
-def find_files(paths: Sequence[Path]) -> Iterator[Path]:
+def find_files(paths: Sequence[Path], seen: set[str] | None = None) -> Iterator[Path]:
     """Files as they are, folders recursively in the order of their names.
 
     Inside folders, hidden files and folders, ``__pycache__`` and ``node_modules`` are left out. A file is met once,
-    whatever links lead to it.
+    whatever links lead to it; ``seen`` has what was met before.
 
     Raises:
         SettingsError: a path does not exist.
     """
-    seen: set[str] = set()
+    seen = set() if seen is None else seen
     for path in paths:
         if not is_there(path):
             raise SettingsError(f"no such file or folder: {path}")
@@ -49,6 +50,11 @@ def is_there(path: Path) -> bool:
     except OSError:
         return True
     return True
+
+
+def is_lines(path: Path) -> bool:
+    """Whether a file has a document a line."""
+    return path.suffix.lower() in kinds.LINES
 
 
 def _walk(path: Path, seen: set[str]) -> Iterator[Path]:
@@ -81,7 +87,7 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
         if not stat.S_ISREG(status.st_mode):
             # Reading a pipe or device may never end; a folder comes here when it cannot be listed.
             raise DocumentError("a folder that cannot be read" if path.is_dir() else "not a file: a pipe or device")
-        if path.suffix.lower() in kinds.LINES:
+        if is_lines(path):
             yield from read_jsonl(path, source)
             return
         size = status.st_size
@@ -101,7 +107,7 @@ def _document(path: Path, source: str, data: bytes, modified: str) -> Document:
     suffix = path.suffix.lower()
     kind = kinds.by_content(data) or kinds.BY_NAME.get(suffix)
     page_starts: tuple[int, ...] = ()
-    metadata: dict[str, Any] = {"file_name": _printable(path.name), "type": kind or suffix.lstrip(".") or "text"}
+    metadata: dict[str, Any] = {"file_name": printable(path.name), "type": kind or suffix.lstrip(".") or "text"}
     if kind is not None:
         found = extract(kind, data)
         title, text, page_starts = found.title, found.text, found.page_starts
@@ -135,9 +141,6 @@ def _document(path: Path, source: str, data: bytes, modified: str) -> Document:
         markdown=markdown,
         modified=modified,
         page_starts=page_starts,
+        find_language=True,
+        from_file=True,
     )
-
-
-def _printable(name: str) -> str:
-    """A file name whose bytes are not valid UTF-8 has lone surrogates, which no JSON takes."""
-    return name.encode("utf-8", "replace").decode()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SettingsError
-from pipeline.ingestion.loaders import MAX_BYTES, find_files, is_there, load
+from pipeline.ingestion.loaders import MAX_BYTES, find_files, is_lines, is_there, load
 from pipeline.types import Document, Failure
 
 # Documents looked up in the ledger at once: few enough to stay small, many enough that the round trip is cheap.
@@ -21,6 +21,8 @@ class Batch:
     """Documents and failures of some files."""
 
     items: list[Document | Failure]
+    repeated: list[str]
+    """Ids of documents that were left out, because another one of this id comes later."""
     files_done: int
     files_total: int
 
@@ -28,31 +30,67 @@ class Batch:
 def read(items: Iterable[Document | str | Path], roots: list[str], max_bytes: int = MAX_BYTES) -> Iterator[Batch]:
     """Documents and failures in batches; ``roots`` collects the absolute paths that were given.
 
-    A file of more than ``max_bytes`` that has to be read whole is a failure.
+    A file of more than ``max_bytes`` that has to be read whole is a failure. Of several documents with one id only the
+    last is given, as far as it can be known: in all that is in a sequence, but in an iterator only in one file or
+    folder at a time. For that the ids in JSONL files are read beforehand.
     """
+    groups: Iterable[Sequence[Document | str | Path]]
     if isinstance(items, Sequence):
         # A mistyped last path shall not be found out after hours of work on the first.
         for item in items:
             if not isinstance(item, Document) and not is_there(Path(item)):
                 raise SettingsError(f"no such file or folder: {item}")
+        groups = [items]
+    else:
+        groups = ([item] for item in items)
     batch: list[Document | Failure] = []
+    repeated: list[str] = []
     size = 0
     done = total = 0
+    for group in groups:
+        inputs = list(_found(group, roots))
+        total += sum(isinstance(one, Path) for one in inputs)
+        left = _repeated(inputs)
+        for one in inputs:
+            for thing in load(one, max_bytes) if isinstance(one, Path) else [one]:
+                if isinstance(thing, Document):
+                    if left.get(thing.id, 1) > 1:
+                        left[thing.id] -= 1
+                        repeated.append(thing.id)
+                        continue
+                    size += len(thing.text)
+                batch.append(thing)
+                if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
+                    yield Batch(batch, repeated, done, total)
+                    batch, repeated, size = [], [], 0
+            done += isinstance(one, Path)
+    yield Batch(batch, repeated, done, total)
+
+
+def _found(items: Sequence[Document | str | Path], roots: list[str]) -> Iterator[Document | Path]:
+    """The documents, and the files that the paths lead to, each once."""
+    seen: set[str] = set()
     for item in items:
         if isinstance(item, Document):
-            loaded: Iterable[tuple[int, Document | Failure]] = [(0, item)]
+            yield item
         else:
-            path = Path(item)
-            roots.append(Path(os.path.realpath(path)).as_posix())
-            files = list(find_files([path]))
-            total += len(files)
-            loaded = ((n, thing) for n, file in enumerate(files, done) for thing in load(file, max_bytes))
-        for n, thing in loaded:
-            done = max(done, n)
-            batch.append(thing)
-            size += len(thing.text) if isinstance(thing, Document) else 0
-            if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
-                yield Batch(batch, done, total)
-                batch, size = [], 0
-        done = total
-    yield Batch(batch, done, total)
+            roots.append(Path(os.path.realpath(item)).as_posix())
+            yield from find_files([Path(item)], seen)
+
+
+def _repeated(inputs: Iterable[Document | Path]) -> dict[str, int]:
+    """Ids that are there more than once -> how often."""
+    seen: set[str] = set()
+    counts: dict[str, int] = {}
+    for one in inputs:
+        if isinstance(one, Document):
+            ids: Iterable[str] = [one.id]
+        elif is_lines(one):
+            ids = (thing.id for thing in load(one) if isinstance(thing, Document))
+        else:
+            continue  # its id is its path, which is met once
+        for id_ in ids:
+            if id_ in seen:
+                counts[id_] = counts.get(id_, 1) + 1
+            seen.add(id_)
+    return counts

@@ -1,25 +1,30 @@
 """One ingest: read, compare with the ledger, chunk, embed, write, tidy up.
 
-Three threads overlap: one reads files, the caller's chunks and embeds, one writes. The order of writes is what
-makes a crash harmless: all chunks of a document's new version first, then the removal of its old version.
+Four threads overlap, with bounded queues between them: one reads files, the caller's compares and chunks, one embeds,
+one writes. The order of writes is what makes a crash harmless: all chunks of a document's new version first, then the
+removal of its old version.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
 from pipeline.ingestion.changes import by_document, compare, plan_prune
 from pipeline.ingestion.chunking import Chunker
+from pipeline.ingestion.copies import Related, Sharing, related
 from pipeline.ingestion.loaders import MAX_BYTES
 from pipeline.ingestion.reading import read
-from pipeline.ingestion.stages import read_ahead, write_behind
+from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
-from pipeline.types import Chunk, Document, Failure, Fingerprint, IngestReport
+from pipeline.types import Chunk, Document, Failure, Fingerprint, IngestProfile, IngestReport
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,11 +50,10 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class _Write:
-    """What the writing thread does in one go: first the chunks, then the removal of other versions."""
+class _Work:
+    """What is embedded and written in one go: first the chunks, then the removal of other versions."""
 
     chunks: list[Chunk]
-    vectors: NDArray[np.float32] | None
     finished: dict[str, str]
     """Document id -> content hash, where other versions are in the store and this one is now complete."""
 
@@ -71,11 +75,13 @@ class IngestRun:
     _deleted_chunks: int = 0
     _failures: list[Failure] = field(default_factory=list)
     _warnings: list[str] = field(default_factory=list)
-    _repeated: int = 0
+    _repeated: set[str] = field(default_factory=set)
+    _sharing: Sharing = field(default_factory=Sharing)
     _seen: dict[str, str] = field(default_factory=dict)
     _pending: list[Chunk] = field(default_factory=list)
     _finished: dict[str, str] = field(default_factory=dict)
     _ready: bool = False
+    _watch: Stopwatch = field(default_factory=Stopwatch)
     _files: tuple[int, int] = (0, 0)
 
     def execute(
@@ -84,114 +90,168 @@ class IngestRun:
         """Runs the ingest and says what it did."""
         start = time.perf_counter()
         roots: list[str] = []
+        reading = self._watch.reading(read(items, roots, self.max_bytes), "reading")
         with (
-            read_ahead(read(items, roots, self.max_bytes), size=4) as batches,
-            write_behind(self._write, size=4) as put,
+            read_ahead(reading, size=4) as batches,
+            write_behind(self._write, size=2) as write,
+            write_behind(partial(self._embed, write), size=2) as put,
         ):
             for batch in batches:
                 self._files = (batch.files_done, batch.files_total)
-                self._take(batch.items, put)
+                self._note_repeated(batch.repeated)
+                for work in self._watch.reading(self._take(batch.items), "chunking"):
+                    put(work)
                 self._report()
-            self._flush(put)
+            put(self._cut())
         if not self._seen and not self._failures:
             self._warnings.append("nothing to ingest: no files there (hidden ones are left out)")
-        if self._repeated > _REPEATED_SHOWN:
-            self._warnings.append(f"{self._repeated - _REPEATED_SHOWN} more ids were given more than once")
-        deleted = self._prune(roots, max_delete) if prune else 0
+        if len(self._repeated) > _REPEATED_SHOWN:
+            self._warnings.append(f"{len(self._repeated) - _REPEATED_SHOWN} more ids were given more than once")
+        gone = self._prune(roots, max_delete) if prune else set()
+        if not self.dry_run:
+            with self._watch.working("writing"):
+                self._settle(gone)
+        written = time.perf_counter()
         if not self.dry_run:
             self.store.optimize(self._report)  # may be due even if nothing changed: the last run may have been cut off
+        end = time.perf_counter()
         return IngestReport(
             **self._counts,
-            deleted=deleted,
+            deleted=len(gone),
             chunks_written=self._written,
             chunks_deleted=self._deleted_chunks,
             failures=self._failures,
             warnings=self._warnings,
-            seconds=time.perf_counter() - start,
+            seconds=end - start,
             dry_run=self.dry_run,
+            profile=IngestProfile(
+                seconds=written - start,
+                **{stage: self._watch.seconds[stage] for stage in ("reading", "chunking", "embedding", "writing")},
+                indexing=end - written,
+                peak_mb=_peak_mb(),
+            ),
         )
 
-    def _take(self, items: list[Document | Failure], put: Callable[[_Write], None]) -> None:
-        """Compares a batch of documents with the ledger and queues the chunks of those that changed."""
+    def _take(self, items: list[Document | Failure]) -> Iterator[_Work]:
+        """Compares a batch of documents with the ledger, chunks those that changed, gives what is to be embedded."""
         documents = []
         for item in items:
             if isinstance(item, Failure):
                 self._failures.append(item)
+            elif not item.text.strip():
+                self._failures.append(Failure(item.source, "no text in it"))
             else:
                 documents.append(item)
         if not documents:
             return
-        stored = by_document(self.store.versions([document.id for document in documents]))
-        for document in documents:
-            content_hash = document.content_hash()
+        hashes = [document.content_hash() for document in documents]
+        files = {doc.id: hash_ for doc, hash_ in zip(documents, hashes, strict=True) if doc.from_file}
+        others = [document.id for document in documents if not document.from_file]
+        held = Related(related(self.store, list(files), list(files.values())) if files else ())
+        stored = by_document(self.store.versions(others) if others else ())
+        for document, content_hash in zip(documents, hashes, strict=True):
             before = self._seen.get(document.id)
             self._seen[document.id] = content_hash
             if before == content_hash:
                 continue
-            if before is not None:
-                self._repeated += 1
-                if self._repeated <= _REPEATED_SHOWN:
-                    self._warnings.append(f"the id {document.id!r} was given more than once: the last one counts")
-            change = compare(content_hash, stored.get(document.id, []))
-            # What this run wrote for the id before is not in the ledger that was read above.
-            stale = change.stale or before is not None
-            if change.state == "unchanged" and before is None:
-                if stale:
-                    self._finished[document.id] = content_hash
-            elif not self._queue(document, content_hash, put, stale=stale):
-                continue
+            if document.from_file:
+                change = self._sharing.compare(document.id, content_hash, held)
+            else:
+                change = compare(content_hash, stored.get(document.id, []))
+            write, stale = change.write, change.stale
             if before is None:
                 self._counts[change.state] += 1
+            else:
+                self._note_repeated([document.id])
+                # What this run wrote for the id before is not in the ledger that was read above.
+                if change.shared:
+                    self._sharing.note(document.id, [before])
+                else:
+                    write = stale = True
+            if write:
+                yield from self._queue(document)
+            if stale:
+                self._finished[document.id] = content_hash
 
-    def _queue(self, document: Document, content_hash: str, put: Callable[[_Write], None], *, stale: bool) -> bool:
-        """Queues a document's chunks; False, with a failure noted, if it has none."""
+    def _note_repeated(self, ids: Iterable[str]) -> None:
+        for id_ in ids:
+            if id_ not in self._repeated:
+                self._repeated.add(id_)
+                if len(self._repeated) <= _REPEATED_SHOWN:
+                    self._warnings.append(f"the id {id_!r} was given more than once: the last one counts")
+
+    def _queue(self, document: Document) -> Iterator[_Work]:
         chunks = self.chunker.chunk(document)
-        if not chunks:
-            self._failures.append(Failure(document.source, "no text in it"))
-            return False
-        for chunk in chunks:
-            self._pending.append(chunk)
+        # A document goes to the store as a whole, unless it is too long to be held as one.
+        step = len(chunks) if len(chunks) <= self.store.whole_chunks else _EMBED_CHUNKS
+        for start in range(0, len(chunks), step):
+            self._pending += chunks[start : start + step]
             if len(self._pending) >= _EMBED_CHUNKS:
-                self._flush(put)
-        if stale:
-            self._finished[document.id] = content_hash
-        return True
+                yield self._cut()
 
-    def _flush(self, put: Callable[[_Write], None]) -> None:
-        """Embeds what waits and hands it to the writer."""
-        chunks, self._pending = self._pending, []
-        finished, self._finished = self._finished, {}
+    def _cut(self) -> _Work:
+        """What waits, which is then in work."""
+        work = _Work(self._pending, self._finished)
+        self._pending, self._finished = [], {}
+        return work
+
+    def _embed(self, write: Callable[[tuple[_Work, NDArray[np.float32] | None]], None], work: _Work) -> None:
         if self.dry_run:
-            self._written += len(chunks)
-            return
-        if chunks or finished:
-            vectors = self.embedder.embed_documents([chunk.full_text for chunk in chunks]) if chunks else None
-            put(_Write(chunks, vectors, finished))
-
-    def _write(self, work: _Write) -> None:
-        if not self._ready:
-            self.store.ensure_ready(self.fingerprint)
-            self._ready = True
-        if work.vectors is not None:
-            self.store.upsert(work.chunks, work.vectors)
             self._written += len(work.chunks)
-        if work.finished:
-            self._deleted_chunks += self.store.delete_versions_except(work.finished)
+        elif work.chunks:
+            with self._watch.working("embedding"):
+                vectors = self.embedder.embed_documents([chunk.full_text for chunk in work.chunks])
+            write((work, vectors))
+        elif work.finished:
+            write((work, None))
+
+    def _write(self, embedded: tuple[_Work, NDArray[np.float32] | None]) -> None:
+        work, vectors = embedded
+        with self._watch.working("writing"):
+            if not self._ready:
+                self.store.ensure_ready(self.fingerprint)
+                self._ready = True
+            if vectors is not None:
+                self.store.upsert(work.chunks, vectors)
+                self._written += len(work.chunks)
+            if work.finished:
+                self._deleted_chunks += self.store.delete_versions_except(work.finished)
         self._report()
 
-    def _prune(self, roots: list[str], max_delete: float) -> int:
+    def _prune(self, roots: list[str], max_delete: float) -> set[str]:
+        """Which documents have to go, or paths of copies, because their sources are gone."""
         if not roots:
             raise SettingsError("prune needs files or folders to compare with, not documents alone")
-        plan = plan_prune(self.store.versions(), roots, self._seen, (failure.source for failure in self._failures))
+        # One that was left out because it is repeated was met, whatever became of the others since.
+        met = chain(self._seen, self._repeated)
+        plan = plan_prune(self.store.versions(), roots, met, (failure.source for failure in self._failures))
         refusal = plan.refusal(max_delete)
         if refusal is not None:
             self._failures.append(Failure(", ".join(roots), refusal))
-            return 0
-        if plan.doomed and not self.dry_run:
-            self._deleted_chunks += self.store.delete_documents(plan.doomed)
-        return len(plan.doomed)
+            return set()
+        for content_hash in plan.shared:
+            self._sharing.note("", [content_hash])
+        return set(plan.doomed)
+
+    def _settle(self, gone: set[str]) -> None:
+        """Puts right which files share a document, and removes what is gone."""
+        embed = self.embedder.embed_documents
+        written, deleted = self._sharing.settle(self.store, embed, now=self._seen, gone=gone)
+        self._written += written
+        self._deleted_chunks += deleted
+        if gone:
+            self._deleted_chunks += self.store.delete_documents(sorted(gone))
 
     def _report(self, message: str = "") -> None:
         if self.progress is not None:
             done, total = self._files
             self.progress(Progress(done, total, len(self._seen), self._written, message))
+
+
+def _peak_mb() -> float | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB on Linux

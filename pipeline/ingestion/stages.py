@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,6 +15,35 @@ T = TypeVar("T")
 # How often a blocked stage looks whether the other side has given up.
 _POLL_S = 0.1
 _END: Any = object()
+
+
+class Stopwatch:
+    """How long each stage was at work, in seconds; waiting for the stages beside it does not count.
+
+    Each stage is timed by one thread.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def working(self, stage: str) -> Iterator[None]:
+        """Counts the time of the ``with`` block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+    def reading(self, items: Iterable[T], stage: str) -> Iterator[T]:
+        """The same items; counts the time that it takes to make them."""
+        iterator = iter(items)
+        while True:
+            with self.working(stage):
+                item = next(iterator, _END)
+            if item is _END:
+                return
+            yield item
 
 
 @contextmanager

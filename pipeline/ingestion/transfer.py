@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,12 +104,13 @@ def import_from(
             for document in batch:
                 first = document[0][0]
                 versions = stored.get(first.document_id, [])
-                there = any(v.complete and v.content_hash == first.content_hash for v in versions)
-                if there:
+                same = [v for v in versions if v.complete and v.content_hash == first.content_hash]
+                copies = tuple(sorted({*first.copies, *(copy for v in same for copy in v.copies)}))
+                if any(set(copies) == set(v.copies) for v in same):
                     unchanged += 1
                 else:
                     written += 1
-                    due += document
+                    due += [(replace(chunk, copies=copies), vector) for chunk, vector in document]
                 # An incomplete one must not take the place of what is there.
                 if len(document) == first.count and any(v.content_hash != first.content_hash for v in versions):
                     finished[first.document_id] = first.content_hash

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ingestion.changes import answering, is_under, is_within
+from pipeline.ingestion.copies import Embed, Sharing
 from pipeline.ingestion.loaders import MAX_BYTES, load
 from pipeline.ingestion.reading import read
 from pipeline.ingestion.run import IngestRun, Progress
@@ -67,9 +68,10 @@ class _Tally:
     """Chunks of one version, counted: a bit for each place in the document."""
 
     count: int
-    source: str
+    sources: list[str]
     placed: int = 0
     misplaced: list[tuple[str, int]] = field(default_factory=list)
+    torn: bool = False
 
 
 class Ledger:
@@ -88,13 +90,25 @@ class Ledger:
                 self.foreign.append(entry.point_id)
                 continue
             versions = tallies.setdefault(entry.document_id, {})
-            tally = versions.setdefault(entry.content_hash, _Tally(entry.count, sys.intern(entry.source)))
+            tally = versions.get(entry.content_hash)
+            if tally is None:
+                sources = [sys.intern(source) for source in (entry.source, *entry.copies)]
+                tally = versions[entry.content_hash] = _Tally(entry.count, sources)
+            elif tally.sources[1:] != list(entry.copies):
+                tally.torn = True
+                tally.sources = [source for source in tally.sources if source in (entry.source, *entry.copies)]
             if entry.point_id == entry.chunk_id:
                 tally.placed |= 1 << entry.index
             else:
                 tally.misplaced.append((entry.point_id, entry.index))
         for document_id, versions in tallies.items():
             self.documents[document_id] = [self._version(document_id, *item) for item in versions.items()]
+        self.files: dict[str, list[DocumentVersion]] = {}
+        """Path of a copy -> versions that name it."""
+        for versions_ in self.documents.values():
+            for version in versions_:
+                for path in version.copies:
+                    self.files.setdefault(path, []).append(version)
 
     def _version(self, document_id: str, content_hash: str, tally: _Tally) -> DocumentVersion:
         places, doubled = tally.placed, []
@@ -102,17 +116,28 @@ class Ledger:
             if places >> index & 1:
                 doubled.append(point_id)
             places |= 1 << index
-        version = DocumentVersion(document_id, content_hash, tally.source, places.bit_count(), tally.count)
+        source, *copies = tally.sources
+        version = DocumentVersion(
+            document_id, content_hash, source, places.bit_count(), tally.count, tuple(copies), tally.torn
+        )
         self.duplicates.update(dict.fromkeys(doubled, version))
         return version
 
+    def named(self, document_id: str) -> list[DocumentVersion]:
+        """Versions of the document with this id, and those of which the file of this path is a copy."""
+        return [*self.documents.get(document_id, ()), *self.files.get(document_id, ())]
+
     def undecided(self) -> dict[str, list[DocumentVersion]]:
-        """Documents of which not exactly one version is complete: only their sources can tell what is right."""
-        return {
-            document_id: versions
-            for document_id, versions in self.documents.items()
-            if sum(version.complete for version in versions) != 1
-        }
+        """Those of which not exactly one version is complete: only their sources can tell what is right."""
+        found = {id_: versions for id_, versions in self.documents.items() if _complete(versions) != 1}
+        for path in self.files:
+            if _complete(self.named(path)) != 1:
+                found[path] = self.named(path)
+        return found
+
+
+def _complete(versions: Iterable[DocumentVersion]) -> int:
+    return sum(version.complete for version in versions)
 
 
 def verify(
@@ -150,7 +175,7 @@ def verify(
         mend.execute(_to_mend(items, sources, ledger.undecided(), tell))
         before = find_problems(ledger, sources)
         say("removing what is left over")
-        if _remove_leftovers(store):
+        if _remove_leftovers(store, mend.embedder.embed_documents):
             store.optimize(say)
         say("reading the ledger again")
         ledger = Ledger(store.ledger())
@@ -180,6 +205,7 @@ def _in_ledger(ledger: Ledger, current: Mapping[str, str]) -> Iterator[Problem]:
         yield Problem("foreign", point_id, "", "not written by this program: remove it, or queries may fail")
     for point_id, version in ledger.duplicates.items():
         yield Problem("duplicate", version.document_id, version.source, f"a chunk is stored twice, once as {point_id}")
+    held: dict[str, str] = {}
     for document_id, versions in ledger.documents.items():
         complete = [version for version in versions if version.complete]
         if not complete:
@@ -189,6 +215,11 @@ def _in_ledger(ledger: Ledger, current: Mapping[str, str]) -> Iterator[Problem]:
             continue
         known = [version for version in complete if version.content_hash == current.get(document_id)]
         kept = known[0] if known else answering(versions)
+        first = held.setdefault(kept.content_hash, document_id)
+        if first != document_id == kept.source:  # of a file, the content hash is of nothing but the content
+            yield Problem("duplicate", document_id, kept.source, f"the same as {first}: ingest either again")
+        if kept.torn:
+            yield Problem("stale", document_id, kept.source, "its chunks name different files: ingest it again")
         for version in versions:
             if version is kept:
                 continue
@@ -200,14 +231,17 @@ def _in_ledger(ledger: Ledger, current: Mapping[str, str]) -> Iterator[Problem]:
             else:
                 detail = "two complete versions, and only the source can tell which is current: ingest it again"
                 yield Problem("stale", document_id, version.source, detail)
+    for path in ledger.files:
+        if len({version.content_hash for version in ledger.named(path) if version.complete}) > 1:
+            yield Problem("stale", path, path, "a copy of what it is not, or not only: ingest it again")
 
 
 def _in_sources(ledger: Ledger, sources: Sources) -> Iterator[Problem]:
     for failure in sources.failures:
         yield Problem("unreadable", "", failure.source, failure.error)
     for document_id, content_hash in sources.hashes.items():
-        versions = ledger.documents.get(document_id)
-        if versions is None:
+        versions = ledger.named(document_id)
+        if not versions:
             yield Problem("new", document_id, sources.places[document_id], "not in the collection: ingest it")
         elif any(version.complete for version in versions) and not any(
             version.complete and version.content_hash == content_hash for version in versions
@@ -215,11 +249,12 @@ def _in_sources(ledger: Ledger, sources: Sources) -> Iterator[Problem]:
             yield Problem("changed", document_id, sources.places[document_id], "changed since: ingest it again")
     unreadable = {failure.source for failure in sources.failures}
     for document_id, versions in ledger.documents.items():
-        source = answering(versions).source
-        if document_id in sources.hashes or is_within(source, unreadable):
-            continue
-        if any(is_under(source, root) for root in sources.roots):
-            yield Problem("gone", document_id, source, "not in its source any more: ingest with --prune")
+        version = answering(versions)
+        for source in version.sources:
+            if (source if version.copies else document_id) in sources.hashes or is_within(source, unreadable):
+                continue
+            if any(is_under(source, root) for root in sources.roots):
+                yield Problem("gone", document_id, source, "not in its source any more: ingest with --prune")
 
 
 def _to_mend(
@@ -235,7 +270,7 @@ def _to_mend(
             met.add(document.id)
             yield document
     left = {document_id for document_id in undecided if document_id not in met}
-    files = {version.source for document_id in left for version in undecided[document_id]}
+    files = {source for document_id in left for version in undecided[document_id] for source in version.sources}
     for file in sorted(files):
         # A document that was given in Python may have any words for its source.
         if Path(file).is_absolute() and Path(file).is_file():
@@ -244,12 +279,20 @@ def _to_mend(
                     yield thing
 
 
-def _remove_leftovers(store: Store) -> int:
-    """Removes what stands beside the only complete version of a document, and second copies of its chunks."""
+def _remove_leftovers(store: Store, embed: Embed) -> int:
+    """Removes what stands beside the only complete version of a document, and what is stored a second time."""
     ledger = Ledger(store.ledger())
     keep = {}
+    held: set[str] = set()
+    sharing = Sharing()
     for document_id, versions in ledger.documents.items():
         complete = [version for version in versions if version.complete]
         if len(complete) == 1 and len(versions) > 1:
             keep[document_id] = complete[0].content_hash
-    return store.delete_chunks(ledger.duplicates) + (store.delete_versions_except(keep) if keep else 0)
+        for version in complete:
+            if document_id == version.source:
+                if version.torn or version.content_hash in held:
+                    sharing.note("", [version.content_hash])
+                held.add(version.content_hash)
+    _, deleted = sharing.settle(store, embed)
+    return deleted + store.delete_chunks(ledger.duplicates) + (store.delete_versions_except(keep) if keep else 0)

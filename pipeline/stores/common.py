@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -49,6 +50,25 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """The items in runs of at most ``size``."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def document_batches(chunks: Sequence[Chunk], size: int, longest: int) -> Iterator[slice]:
+    """Runs of at most ``size`` chunks that end where a document does.
+
+    A document of more than that has a run to itself, and one of more than ``longest`` has several.
+    """
+    start, place = 0, 0
+    for _, group in groupby(chunks, key=lambda chunk: (chunk.document_id, chunk.content_hash)):
+        count = sum(1 for _ in group)
+        if place > start and (place + count - start > size or count > longest):
+            yield slice(start, place)
+            start = place
+        place += count
+        while count > longest and place - start > longest:
+            yield slice(start, start + longest)
+            start += longest
+    if place > start:
+        yield slice(start, place)
 
 
 def ledger_batches(document_ids: Sequence[str] | None) -> Iterator[Sequence[str] | None]:

@@ -66,6 +66,7 @@ class EdgeStore:
         self.path = Path(path).absolute()
         self.name = f"the embedded store in {path}"
         self.bm25 = bm25.DESCRIPTION
+        self.whole_chunks = 1_000
         self._optimize_after = optimize_after
         self._storage = storage or Storage()
         self._guard = threading.Lock()
@@ -123,8 +124,8 @@ class EdgeStore:
         if fingerprint is None:
             raise StoreError(f"{self.name} does not exist yet: ensure_ready() comes first")
         common.check_vectors(chunks, vectors, fingerprint.dimension)
-        for start in range(0, len(chunks), _WRITE_BATCH):
-            batch = slice(start, start + _WRITE_BATCH)
+        # One operation is one entry of the write-ahead log: after a crash it is there or not.
+        for batch in common.document_batches(chunks, _WRITE_BATCH, self.whole_chunks):
             points = [
                 edge_requests.point(chunk, vector) for chunk, vector in zip(chunks[batch], vectors[batch], strict=True)
             ]
@@ -188,6 +189,12 @@ class EdgeStore:
         """Versions of these documents, or of all."""
         for batch in common.ledger_batches(document_ids):
             yield from payload.count_versions(stored for _, stored in self._points(batch, payload.LEDGER_FIELDS))
+
+    def related(self, names: Sequence[str], content_hashes: Sequence[str]) -> Iterator[DocumentVersion]:
+        """Versions that have one of these names as id or source, or one of these contents."""
+        condition = edge_requests.related(names, content_hashes)
+        records = self._scroll(condition, payload.LEDGER_FIELDS)
+        yield from payload.count_versions(record.payload or {} for record in records)
 
     def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
         """The stored chunks of these documents, or of all."""
@@ -285,12 +292,14 @@ class EdgeStore:
     def _records(
         self, document_ids: Sequence[str] | None, fields: list[str], *, vectors: bool = False
     ) -> Iterator[edge.Record]:
+        condition = None if document_ids is None else edge_requests.documents(document_ids)
+        yield from self._scroll(condition, fields, vectors=vectors)
+
+    def _scroll(
+        self, condition: edge.Filter | None, fields: list[str], *, vectors: bool = False
+    ) -> Iterator[edge.Record]:
         if self.fingerprint() is None:
             return
-        condition = None
-        if document_ids is not None:
-            names = [payload.clean(document_id) for document_id in document_ids]
-            condition = edge.Filter(must=[edge.FieldCondition("document_id", match=edge.MatchAny(names))])
         offset = None
         limit, wanted = (_READ_VECTORS, [common.DENSE]) if vectors else (_READ_BATCH, False)
         while True:

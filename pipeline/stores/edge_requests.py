@@ -75,6 +75,22 @@ def point(chunk: Chunk, vector: NDArray[np.float32]) -> edge.Point:
     return edge.Point(chunk.id, vectors, payload.to_payload(chunk))
 
 
+def documents(document_ids: Sequence[str]) -> edge.Filter:
+    """Chunks of these documents."""
+    return edge.Filter(must=[_one_of("document_id", document_ids)])
+
+
+def related(names: Sequence[str], content_hashes: Sequence[str]) -> edge.Filter:
+    """Chunks that have one of these names as id or source, or one of these contents."""
+    return edge.Filter(
+        should=[_one_of("document_id", names), _one_of("source", names), _one_of("content_hash", content_hashes)]
+    )
+
+
+def _one_of(field: str, values: Sequence[str]) -> edge.FieldCondition:
+    return edge.FieldCondition(field, match=edge.MatchAny([payload.clean(value) for value in values]))
+
+
 def condition(clauses: Sequence[filters.Clause]) -> edge.Filter | None:
     """The clauses as the engine's filter; None for none."""
     return edge.Filter(must=[_any_of(clause) for clause in clauses]) if clauses else None

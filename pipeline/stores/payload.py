@@ -1,7 +1,8 @@
 """A chunk as a Qdrant payload, and back, without loss.
 
 Layout: ``document_id``, ``content_hash``, ``index``, ``count``, ``text``, ``title``, ``source``, ``metadata``. What
-was ingested is read back from the first four and ``source``: the collection is its own ledger.
+was ingested is read back from the first four and ``source``: the collection is its own ledger. ``source`` is a list
+where the document has copies, so that a filter finds it by each.
 
 Some values cannot be held by the engine as they are: lone surrogates (no UTF-8 has them; file names bring them),
 integers beyond 64 bits, floats of more digits than its JSON reader keeps, NaN and infinity. Such a field is stored in
@@ -12,9 +13,9 @@ as it is. Metadata that is no JSON at all (dates, paths, sets) becomes ``str(val
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ LEDGER_FIELDS = ["document_id", "content_hash", "index", "count", "source", "exa
 INDEXED_FIELDS = ["document_id", "content_hash", "source"]
 """Fields with a keyword index from the start."""
 
+_ENTRY_FIELDS = ["document_id", "content_hash", "index", "count"]
 _FIELDS = ["document_id", "content_hash", "index", "count", "text", "title", "source", "metadata"]
 CHUNK_FIELDS = [*_FIELDS, "exact"]
 """What :func:`to_chunk` reads of a payload."""
@@ -43,7 +45,7 @@ def to_payload(chunk: Chunk) -> dict[str, Any]:
     exact: dict[str, Any] = {}
     payload: dict[str, Any] = {}
     for field in _FIELDS:
-        value = getattr(chunk, field)
+        value = list(chunk.sources) if field == "source" and chunk.copies else getattr(chunk, field)
         stored = _storable(value)
         if not _same(value, stored):
             exact[field] = value
@@ -56,33 +58,55 @@ def to_payload(chunk: Chunk) -> dict[str, Any]:
 
 def to_chunk(payload: Mapping[str, Any]) -> Chunk:
     """The chunk that :func:`to_payload` was given."""
-    return Chunk(**{field: _field(payload, field) for field in _FIELDS})
+    fields = {field: _field(payload, field) for field in _FIELDS if field != "source"}
+    source, *copies = _sources(payload)
+    return Chunk(**fields, source=source, copies=tuple(copies))
 
 
 def count_versions(payloads: Iterable[Mapping[str, Any]]) -> Iterator[DocumentVersion]:
     """Document versions from the payloads of their chunks; memory grows with the versions, not the chunks."""
-    found: dict[tuple[str, str], tuple[Mapping[str, Any], int]] = {}
+    # Of a million versions the payloads would take half a gigabyte: what is odd alone is kept as it is.
+    found: dict[tuple[str, str], tuple[Any, int, int]] = {}
+    odd: dict[tuple[str, str], Mapping[str, Any]] = {}
+    disagreeing: dict[tuple[str, str], list[str]] = {}
     for payload in payloads:
         key = (payload["document_id"], payload["content_hash"])
+        source = sys.intern(payload["source"]) if isinstance(payload["source"], str) else payload["source"]
+        first, count, places = found.get(key) or (source, payload["count"], 0)
         # A bit for each place: a chunk that is stored twice shall not hide that another is missing.
-        first, places = found.get(key, (payload, 0))
-        found[key] = (first, places | 1 << payload["index"])
-    for first, places in found.values():
+        found[key] = (first, count, places | 1 << payload["index"])
+        if "exact" in payload:
+            odd.setdefault(key, payload)
+        if first != source:
+            named = disagreeing.get(key) or _sources(odd.get(key, {"source": first}))
+            disagreeing[key] = [path for path in named if path in _sources(payload)]
+    for key, (source, count, places) in found.items():
+        payload = odd.get(key) or {"document_id": key[0], "content_hash": key[1], "source": source}
+        source, *copies = disagreeing.get(key) or _sources(payload)
         yield DocumentVersion(
-            document_id=_field(first, "document_id"),
-            content_hash=_field(first, "content_hash"),
-            source=_field(first, "source"),
+            document_id=_field(payload, "document_id"),
+            content_hash=_field(payload, "content_hash"),
+            source=source,
             present=places.bit_count(),
-            count=first["count"],
+            count=count,
+            copies=tuple(copies),
+            torn=key in disagreeing,
         )
 
 
 def to_entry(point_id: str, payload: Mapping[str, Any]) -> LedgerEntry:
     """A stored point as an entry of the ledger, with the index -1 if it is no chunk."""
-    fields = [field.name for field in dataclasses.fields(LedgerEntry) if field.name != "point_id"]
-    if any(field not in payload for field in fields):
+    if any(field not in payload for field in [*_ENTRY_FIELDS, "source"]):
         return LedgerEntry(point_id, "", "", index=-1, count=0, source="")
-    return LedgerEntry(point_id, **{field: _field(payload, field) for field in fields})
+    source, *copies = _sources(payload)
+    return LedgerEntry(
+        point_id, **{field: _field(payload, field) for field in _ENTRY_FIELDS}, source=source, copies=tuple(copies)
+    )
+
+
+def _sources(payload: Mapping[str, Any]) -> list[str]:
+    value = _field(payload, "source")
+    return list(value) if isinstance(value, list) else [value]
 
 
 def _field(payload: Mapping[str, Any], field: str) -> Any:

@@ -44,10 +44,11 @@ Ask = Callable[[str, Callable[[], Any]], Any]
 
 METADATA_KEY = "two_stage_rag"
 # Qdrant advises 64-256 points a request, and two to four requests at once
-# (https://qdrant.tech/documentation/manage-data/bulk-upload). A chunk is about 10 kB of JSON at 384 dimensions; the
-# server takes 32 MB in a request.
+# (https://qdrant.tech/documentation/manage-data/bulk-upload). A chunk is about 10 kB of JSON at 384 dimensions and
+# 90 kB at 4096; the server takes 32 MB in a request.
 _WRITE_BATCH = 128
 _WRITES_AT_ONCE = 4
+_WHOLE_CHUNKS = 256
 _READ_BATCH = 2_000
 _READ_VECTORS = 500
 
@@ -78,6 +79,7 @@ class ServerStore:
     ) -> None:
         self.collection = collection
         self.bm25 = bm25.DESCRIPTION
+        self.whole_chunks = _WHOLE_CHUNKS
         self._client = client
         self._server = Connection(client, collection, retry or patience(deadline))
         self.name = f"collection {collection} at {self._server.address}"
@@ -151,16 +153,17 @@ class ServerStore:
             raise StoreError(f"{self.name} does not exist yet: ensure_ready() comes first")
         common.check_vectors(chunks, vectors, fingerprint.dimension)
 
-        def write(start: int) -> None:
-            batch = slice(start, start + _WRITE_BATCH)
+        def write(batch: slice) -> None:
             points = [
                 server_requests.point(chunk, vector)
                 for chunk, vector in zip(chunks[batch], vectors[batch], strict=True)
             ]
             self._server.patiently("write to", partial(self._client.upsert, self.collection, points, wait=True))
 
+        # The server logs a request before it applies it: after a crash all of its chunks are there or none.
+        parts = common.document_batches(chunks, _WRITE_BATCH, self.whole_chunks)
         with ThreadPoolExecutor(_WRITES_AT_ONCE, "rag-upload") as pool:
-            for _ in pool.map(write, range(0, len(chunks), _WRITE_BATCH)):
+            for _ in pool.map(write, parts):
                 pass
 
     def delete_documents(self, document_ids: Sequence[str]) -> int:
@@ -207,6 +210,12 @@ class ServerStore:
         """Versions of these documents, or of all."""
         for batch in common.ledger_batches(document_ids):
             yield from payload.count_versions(stored for _, stored in self._points(batch, payload.LEDGER_FIELDS))
+
+    def related(self, names: Sequence[str], content_hashes: Sequence[str]) -> Iterator[DocumentVersion]:
+        """Versions that have one of these names as id or source, or one of these contents."""
+        condition = server_requests.related(names, content_hashes)
+        records = self._scroll(condition, payload.LEDGER_FIELDS)
+        yield from payload.count_versions(record.payload or {} for record in records)
 
     def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
         """The stored chunks of these documents, or of all."""
@@ -306,11 +315,12 @@ class ServerStore:
     def _records(
         self, document_ids: Sequence[str] | None, fields: list[str], *, vectors: bool = False
     ) -> Iterator[models.Record]:
-        condition = None
-        if document_ids is not None:
-            names = [payload.clean(document_id) for document_id in document_ids]
-            match = models.FieldCondition(key="document_id", match=models.MatchAny(any=names))
-            condition = models.Filter(must=[match])
+        condition = None if document_ids is None else server_requests.documents(document_ids)
+        yield from self._scroll(condition, fields, vectors=vectors)
+
+    def _scroll(
+        self, condition: models.Filter | None, fields: list[str], *, vectors: bool = False
+    ) -> Iterator[models.Record]:
         offset = None
         while True:
             try:

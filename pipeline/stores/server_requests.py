@@ -73,6 +73,22 @@ def point(chunk: Chunk, vector: NDArray[np.float32]) -> models.PointStruct:
     return models.PointStruct(id=chunk.id, vector=vectors, payload=payload.to_payload(chunk))
 
 
+def documents(document_ids: Sequence[str]) -> models.Filter:
+    """Chunks of these documents."""
+    return models.Filter(must=[_one_of("document_id", document_ids)])
+
+
+def related(names: Sequence[str], content_hashes: Sequence[str]) -> models.Filter:
+    """Chunks that have one of these names as id or source, or one of these contents."""
+    return models.Filter(
+        should=[_one_of("document_id", names), _one_of("source", names), _one_of("content_hash", content_hashes)]
+    )
+
+
+def _one_of(field: str, values: Sequence[str]) -> models.FieldCondition:
+    return models.FieldCondition(key=field, match=models.MatchAny(any=[payload.clean(value) for value in values]))
+
+
 def condition(clauses: Sequence[filters.Clause]) -> models.Filter | None:
     """The clauses as the server's filter; None for none."""
     return models.Filter(must=[_any_of(clause) for clause in clauses]) if clauses else None

@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -313,6 +314,25 @@ def test_versions_tell_complete_from_partial(store: Store) -> None:
     assert [True, False, True] == [version.complete for version in found]
     assert ["whole"] == [version.document_id for version in store.versions(["whole", "unknown"])]
     assert [] == list(store.versions([]))
+
+
+def test_copies_are_kept_and_found(store: Store) -> None:
+    """A document is found by each of its sources; a copy counts once all chunks name it."""
+    copies = ("/b.md", "/c\udce9.md")
+    shared = [Chunk("/a.md", "same", i, 2, f"text {i}", "", "/a.md", {}, copies) for i in range(2)]
+    write(store, [*shared, chunk("text", "/b.md", version="own"), chunk("text", "other")])
+    version = DocumentVersion("/a.md", "same", "/a.md", present=2, count=2, copies=copies)
+    assert [version] == list(store.related([], ["same"]))
+    assert [version] == list(store.related(["/c\udce9.md"], []))
+    assert {"same", "own"} == {item.content_hash for item in store.related(["/b.md"], ["unknown"])}
+    assert [] == list(store.related([], []))
+    for source in ("/a.md", "/b.md"):
+        found = search(store, "text", where={"source": source})
+        assert {item.id for item in shared} == {candidate.chunk.id for candidate in found}
+    assert shared == sorted(store.chunks(["/a.md"]), key=lambda item: item.index)
+    assert {copies} == {entry.copies for entry in store.ledger() if entry.document_id == "/a.md"}
+    write(store, [replace(shared[0], copies=("/d.md", "/b.md"))])
+    assert [(("/b.md",), True)] == [(item.copies, item.torn) for item in store.versions(["/a.md"])]
 
 
 def test_delete_documents(store: Store) -> None:

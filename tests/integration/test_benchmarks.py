@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation.benchmarks import report
+from pipeline.evaluation.benchmarks.ingest import LOOPS, measure_ingest
 from pipeline.evaluation.benchmarks.limit import model_flops
 from pipeline.evaluation.benchmarks.measures import Run
 from pipeline.evaluation.benchmarks.peers import Measured, Plan, run_peers, summaries, summary
@@ -17,6 +18,7 @@ from pipeline.evaluation.benchmarks.scale import noisy, run_scale
 from pipeline.evaluation.benchmarks.systems import SystemSpec, command, environment, systems
 from pipeline.evaluation.benchmarks.worker import Worker, WorkerError
 from pipeline.evaluation.dataset import read_dataset
+from pipeline.settings import Settings
 from pipeline.stores.storage import Storage
 from tests.tiny_models import save_cross_encoder, save_embedder
 
@@ -30,6 +32,21 @@ PASSAGES = [
 def ours(tmp_path: Path) -> SystemSpec:
     embedder, reranker = save_embedder(tmp_path / "embedder"), save_cross_encoder(tmp_path / "reranker")
     return systems(str(embedder), str(reranker))[0]
+
+
+def test_ingest_beside_a_plain_loop(tmp_path: Path) -> None:
+    """The same vectors from both; what was stored for it is gone again."""
+    folder = save_embedder(tmp_path / "embedder")
+    settings = Settings(
+        embedder="sentence-transformers", embedding_model=str(folder), reranker="none", data_dir=tmp_path / "data"
+    )
+    texts = [f"{passage['text']} Number {i}." for i in range(3) for passage in PASSAGES]
+    result = measure_ingest(texts, str(folder), settings, rounds=2, say=print)
+    assert (9, 2) == (result["documents"], result["rounds"])
+    assert {"ours", *LOOPS} == result["documents_per_second"].keys()
+    assert all(rate > 0 for rate in result["documents_per_second"].values())
+    assert result["cosine"]["least"] > 0.999
+    assert not (tmp_path / "data").exists()
 
 
 def test_our_system_is_measured_from_start_to_end(tmp_path: Path) -> None:

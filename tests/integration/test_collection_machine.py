@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,15 @@ from tests.fakes import FakeEmbedder
 from tests.killing import in_memory
 
 WORDS = st.sampled_from(["apples", "pears", "plums", "figs"])
-TEXTS = st.builds(lambda word, count: f"This sentence is about {word}. " * count, WORDS, st.integers(1, 12))
+LENGTHS = st.sampled_from([1, 1, 3, 6, 12])  # few, so that files are often equal
+TEXTS = st.builds(lambda word, count: f"This sentence is about {word}. " * count, WORDS, LENGTHS)
 NAMES = st.sampled_from([f"file{i}.txt" for i in range(5)])
 CHANGES = st.dictionaries(NAMES, TEXTS | TEXTS | st.none(), min_size=2)
 """File name -> its new text; None: it goes."""
-KINDS = ("missing", "orphaned", "stale", "changed", "new")
+KINDS = ("missing", "orphaned", "stale", "duplicate", "changed", "new")
 
 Versions = dict[str, dict[str, bool]]
-"""Document id -> content hash -> whether it is complete."""
+"""Path of a file -> content hash -> whether the document that has it, be it a copy's, is complete."""
 
 
 class CrashError(Exception):
@@ -47,13 +48,10 @@ class Crashing(EdgeStore):
         self._burn(len(chunks))
         super().upsert(chunks, vectors)
 
-    def delete_versions_except(self, keep: Mapping[str, str]) -> int:
-        self._burn(1)
-        return super().delete_versions_except(keep)
-
-    def delete_documents(self, document_ids: Sequence[str]) -> int:
-        self._burn(1)
-        return super().delete_documents(document_ids)
+    def delete_chunks(self, point_ids: Iterable[str]) -> int:
+        doomed = list(point_ids)
+        self._burn(len(doomed[:1]))
+        return super().delete_chunks(doomed)
 
     def _burn(self, steps: int) -> None:
         if self.fuse is not None:
@@ -79,6 +77,7 @@ class Collection(RuleBasedStateMachine):
 
     def opened(self) -> Pipeline:
         self.store = Crashing(Path(self.place.name) / "store")
+        self.store.whole_chunks = 1  # longer documents are written in several steps
         return Pipeline(embedder=FakeEmbedder(dimension=16), store=self.store, chunk_tokens=16, chunk_overlap=0)
 
     def teardown(self) -> None:
@@ -89,8 +88,20 @@ class Collection(RuleBasedStateMachine):
     def stored(self) -> Versions:
         found: Versions = {}
         for version in self.store.versions():
-            found.setdefault(version.document_id, {})[version.content_hash] = version.complete
+            assert version.document_id == version.source
+            for path in version.sources:
+                complete = found.setdefault(path, {}).get(version.content_hash, False)
+                found[path][version.content_hash] = complete or version.complete
         return found
+
+    def keeps(self, found: Versions) -> None:
+        """Nothing that was there as a whole is lost, but by a file's new content; nothing else comes."""
+        for path, before in self.model.items():
+            if any(before.values()):
+                assert any(found[path].values())
+            assert found.get(path, {}).keys() <= before.keys() | {self.files.get(path, "")}
+        for path in found.keys() - self.model.keys():
+            assert {self.files[path]} == found[path].keys()
 
     @initialize(changes=CHANGES)
     def start(self, changes: dict[str, str | None]) -> None:
@@ -112,11 +123,20 @@ class Collection(RuleBasedStateMachine):
 
     @rule(prune=st.booleans())
     def ingest(self, prune: bool) -> None:
-        """Afterwards each file's document is there, once and whole; what is gone stays unless it is pruned."""
+        """Afterwards each content is there, once and whole; what is gone stays unless it is pruned."""
         report = self.rag.ingest(self.folder, prune=prune, max_delete=1.0)
         assert [] == report.failures
-        gone = {} if prune else {id_: found for id_, found in self.model.items() if id_ not in self.files}
-        self.model = gone | {id_: {content_hash: True} for id_, content_hash in self.files.items()}
+        found = self.stored()
+        if prune:
+            self.model = {path: before for path, before in self.model.items() if path in self.files}
+        self.keeps(found)
+        assert {path: {hash_: True} for path, hash_ in self.files.items()} == {
+            path: found[path] for path in found.keys() & self.files.keys()
+        }
+        assert not prune or found.keys() == self.files.keys()
+        for content_hash in set(self.files.values()):
+            assert 1 == len(list(self.store.related([], [content_hash])))
+        self.model = found
         self.query("pears")
 
     @rule(changes=CHANGES, fuse=st.integers(0, 10), prune=st.booleans(), reopen=st.booleans(), repair=st.booleans())
@@ -134,14 +154,9 @@ class Collection(RuleBasedStateMachine):
             self.rag.close()
             self.rag = self.opened()
         found = self.stored()
-        for id_, before in self.model.items():
-            if prune and id_ not in self.files and id_ not in found:
-                continue
-            assert id_ in found
-            assert found[id_].keys() <= before.keys() | {self.files.get(id_, "")}
-            assert any(found[id_].values()) or not any(before.values())
-        for id_ in found.keys() - self.model.keys():
-            assert {self.files[id_]} == found[id_].keys()
+        if prune:
+            self.model = {path: before for path, before in self.model.items() if path in self.files or path in found}
+        self.keeps(found)
         self.model = found
         self.query("apples")
         if repair:
@@ -158,33 +173,44 @@ class Collection(RuleBasedStateMachine):
         assert int(id_ in self.model) == self.rag.delete([id_])
         assert None is self.rag.get(id_)
         self.model.pop(id_, None)
+        found = self.stored()
+        self.keeps(found)
+        self.model = found
 
     def repair(self) -> None:
         """What a crash left is mended as far as the files allow; no document loses its last whole version."""
         report = self.rag.verify(self.folder, repair=True)
         found = self.stored()
-        assert found.keys() == self.model.keys()
-        for id_, before in self.model.items():
-            if any(before.values()) or id_ in self.files:
-                assert any(found[id_].values())
-            if id_ in self.files or sum(before.values()) == 1:
-                assert 1 == len(found[id_])
+        self.keeps(found)
+        for path, before in self.model.items():
+            if any(before.values()) or path in self.files:
+                assert any(found[path].values())
+            if path in self.files or sum(before.values()) == 1:
+                assert 1 == len(found[path])
         told = {kind: {p.document_id for p in report.problems if p.kind == kind} for kind in KINDS}
-        broken = {id_ for id_, versions in found.items() if [True] != list(versions.values())}
-        assert broken == told["missing"] | told["orphaned"] | told["stale"]
-        differing = {id_ for id_, now in self.files.items() if not found.get(id_, {}).get(now)}
+        assert set() == told["duplicate"]
+        broken = {path for path, versions in found.items() if [True] != list(versions.values())}
+        said = told["missing"] | told["orphaned"] | told["stale"]
+        copies = {path for version in self.store.versions() for path in version.copies}
+        assert broken - copies <= said <= broken
+        differing = {path for path, now in self.files.items() if not found.get(path, {}).get(now)}
         assert differing == told["changed"] | told["new"]
         self.model = found
 
     def query(self, word: str) -> None:
-        """All hits of a document are of one version, each chunk once, and a whole version is preferred."""
+        """Each content of which a document is complete is found once, and no other."""
         hits = self.rag.query(f"about {word}", top_n=300, top_k=300).hits
-        for id_ in {hit.document_id for hit in hits}:
-            own = [hit.chunk for hit in hits if hit.document_id == id_]
-            (answered,) = {chunk.content_hash for chunk in own}
-            assert len(own) == len({chunk.index for chunk in own})
-            assert self.model[id_][answered] or not any(self.model[id_].values())
-        assert {hit.document_id for hit in hits} == self.model.keys()
+        complete: dict[str, set[str]] = {}
+        for version in self.store.versions():
+            if version.complete:
+                complete.setdefault(version.document_id, set()).add(version.content_hash)
+        shown = {hit.document_id: hit.chunk.content_hash for hit in hits}
+        assert len(hits) == len({(hit.chunk.content_hash, hit.chunk.index) for hit in hits})
+        for hit in hits:
+            assert hit.chunk.content_hash == shown[hit.document_id]
+            assert hit.chunk.content_hash in complete[hit.document_id]
+        for id_, hashes in complete.items():
+            assert id_ in shown or hashes & {*shown.values()}
 
     @invariant()
     def the_collection_is_the_model(self) -> None:

@@ -70,6 +70,16 @@ class Rig:
             gone = {"d1", "d2", "d3"} if file == self.new else set()
             lines = [json.dumps({"id": id_, "text": text}) for id_, text in texts.items() if id_ not in gone]
             file.write_text("\n".join(lines))
+        self.old_files, self.new_files = folder / "old", folder / "new"
+        # Files that are equal, become equal, are so no more, swap their contents, are moved and go.
+        contents = {"a": "0 0 1 1 2 3 4 5 5 6 7 8 -", "b": "9 0 1 3 3 2 4 - 5 6 6 - 8"}
+        for place, numbers in zip((self.old_files, self.new_files), contents.values(), strict=True):
+            place.mkdir()
+            for i, number in enumerate(numbers.split()):
+                if number != "-":
+                    file = place / f"f{i:02}.txt"
+                    file.write_text(words(int(number), 20 + 30 * int(number)))
+                    os.utime(file, (1e9, 1e9))
         self._host = subprocess.Popen(
             [sys.executable, "-m", "tests.killing"],
             cwd=ROOT,
@@ -81,10 +91,9 @@ class Rig:
 
     def run(self, store: Path, state: Path, moment: Moment | None = None) -> dict[str, Any]:
         """Ingests a state of the documents in a process of its own, which is killed at the moment."""
-        shutil.copyfile(state, self.documents)
         job = {
             "store": str(store),
-            "documents": str(self.documents),
+            "documents": str(self.put(state)),
             "line": moment and moment.line,
             "occurrence": moment and moment.occurrence,
             "kill": moment is not None and not moment.outside,
@@ -100,6 +109,15 @@ class Rig:
                 os.kill(told["pid"], signal.SIGKILL)
                 told["killed"] = True
         return told
+
+    def put(self, state: Path) -> Path:
+        """The documents in this state, always in the same place."""
+        if state.is_file():
+            shutil.copyfile(state, self.documents)
+            return self.documents
+        shutil.rmtree(self.folder / "files", ignore_errors=True)
+        shutil.copytree(state, self.folder / "files")
+        return self.folder / "files"
 
     def close(self) -> None:
         self._host.communicate()
@@ -147,12 +165,12 @@ def points(store: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def versions(rag: Pipeline) -> dict[str, dict[str, bool]]:
-    """Document id -> content hash -> whether this version is complete."""
+    """Document id, or path of a copy -> content hash -> whether this version is complete."""
     ledger = Ledger(rag.store.ledger())
     assert {} == ledger.duplicates
     return {
-        document_id: {version.content_hash: version.complete for version in found}
-        for document_id, found in ledger.documents.items()
+        name: {version.content_hash: version.complete for version in ledger.named(name)}
+        for name in (*ledger.documents, *ledger.files)
     }
 
 
@@ -164,8 +182,9 @@ def rig() -> Iterator[Rig]:
         made.close()
 
 
-SCENARIOS = {"first": 10, "second": 20}
-"""Moments in the ingest that makes the collection, and in one that changes, adds and removes documents."""
+SCENARIOS = {"first": 10, "second": 20, "files": 16}
+"""Moments in the ingest that makes a collection, in one that changes, adds and removes documents, and in one of files
+of which some are equal."""
 
 
 @dataclass
@@ -186,7 +205,10 @@ def undisturbed(rig: Rig) -> dict[str, Undisturbed]:
     found = {}
     before: dict[str, dict[str, bool]] = {}
     start = None
-    for scenario, state in (("first", rig.old), ("second", rig.new)):
+    states = {"first": rig.old, "second": rig.new, "files before": rig.old_files, "files": rig.new_files}
+    for scenario, state in states.items():
+        if scenario == "files before":
+            before, start = {}, None
         store = rig.folder / f"undisturbed {scenario}"
         if start is not None:
             copy(start, store)
@@ -242,14 +264,22 @@ def test_killed_at_any_moment(rig: Rig, undisturbed: dict[str, Undisturbed], sce
             assert between[document_id].keys() <= old_or_new
             assert any(between[document_id].values()), document_id
         assert between.keys() <= wanted.before.keys() | wanted.after.keys()
-        for document_id, hashes in between.items():
-            if len(hashes) > 1 and any(hashes.values()):
-                hits = rag.query("apple pear 3", top_n=200, top_k=200, where={"document_id": document_id}).hits
+        for version in rag.store.versions():
+            assert version.complete or version.count > killing.WHOLE_CHUNKS, version
+        for document_id in {version.document_id for version in rag.store.versions()}:
+            hashes = {v.content_hash: v.complete for v in rag.store.versions([document_id])}
+            if len(hashes) == 1 and all(hashes.values()):
+                continue
+            hits = rag.query("apple pear 3", top_n=200, top_k=200, where={"document_id": document_id}).hits
+            if any(hashes.values()):
                 assert 1 == len({hit.chunk.content_hash for hit in hits})
                 assert len(hits) == len({hit.chunk.index for hit in hits}) == hits[0].chunk.count
+            else:
+                assert [] == hits
 
-        rag.ingest(rig.documents, prune=True)
-        assert rag.verify(rig.documents).clean
+        documents = rig.put(wanted.state)
+        rag.ingest(documents, prune=True, max_delete=1.0)
+        assert rag.verify(documents).clean
         assert wanted.points == points(store)
 
 

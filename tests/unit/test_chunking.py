@@ -122,6 +122,22 @@ def test_a_document_without_text_has_no_chunks() -> None:
     assert [[], [], []] == [cut(""), cut(" \n\t\u3000"), cut("\n\n", title="Title", markdown=True)]
 
 
+def test_a_short_text_is_one_chunk_as_it_is() -> None:
+    """The quick way, for what is surely short, comes to the same as the long one."""
+    texts = ["  two words \n", "苹果是一种水果。" * 5, "a\n\n\nb", "x" * 60, "word " * 40, sentences(3), " \n "]
+    chunker = Chunker(TOKENIZER, chunk_tokens=48, overlap=4)
+    quick = {}
+    for text in texts:
+        for title in ("", "A title"):
+            document = Document(id="d", text=text, title=title)
+            quick[text, title] = chunker._short(document, text) != []
+            chunks = chunker.chunk(document)
+            chunker_ = Chunker(TOKENIZER, chunk_tokens=48, overlap=4)
+            chunker_._short = lambda *_: []  # type: ignore[method-assign]
+            assert chunker_.chunk(document) == chunks
+    assert {True, False} == {*quick.values()}
+
+
 def test_chunks_carry_their_document() -> None:
     """Hash of the whole document, its source, and the same metadata object on each."""
     metadata = {"lang": "en"}

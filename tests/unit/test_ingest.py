@@ -1,6 +1,6 @@
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +8,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.core import Pipeline
-from pipeline.errors import SettingsError, StoreError
+from pipeline.errors import EmbedderError, SettingsError, StoreError
+from pipeline.ingestion import reading
 from pipeline.ingestion.changes import plan_prune
 from pipeline.ingestion.run import Progress
-from pipeline.ingestion.stages import read_ahead, write_behind
+from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.types import Chunk, Document, DocumentVersion, IngestReport
 from tests.fakes import FakeEmbedder, FakeStore
 
@@ -108,6 +109,29 @@ def test_a_cut_off_first_write_is_completed_by_the_rerun() -> None:
     assert set(whole.store.points) == set(rig.store.points)
 
 
+def test_a_document_goes_to_the_store_as_a_whole() -> None:
+    """Else a crash, or a query at that moment, meets some of its chunks; only one too long for it comes in parts."""
+
+    class Noting(FakeStore):
+        whole_chunks = 600
+
+        def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+            for chunk in chunks:
+                parts.setdefault(chunk.document_id, {}).setdefault(id(chunks), 0)
+                parts[chunk.document_id][id(chunks)] += 1
+            held.append(chunks)
+            super().upsert(chunks, vectors)
+
+    parts: dict[str, dict[int, int]] = {}
+    held: list[Sequence[Chunk]] = []
+    sizes = {f"d{i}": size for i, size in enumerate((3, 400, 200, 550, 7, 1_300))}
+    rig = Rig(Noting())
+    rig.rag.ingest([Document(id=id_, text=". ".join(["word " * 30] * size)) for id_, size in sizes.items()])
+    assert [1, 1, 1, 1, 1] == [len(parts[id_]) for id_ in list(sizes)[:5]]
+    assert sizes["d5"] == sum(parts["d5"].values())
+    assert len(parts["d5"]) > 1
+
+
 def test_stale_chunks_beside_a_complete_version_are_removed_without_embedding() -> None:
     """A crash between writing and deleting costs the rerun only the deletion."""
     rig, old = Rig(), Rig()
@@ -140,7 +164,7 @@ def test_the_last_of_two_documents_with_one_id_counts(tmp_path: Path) -> None:
 
 
 def test_the_last_of_several_lines_with_one_id_counts(tmp_path: Path) -> None:
-    """However far apart they are; that many are repeated is said in few words."""
+    """However far apart they are, and nothing else is ever written; that many are repeated is said in few words."""
     ids = [f"d{i % 600}" for i in range(1_500)]
     lines = [json.dumps({"id": id_, "text": f"line {n}"}) for n, id_ in enumerate(ids)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
@@ -148,13 +172,61 @@ def test_the_last_of_several_lines_with_one_id_counts(tmp_path: Path) -> None:
     report = rig.rag.ingest(tmp_path / "a.jsonl")
     last = {id_: f"line {n}" for n, id_ in enumerate(ids)}
     assert last == {chunk.document_id: chunk.text for chunk, _ in rig.store.points.values()}
-    assert (600, 21, "880 more ids were given more than once") == (
-        len(rig.store.points),
+    assert sorted(last.values()) == sorted(rig.embedder.embedded)
+    assert (600, 21, "580 more ids were given more than once") == (
+        report.new,
         len(report.warnings),
         report.warnings[-1],
     )
-    rig.rag.ingest(tmp_path / "a.jsonl")
-    assert last == {chunk.document_id: chunk.text for chunk, _ in rig.store.points.values()}
+    again = rig.rag.ingest(tmp_path / "a.jsonl")
+    assert ((0, 0, 600, 0, 0), 0, 600) == (counts(again), again.chunks_written, len(rig.embedder.embedded))
+
+
+def test_ids_are_repeated_over_files_and_documents(tmp_path: Path) -> None:
+    """The order in which they are given decides; a file that is met twice repeats nothing."""
+    place = folder(tmp_path)
+    for name in ("a", "b"):
+        (place / f"{name}.jsonl").write_text(json.dumps({"id": "x", "text": f"from {name}"}))
+    rig = Rig()
+    given: list[Document | Path | str] = [
+        place,
+        Document(id="y", text="first"),
+        place / "a.jsonl",
+        Document(id="y", text="second"),
+    ]
+    for _ in range(2):
+        report = rig.rag.ingest(given, prune=True)
+        assert ["from b", "second"] == sorted(chunk.text for chunk, _ in rig.store.points.values())
+        assert ["from b", "second"] == sorted(rig.embedder.embedded)
+        assert ["'x'", "'y'"] == sorted(warning.split()[2] for warning in report.warnings)
+
+
+def test_a_generator_of_repeated_ids_ends_with_the_last() -> None:
+    """Nothing is known of what is still to come."""
+    rig = Rig()
+    report = rig.rag.ingest(Document(id="a", text=f"number {i}") for i in range(600))
+    assert ["number 599"] == [chunk.text for chunk, _ in rig.store.points.values()]
+    assert (1, 1) == (report.new, len(report.warnings))
+
+
+def test_a_line_that_vanishes_while_it_is_read_is_not_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids are counted before: of a file that is cut in between the last line of an id may never come."""
+    file = tmp_path / "a.jsonl"
+    lines = [json.dumps({"id": id_, "text": f"text {id_}"}) for id_ in "abba"]
+    file.write_text("\n".join(lines[:2]))
+    rig = Rig()
+    rig.rag.ingest(file)
+    file.write_text("\n".join(lines))
+    counted = reading._repeated
+
+    def cut(inputs: Iterable[Document | Path]) -> dict[str, int]:
+        found = counted(inputs)
+        file.write_text("\n".join(lines[:3]))
+        return found
+
+    monkeypatch.setattr(reading, "_repeated", cut)
+    assert 0 == rig.rag.ingest(file, prune=True, max_delete=1.0).deleted
+    assert {"a", "b"} == rig.ids()
 
 
 def test_files_over_the_limit_are_failures(tmp_path: Path) -> None:
@@ -299,6 +371,71 @@ def test_a_generator_is_read_as_it_goes() -> None:
     rig = Rig(Counting())
     assert 9_000 == rig.rag.ingest(documents()).new
     assert most < 6_000
+
+
+def test_the_stages_work_side_by_side() -> None:
+    """While a batch is embedded the one before it is written, and the next is read: each waits for the others here."""
+    met = threading.Barrier(3, timeout=60)
+
+    class Meeting(FakeEmbedder):
+        batches = 0
+
+        def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            self.batches += 1
+            if self.batches == 2:
+                met.wait()
+            return super().embed_documents(texts)
+
+    class Writing(FakeStore):
+        def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+            if not self.points:
+                met.wait()
+            super().upsert(chunks, vectors)
+
+    def documents() -> Iterator[Document]:
+        for i in range(2_000):
+            if i == 1_100:
+                met.wait()
+            yield Document(id=str(i), text=f"text {i}")
+
+    rag = Pipeline(embedder=Meeting(), store=Writing())
+    report = rag.ingest(documents())
+    assert (2_000, 2_000) == (report.new, report.chunks_written)
+
+
+def test_a_failing_embedder_stops_the_ingest() -> None:
+    """What was embedded before is written; no thread stays behind."""
+
+    class Failing(FakeEmbedder):
+        def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            if self.embedded:
+                raise EmbedderError("out of memory")
+            return super().embed_documents(texts)
+
+    store = FakeStore()
+    rag = Pipeline(embedder=Failing(), store=store)
+    with pytest.raises(EmbedderError, match="out of memory"):
+        rag.ingest(Document(id=str(i), text=f"text {i}") for i in range(10_000))
+    assert len(store.points) <= 1_000
+    assert [] == [thread for thread in threading.enumerate() if thread.name.startswith("rag-")]
+
+
+def test_the_profile_counts_work_and_not_waiting() -> None:
+    """A stage that waits for another is not busy."""
+    watch = Stopwatch()
+    with watch.working("a"):
+        list(watch.reading(iter(range(3)), "b"))
+    assert 0 < watch.seconds["b"] < watch.seconds["a"]
+    report = Rig().rag.ingest([Document(id="a", text="text")])
+    assert report.profile is not None
+    told = report.profile.to_dict()
+    assert ["seconds", "reading", "chunking", "embedding", "writing", "indexing", "peak_mb", "embedder_busy"] == list(
+        told
+    )
+    assert 0 < report.profile.embedding < report.profile.seconds
+    assert 0 < report.profile.embedder_busy < 1
+    assert report.profile.peak_mb is not None
+    assert 10 < report.profile.peak_mb < 100_000
 
 
 def test_read_ahead_raises_the_producers_error_in_its_place() -> None:

@@ -1,5 +1,5 @@
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.core import Pipeline
 from pipeline.errors import FingerprintError, RerankerError, SettingsError
-from pipeline.types import Document, Fingerprint, RerankScore
+from pipeline.types import Document, DocumentVersion, Fingerprint, RerankScore
 from tests.fakes import FakeEmbedder, FakeReranker, FakeStore
 
 TEXTS = {
@@ -176,6 +176,30 @@ def test_only_one_version_of_a_document_answers() -> None:
     assert 1 == len({hit.chunk.content_hash for hit in rag.query("apple red", top_k=50).hits})
 
 
+def test_a_long_document_answers_once_it_is_all_there() -> None:
+    """It is written in several steps; until the last one queries do not see it. Asked once, then known."""
+
+    class Asked(FakeStore):
+        whole_chunks = 3
+        times = 0
+
+        def versions(self, document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
+            self.times += 1
+            return super().versions(document_ids)
+
+    store = Asked()
+    rag = Pipeline(embedder=FakeEmbedder(), store=store, chunk_tokens=32, chunk_overlap=0)
+    rag.ingest([Document(id="long", text="the apple is green. " * 30), Document(id="short", text="an apple")])
+    last = max((chunk for chunk, _ in store.points.values()), key=lambda chunk: chunk.index)
+    taken = store.points.pop(last.id)
+    assert {"short"} == {hit.document_id for hit in rag.query("apple", top_k=50).hits}
+    store.points[last.id] = taken
+    store.times = 0
+    for _ in range(3):
+        assert {"short", "long"} == {hit.document_id for hit in rag.query("apple", top_k=50).hits}
+    assert 1 == store.times
+
+
 def test_the_json_has_the_fields_of_the_interface() -> None:
     """Programs outside read these names."""
     value = pipeline(preferring("car")).query("apple").to_dict()
@@ -187,6 +211,7 @@ def test_the_json_has_the_fields_of_the_interface() -> None:
         "title",
         "text",
         "source",
+        "copies",
         "score",
         "rerank",
         "first_stage",

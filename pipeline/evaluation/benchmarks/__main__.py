@@ -1,4 +1,4 @@
-"""``python -m pipeline.evaluation.benchmarks peers|limit|scale|all``: see ``--help``."""
+"""``python -m pipeline.evaluation.benchmarks peers|limit|scale|ingest|all``: see ``--help``."""
 
 from __future__ import annotations
 
@@ -104,6 +104,19 @@ def scale(
         measures.scale(run, dataset, work, numbers, distinct=distinct, queries=queries, storages=storages)
 
     _run(out, measure)
+
+
+@app.command()
+def ingest(
+    dataset: DatasetArgument,
+    embedder: EmbedderOption,
+    out: OutOption = _OUT,
+    work: WorkOption = _WORK,
+    documents: Annotated[int, typer.Option(min=1, help="Passages of the dataset that are ingested.")] = 500,
+    rounds: RoundsOption = 3,
+) -> None:
+    """Ingest beside a plain loop of sentence-transformers with the same model."""
+    _run(out, lambda run: measures.ingest(run, dataset, embedder, work, documents=documents, rounds=rounds))
 
 
 @app.command(name="all")

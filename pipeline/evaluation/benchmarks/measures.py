@@ -143,3 +143,18 @@ def scale(
     for some in run_scale(sizes, storages, texts, vectors, asked, work.absolute(), run.say):
         rows += some
         run.save(scale=rows)
+
+
+def ingest(run: Run, folder: Path, embedder: str, work: Path, *, documents: int, rounds: int) -> None:
+    """Ingest beside a plain loop of sentence-transformers with the same model."""
+    from pipeline.build import build_embedder
+    from pipeline.evaluation.benchmarks.ingest import measure_ingest
+    from pipeline.evaluation.benchmarks.passages import cut
+    from pipeline.evaluation.dataset import read_dataset
+    from pipeline.settings import Settings
+
+    settings = Settings(
+        embedder="sentence-transformers", embedding_model=embedder, reranker="none", data_dir=work / "ingest"
+    )
+    texts = [passage["text"] for passage in cut(read_dataset(folder, 1), build_embedder(settings).tokenizer, documents)]
+    run.save(ingest=measure_ingest(texts, embedder, settings, rounds=rounds, say=run.say))

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.evaluation.benchmarks.ingest import print_ingest
+
 _WIDTH, _BAR, _LABEL = 640, 22, 200
 
 
@@ -90,6 +92,8 @@ def print_all(result: Mapping[str, Any], console: Console) -> None:
         print_limit(result["limit"], console)
     if "scale" in result:
         print_scale(result["scale"], console)
+    if "ingest" in result:
+        print_ingest(result["ingest"], console)
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
