@@ -162,6 +162,23 @@ def test_a_file_name_that_is_no_utf_8(rag: Rag, tmp_path: Path) -> None:
     assert (0, True) == (done.returncode, "caf\\udce9.txt" in done.stdout.replace("\n", "").replace(" ", ""))
 
 
+def test_equal_files_language_and_profile(rag: Rag, tmp_path: Path) -> None:
+    """A copy is a source of the same document; its language can be filtered on; the time is accounted for."""
+    for name in ("a.txt", "copy of a.txt"):
+        (tmp_path / name).write_text("The gRPC interface listens on port 6334 of the server.")
+    (tmp_path / "b.txt").write_text("服务器的 gRPC 接口监听 6334 端口。")
+    report = rag.json(
+        "ingest", str(tmp_path / "a.txt"), str(tmp_path / "copy of a.txt"), str(tmp_path / "b.txt"), "--profile"
+    )
+    assert (3, 2) == (report["documents"]["new"], rag.json("status")["documents"])
+    assert 0 < report["profile"]["embedding"] <= report["profile"]["seconds"]
+    (hit,) = rag.json("query", "gRPC port 6334", "--where", "language=en", "--reranker", "none")["hits"]
+    real = tmp_path.resolve()
+    assert [(real / "a.txt").as_posix(), (real / "copy of a.txt").as_posix()] == [hit["source"], *hit["copies"]]
+    copy = f"source={(real / 'copy of a.txt').as_posix()}"
+    assert hit["id"] == rag.json("query", "gRPC", "--where", copy, "--reranker", "none")["hits"][0]["id"]
+
+
 def test_a_dry_run_writes_nothing(rag: Rag, docs: Path) -> None:
     """Only the plan is printed; not even the collection is made."""
     assert 5 == rag.json("ingest", str(docs), "--dry-run")["documents"]["new"]

@@ -27,7 +27,7 @@ import qdrant_edge as edge
 
 from pipeline.core import Pipeline
 from pipeline.errors import StoreLockedError
-from pipeline.ingestion.verify import Ledger
+from pipeline.ingestion.ledger import Ledger
 from pipeline.stores import shards
 from pipeline.stores.edge import EdgeStore
 from tests import killing

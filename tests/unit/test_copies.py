@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.core import Pipeline
 from pipeline.errors import StoreError
+from pipeline.evaluation.questions import Question, resolve
 from pipeline.types import Chunk, Document
 from tests.fakes import FakeEmbedder, FakeStore
 
@@ -266,3 +267,12 @@ def test_a_dry_run_touches_nothing(rig: Rig) -> None:
     report = rig.rag.ingest(rig.folder, dry_run=True, prune=True, max_delete=1.0)
     assert (1, 1, 0) == (report.new, report.deleted, report.chunks_written)
     assert before.items() == rig.store.points.items()
+
+
+def test_a_question_may_name_any_of_the_equal_files(rig: Rig) -> None:
+    """Whoever wrote it knew the file by that path."""
+    rig.write(a=TEXT, b=TEXT)
+    rig.rag.ingest(rig.folder)
+    file = rig.folder / "questions.jsonl"
+    dataset = resolve(file, [Question(1, "apples?", ("b.md",))], rig.store)
+    assert {"1": {rig.path("a"): 1}} == dataset.qrels

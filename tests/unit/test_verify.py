@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.core import Pipeline
+from pipeline.ingestion.ledger import Ledger
 from pipeline.ingestion.run import Progress
-from pipeline.ingestion.verify import Ledger
 from pipeline.types import Chunk, Document, LedgerEntry, VerifyReport
 from tests.fakes import FakeEmbedder, FakeStore
 
