@@ -16,6 +16,7 @@ from pipeline.calibration import Calibration
 from pipeline.errors import FingerprintError, SettingsError
 from pipeline.ingestion import collection, transfer
 from pipeline.ingestion.chunking import Chunker
+from pipeline.ingestion.reindexing import reindex
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.ingestion.verify import verify as verify_store
 from pipeline.interfaces import Embedder, Reranker, Store
@@ -30,6 +31,7 @@ from pipeline.types import (
     ImportReport,
     IngestReport,
     QueryResult,
+    ReindexReport,
     SearchMode,
     StageFusion,
     StoredDocument,
@@ -325,6 +327,19 @@ class Pipeline:
             self._refuse_other(stored, ignore=frozenset())
         return transfer.import_from(self.store, self.embedder, self.fingerprint, Path(path), progress=progress)
 
+    def reindex(self, *, progress: Callable[[Progress], None] | None = None) -> ReindexReport:
+        """Makes the collection anew as this pipeline's embedder and chunk size need it, from the stored texts.
+
+        Other pipelines go on querying the collection as it was, and stay with it after the switch; then they refuse to
+        write, and are to be replaced by this one. See :mod:`pipeline.ingestion.reindexing`.
+
+        Raises:
+            SettingsError: there is nothing to reindex.
+            StoreError, EmbedderError: that part failed; what is built stays, run again it goes on.
+        """
+        chunker = Chunker(self.embedder.tokenizer, chunk_tokens=self.chunk_tokens, overlap=self.chunk_overlap)
+        return reindex(self.store, self.embedder, chunker, self.fingerprint, progress=progress)
+
     # ------------------------------------------------------------- lifetime
 
     def close(self) -> None:
@@ -375,6 +390,7 @@ class Pipeline:
         if differences:
             listed = "; ".join(f"{name}: stored {theirs!r}, asked for {ours!r}" for name, theirs, ours in differences)
             raise FingerprintError(
-                f"{self.store.name} was made differently ({listed}). Set the old values again, or ingest into a new "
-                "collection: RAG_COLLECTION=<new name> rag ingest <paths>"
+                f"{self.store.name} was made differently ({listed}). Set the old values again, or make the "
+                "collection anew with these ones: rag reindex (queries go on meanwhile), or RAG_COLLECTION=<new name> rag "
+                "ingest <paths>"
             )
