@@ -391,6 +391,6 @@ class Pipeline:
             listed = "; ".join(f"{name}: stored {theirs!r}, asked for {ours!r}" for name, theirs, ours in differences)
             raise FingerprintError(
                 f"{self.store.name} was made differently ({listed}). Set the old values again, or make the "
-                "collection anew with these ones: rag reindex (queries go on meanwhile), or RAG_COLLECTION=<new name> rag "
-                "ingest <paths>"
+                "collection anew with these ones: rag reindex, while queries go on with the old ones, or "
+                "RAG_COLLECTION=<new name> rag ingest <paths>"
             )

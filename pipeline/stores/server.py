@@ -1,16 +1,19 @@
 """The store on a Qdrant server, cluster or cloud (1.16 or later), over its REST interface.
 
 The fingerprint is in the collection's own metadata under ``two_stage_rag``, so it is made in one step with the
-collection and goes with it into snapshots.
+collection and goes with it into snapshots. A reindex makes more collections under one name: see
+:mod:`pipeline.stores.server_generations`. A store stays with the one that was in use when it first found one.
 
 An instance made with ``QdrantClient(":memory:")`` works too and is exact, but brute force in Python: for tests.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qdrant_client import QdrantClient, models
 
@@ -19,6 +22,7 @@ from pipeline.retrying import RetryPolicy
 from pipeline.stores import bm25, common, filters, payload, server_requests
 from pipeline.stores.connection import Connection, patience
 from pipeline.stores.server_errors import DeniedError, MissingCollectionError
+from pipeline.stores.server_generations import METADATA_KEY, ServerGenerations, builder_note, current_alias
 from pipeline.types import (
     Candidate,
     Chunk,
@@ -37,7 +41,6 @@ if TYPE_CHECKING:
 Ask = Callable[[str, Callable[[], Any]], Any]
 """How a request is made: :meth:`Connection.once` or :meth:`Connection.patiently`."""
 
-METADATA_KEY = "two_stage_rag"
 # A chunk is about 10 kB of JSON at 384 dimensions; the server takes 32 MB in a request.
 _WRITE_BATCH = 128
 _READ_BATCH = 2_000
@@ -68,8 +71,31 @@ class ServerStore:
         self.name = f"collection {collection} at {self._server.address}"
         self._known: Fingerprint | None = None
         self._indexed: set[str] = set()
+        self._at: str | None = None
+        """Name of the generation that this store stays with."""
+        self._chosen = False
+        """Whether it was asked for by name, rather than being the one in use."""
 
     # -------------------------------------------------------------- collection
+
+    @property
+    def _name(self) -> str:
+        """Of the collection on the server: that of the settings, or after a reindex another one."""
+        return self._at or self.collection
+
+    def generations(self) -> ServerGenerations:
+        """The collections that reindexing leaves side by side."""
+        return ServerGenerations(self._client, self._server, self.collection, self._generation, self.follow)
+
+    def _generation(self, name: str) -> ServerStore:
+        other = copy.copy(self)
+        other._known, other._indexed, other._at, other._chosen = None, set(), name, True
+        return other
+
+    def follow(self) -> None:
+        """Leaves the generation that this store stayed with for the one that is in use now."""
+        if not self._chosen:
+            self._known, self._indexed, self._at = None, set(), None
 
     def fingerprint(self) -> Fingerprint | None:
         """What the collection was made with; None if there is none.
@@ -81,9 +107,8 @@ class ServerStore:
 
     def _fingerprint(self, ask: Ask) -> Fingerprint | None:
         if self._known is None:
-            try:
-                info = ask("look up", lambda: self._client.get_collection(self.collection))
-            except MissingCollectionError:
+            info = self._look_up(ask)
+            if info is None:
                 return None
             stored = (info.config.metadata or {}).get(METADATA_KEY)
             if not isinstance(stored, Mapping):
@@ -92,8 +117,40 @@ class ServerStore:
                     "metadata; choose another name with RAG_COLLECTION"
                 )
             self._known = Fingerprint.from_dict(stored)
+            self._at = str(stored.get("generation", self.collection))
             self._indexed.update(path.replace('"', "") for path in info.payload_schema)
         return self._known
+
+    def _look_up(self, ask: Ask) -> models.CollectionInfo | None:
+        """What the server says of the collection in use, or of the one that was asked for; None if there is none."""
+        if not self._chosen:
+            # None there: there was no reindex. Denied: the key is for the plain name alone, or for nothing.
+            with suppress(MissingCollectionError, DeniedError):
+                info = ask("look up", lambda: self._client.get_collection(current_alias(self.collection)))
+                return cast("models.CollectionInfo", info)
+        name = self._name if self._chosen else self.collection
+        with suppress(MissingCollectionError):
+            return cast("models.CollectionInfo", ask("look up", lambda: self._client.get_collection(name)))
+        return None
+
+    def _refuse_left(self) -> None:
+        """A change must not go into a collection that is in use no longer."""
+        if self._chosen or self._at is None:
+            return
+        info = self._look_up(self._server.patiently)
+        stored = (info.config.metadata or {}).get(METADATA_KEY, {}) if info is not None else {}
+        if stored.get("generation", self.collection) != self._at:
+            raise StoreError(
+                f"{self.name} was switched to another collection (rag reindex or rag rollback) since this program "
+                "opened it; this was not written. Start again with the settings that rag status shows"
+            )
+
+    def _gone(self) -> StoreError:
+        """Other than no collection yet, one that was there and is gone is not as good as an empty one."""
+        return StoreError(
+            f"{self.name} was removed since this program opened it, perhaps by rag gc after a reindex: start again "
+            "with the settings that rag status shows"
+        )
 
     def ensure_ready(self, fingerprint: Fingerprint) -> None:
         """Makes the collection and its payload indexes, as far as they are missing."""
@@ -105,11 +162,11 @@ class ServerStore:
                 ask(
                     "make",
                     lambda: self._client.create_collection(
-                        self.collection,
+                        self._name,
                         vectors_config={common.DENSE: dense},
                         sparse_vectors_config={common.SPARSE: sparse},
                         hnsw_config=models.HnswConfigDiff(m=common.HNSW_M, ef_construct=common.HNSW_EF_CONSTRUCT),
-                        metadata={METADATA_KEY: fingerprint.to_dict()},
+                        metadata={METADATA_KEY: self._metadata(fingerprint)},
                     ),
                 )
             except StoreError:
@@ -121,7 +178,11 @@ class ServerStore:
 
     def close(self) -> None:
         """Closes the connections. Closing twice is fine."""
-        self._server.close()
+        if not self._chosen:  # else they are those of the store that it was made by
+            self._server.close()
+
+    def _metadata(self, fingerprint: Fingerprint) -> dict[str, Any]:
+        return fingerprint.to_dict() | ({"generation": self._at, "builder": builder_note()} if self._chosen else {})
 
     # ------------------------------------------------------------------ writing
 
@@ -131,13 +192,14 @@ class ServerStore:
         if fingerprint is None:
             raise StoreError(f"{self.name} does not exist yet: ensure_ready() comes first")
         common.check_vectors(chunks, vectors, fingerprint.dimension)
+        self._refuse_left()
         for start in range(0, len(chunks), _WRITE_BATCH):
             batch = slice(start, start + _WRITE_BATCH)
             points = [
                 server_requests.point(chunk, vector)
                 for chunk, vector in zip(chunks[batch], vectors[batch], strict=True)
             ]
-            self._server.patiently("write to", partial(self._client.upsert, self.collection, points, wait=True))
+            self._server.patiently("write to", partial(self._client.upsert, self._name, points, wait=True))
 
     def delete_documents(self, document_ids: Sequence[str]) -> int:
         """Removes all chunks of these documents; returns how many chunks there were."""
@@ -153,9 +215,11 @@ class ServerStore:
     def delete_chunks(self, point_ids: Iterable[str]) -> int:
         """Removes the chunks that are stored under these ids; returns how many ids there were."""
         doomed = list(point_ids)
+        if doomed:
+            self._refuse_left()
         for batch in common.batches(doomed, common.LEDGER_BATCH):
             selector = models.PointIdsList(points=list(batch))
-            self._server.patiently("delete from", partial(self._client.delete, self.collection, selector, wait=True))
+            self._server.patiently("delete from", partial(self._client.delete, self._name, selector, wait=True))
         return len(doomed)
 
     def optimize(self, progress: Callable[[str], None] | None = None) -> None:
@@ -189,13 +253,15 @@ class ServerStore:
 
     def count(self) -> StoreCount:
         """Documents and chunks in the collection."""
-        try:
-            chunks = self._server.once("count", lambda: self._client.count(self.collection, exact=True)).count
-            facet = self._server.once(
-                "count", lambda: self._client.facet(self.collection, "document_id", limit=max(1, chunks), exact=True)
-            )
-        except MissingCollectionError:
+        if self.fingerprint() is None:
             return StoreCount(0, 0)
+        try:
+            chunks = self._server.once("count", lambda: self._client.count(self._name, exact=True)).count
+            facet = self._server.once(
+                "count", lambda: self._client.facet(self._name, "document_id", limit=max(1, chunks), exact=True)
+            )
+        except MissingCollectionError as error:
+            raise self._gone() from error
         return StoreCount(sum(hit.count > 0 for hit in facet.hits), chunks)
 
     def search(
@@ -224,11 +290,13 @@ class ServerStore:
         )
         if request is None:
             return []
+        if self.fingerprint() is None:
+            return []
         try:
             self._index_filtered(clauses)
-            found = self._server.once("search", partial(self._client.query_points, self.collection, **request))
-        except MissingCollectionError:
-            return []
+            found = self._server.once("search", partial(self._client.query_points, self._name, **request))
+        except MissingCollectionError as error:
+            raise self._gone() from error
         return common.to_candidates((point.id, point.score, point.payload or {}) for point in found.points)
 
     # ------------------------------------------------------------------ requests
@@ -253,7 +321,7 @@ class ServerStore:
         if not self._server.local:  # local mode has no indexes, and warns
             ask(
                 "make an index in",
-                lambda: self._client.create_payload_index(self.collection, path, _INDEX_TYPES[index], wait=True),
+                lambda: self._client.create_payload_index(self._name, path, _INDEX_TYPES[index], wait=True),
             )
         self._indexed.add(name)
 
@@ -270,6 +338,8 @@ class ServerStore:
             names = [payload.clean(document_id) for document_id in document_ids]
             match = models.FieldCondition(key="document_id", match=models.MatchAny(any=names))
             condition = models.Filter(must=[match])
+        if self._fingerprint(self._server.patiently) is None:
+            return
         offset = None
         while True:
             try:
@@ -277,7 +347,7 @@ class ServerStore:
                     "read",
                     partial(
                         self._client.scroll,
-                        self.collection,
+                        self._name,
                         scroll_filter=condition,
                         limit=_READ_VECTORS if vectors else _READ_BATCH,
                         offset=offset,
@@ -285,8 +355,8 @@ class ServerStore:
                         with_vectors=[common.DENSE] if vectors else False,
                     ),
                 )
-            except MissingCollectionError:
-                return
+            except MissingCollectionError as error:
+                raise self._gone() from error
             yield from records
             if offset is None:
                 return
