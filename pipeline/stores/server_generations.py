@@ -67,7 +67,9 @@ class ServerGenerations:
         self._follow = follow
 
     def all(self) -> list[Generation]:
-        current, kept = self._pointers()
+        aliases = self._aliases()
+        current = aliases.get(current_alias(self._collection), self._collection)
+        kept = aliases.get(_kept_alias(self._collection))
         found = []
         for name in self._names():
             stored = self._metadata(name)
@@ -81,12 +83,12 @@ class ServerGenerations:
         listed = self._server.patiently("list", self._client.get_collections)
         return naming.ordered(self._collection, (one.name for one in listed.collections))
 
-    def _pointers(self) -> tuple[str, str | None]:
-        """Names of the collection in use and of the kept one."""
+    def _aliases(self) -> dict[str, str]:
         listed = self._server.patiently("list the aliases of", self._client.get_aliases)
-        aliases = {alias.alias_name: alias.collection_name for alias in listed.aliases}
-        current = aliases.get(current_alias(self._collection), self._collection)
-        return current, aliases.get(_kept_alias(self._collection))
+        return {alias.alias_name: alias.collection_name for alias in listed.aliases}
+
+    def _current(self) -> str:
+        return self._aliases().get(current_alias(self._collection), self._collection)
 
     def _metadata(self, name: str) -> Mapping[str, Any] | None:
         try:
@@ -137,19 +139,15 @@ class ServerGenerations:
         return nullcontext()
 
     def switch(self, to: str) -> None:
-        former, kept = self._pointers()
-        current = current_alias(self._collection)
-        operations: list[Any] = []
-        if former != self._collection or kept is not None:
-            operations.append(_delete(current))
-        if kept is not None:
-            operations.append(_delete(_kept_alias(self._collection)))
-        operations += [_create(current, to), _create(_kept_alias(self._collection), former)]
+        aliases = self._aliases()
+        current, kept = current_alias(self._collection), _kept_alias(self._collection)
+        operations: list[Any] = [_delete(alias) for alias in (current, kept) if alias in aliases]
+        operations += [_create(current, to), _create(kept, aliases.get(current, self._collection))]
         self._server.patiently("switch", lambda: self._client.update_collection_aliases(operations))
         self._follow()
 
     def remove(self, name: str) -> None:
-        if name == self._pointers()[0]:
+        if name == self._current():
             raise StoreError(f"{name} is the collection in use: it is not removed")
         builder = _builder(self._metadata(name) or {})
         if builder is not None:
