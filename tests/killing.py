@@ -1,4 +1,4 @@
-"""Ingests and reindexes that can be killed at any line: ``python -m tests.killing`` forks a process for each job it is given.
+"""Ingests and reindexes that can be killed at any line: ``python -m tests.killing`` forks a process for each job.
 
 A job is a line of JSON on standard input; what happens is told in lines of JSON on standard output. Forking spares
 the second that a new interpreter takes to import everything.
