@@ -1,4 +1,4 @@
-"""``rag reindex``, ``rag rollback`` and ``rag gc`` from the command line, with the model that comes with the package."""
+"""``rag reindex``, ``rag rollback`` and ``rag gc`` from the command line, with the model of the package."""
 
 from __future__ import annotations
 
