@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class HookedEmbedder(FakeEmbedder):
         super().__init__(dimension, name)
         self.before: Callable[[], None] = lambda: None
 
-    def embed_documents(self, texts: list[str]) -> NDArray[np.float32]:  # type: ignore[override]
+    def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         self.before()
         return super().embed_documents(texts)
 

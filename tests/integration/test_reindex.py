@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from typing import Any
 
 from pipeline.core import Pipeline
 from pipeline.stores.connection import connect
@@ -30,7 +31,7 @@ def test_from_ingest_to_gc(rag: Rag) -> None:
     assert "2 documents, 2 of them cut anew" in done[0]
     assert "documents.2 is in use now; documents is kept for rag rollback, rag gc removes it" == done[1]
     assert ["RAG_CHUNK_TOKENS=64", "RAG_CHUNK_OVERLAP=16"] == done[-2:]
-    new = dict(line.split("=") for line in done[-2:])
+    new: dict[str, Any] = dict(line.split("=") for line in done[-2:])
 
     found = rag.json("status")
     states = {one["name"]: (one["state"], one["fingerprint"]["chunk_tokens"]) for one in found["generations"]}
