@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline import maintenance
 from pipeline.evaluation import command as evaluation
 from pipeline.evaluation.command import print_json, stdout
 from pipeline.training import command as training
@@ -152,6 +153,8 @@ app.add_typer(evaluation.app, name="eval")
 app.command()(evaluation.tune)
 app.command()(evaluation.calibrate)
 app.command("train-reranker")(training.train_reranker)
+for _command in (maintenance.reindex, maintenance.rollback, maintenance.gc):
+    app.command()(_command)
 
 
 @app.command()
@@ -160,6 +163,7 @@ def status(as_json: Json = False) -> None:
     from pipeline.build import build_store, calibration_dir
     from pipeline.calibration import all_calibrations
     from pipeline.display import print_pairs
+    from pipeline.ingestion.reindexing import generations_of
 
     settings = _settings()
     calibrations = all_calibrations(calibration_dir(settings))
@@ -167,12 +171,14 @@ def status(as_json: Json = False) -> None:
     try:
         made_with = store.fingerprint()
         count = store.count()
+        generations = generations_of(store).all()
         outcome: dict[str, Any] = {
             "collection": settings.collection,
             "store": store.name,
             "exists": made_with is not None,
             "documents": count.documents,
             "chunks": count.chunks,
+            "generations": [one.to_dict() for one in generations],
             "fingerprint": None if made_with is None else made_with.to_dict(),
             "embedder": settings.embedder,
             "reranker": settings.reranker,
@@ -193,6 +199,8 @@ def status(as_json: Json = False) -> None:
         ("reranker", outcome["reranker"]),
     ]
     rows += [("calibrated", f"{one.reranker} ({one.method}, on {one.dataset})") for one in calibrations]
+    if len(generations) > 1:
+        rows += [("generation", maintenance.described(one)) for one in generations]
     if made_with is None:
         rows.append(("state", "nothing ingested yet: rag ingest PATH"))
     else:

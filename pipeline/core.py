@@ -17,6 +17,7 @@ from pipeline.calibration import Calibration
 from pipeline.errors import FingerprintError, SettingsError
 from pipeline.ingestion import collection, transfer
 from pipeline.ingestion.chunking import Chunker
+from pipeline.ingestion.reindexing import reindex
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.ingestion.verify import verify as verify_store
 from pipeline.interfaces import Embedder, Reranker, Store
@@ -31,6 +32,7 @@ from pipeline.types import (
     ImportReport,
     IngestReport,
     QueryResult,
+    ReindexReport,
     SearchMode,
     StageFusion,
     StoredDocument,
@@ -341,6 +343,20 @@ class Pipeline:
         self._complete.clear()
         return transfer.import_from(self.store, self.embedder, self.fingerprint, Path(path), progress=progress)
 
+    def reindex(self, *, progress: Callable[[Progress], None] | None = None) -> ReindexReport:
+        """Makes the collection anew as this pipeline's embedder and chunk size need it, from the stored texts.
+
+        Other pipelines go on querying the collection as it was, and stay with it after the switch; then they refuse to
+        write, and are to be replaced by this one. See :mod:`pipeline.ingestion.reindexing`.
+
+        Raises:
+            SettingsError: there is nothing to reindex.
+            StoreError, EmbedderError: that part failed; what is built stays, run again it goes on.
+        """
+        self._complete.clear()
+        chunker = Chunker(self.embedder.tokenizer, chunk_tokens=self.chunk_tokens, overlap=self.chunk_overlap)
+        return reindex(self.store, self.embedder, chunker, self.fingerprint, progress=progress)
+
     # ------------------------------------------------------------- lifetime
 
     def close(self) -> None:
@@ -402,8 +418,9 @@ class Pipeline:
         if differences:
             listed = "; ".join(f"{name}: stored {theirs!r}, asked for {ours!r}" for name, theirs, ours in differences)
             raise FingerprintError(
-                f"{self.store.name} was made differently ({listed}). Set the old values again, or ingest into a new "
-                "collection: RAG_COLLECTION=<new name> rag ingest <paths>"
+                f"{self.store.name} was made differently ({listed}). Set the old values again, or make the "
+                "collection anew with these ones: rag reindex, while queries go on with the old ones, or "
+                "RAG_COLLECTION=<new name> rag ingest <paths>"
             )
 
 

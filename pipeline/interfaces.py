@@ -8,6 +8,7 @@ implementation, may be called from many threads at once, and raises only errors 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.types import (
@@ -15,6 +16,7 @@ from pipeline.types import (
     Chunk,
     DocumentVersion,
     Fingerprint,
+    Generation,
     HybridFusion,
     LedgerEntry,
     RerankScore,
@@ -174,4 +176,47 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Releases files and connections; closing twice is fine."""
+        ...
+
+
+class Generations(Protocol):
+    """The collections under one name, of which one is in use. A store that has them gives them by ``generations()``."""
+
+    def all(self) -> list[Generation]:
+        """What is there, in the order in which it was made."""
+        ...
+
+    def next_name(self) -> str:
+        """A name for one more."""
+        ...
+
+    def open(self, name: str) -> Store:
+        """The store of one of them, or of one to be made; to be closed. It stays with it, whatever is in use."""
+        ...
+
+    def building(self, name: str) -> AbstractContextManager[None]:
+        """While it lasts :meth:`remove` leaves the collection alone, and nobody else builds it.
+
+        Raises:
+            StoreLockedError: somebody else does.
+        """
+        ...
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Keeps other writers off the collection in use, as far as the store can; queries go on."""
+        ...
+
+    def switch(self, to: str) -> None:
+        """Uses this one from now on, in one step, and keeps the one before. The store itself goes along.
+
+        Other stores that are open stay with the one before and answer from it, but refuse to write.
+        """
+        ...
+
+    def remove(self, name: str) -> None:
+        """Deletes one that is not in use.
+
+        Raises:
+            StoreLockedError: somebody has it open or builds it.
+        """
         ...

@@ -497,3 +497,76 @@ class ImportReport:
             "warnings": list(self.warnings),
             "seconds": round(self.seconds, 3),
         }
+
+
+# ------------------------------------------------ collections side by side
+
+GenerationState = Literal["current", "kept", "leftover"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One of the collections that stand under one name.
+
+    ``current``: in use. ``kept``: in use before, and what a rollback goes back to. ``leftover``: half-built, or kept
+    no longer. ``fingerprint`` is None where not even that was written. ``builder`` says who is building it now.
+    """
+
+    name: str
+    state: GenerationState
+    fingerprint: Fingerprint | None
+    builder: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``rag status --json`` prints it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexReport:
+    """What a reindex did."""
+
+    collection: str
+    """Physical name of the collection in use now."""
+    kept: str | None
+    """That of the one before; None if there was nothing to do."""
+    documents: int
+    """Documents written; those of an earlier run that was cut off are not counted again."""
+    chunks: int
+    recut: int
+    """Documents of these whose text was put together from their chunks and cut anew."""
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as ``rag reindex --json`` prints it, beside the settings."""
+        return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackReport:
+    """What a rollback did."""
+
+    collection: str
+    kept: str
+    fingerprint: Fingerprint
+    """That of the collection in use now: the settings must fit it."""
+    behind: int
+    """Documents that changed, came or went since the switch: they are as they were before it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as ``rag rollback --json`` prints it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """Collections that were removed, or with ``dry_run`` would be, and those that could not be, with the reason."""
+
+    removed: list[Generation]
+    failures: list[Failure]
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as ``rag gc --json`` prints it."""
+        return asdict(self)

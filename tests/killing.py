@@ -1,4 +1,4 @@
-"""Ingests that can be killed at any line: ``python -m tests.killing`` forks a process for each job it is given.
+"""Ingests and reindexes that can be killed at any line: ``python -m tests.killing`` forks a process for each job.
 
 A job is a line of JSON on standard input; what happens is told in lines of JSON on standard output. Forking spares
 the second that a new interpreter takes to import everything.
@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pipeline.ingestion.reindexing
 import pipeline.ingestion.run
 import pipeline.stores.edge
 import pipeline.stores.shards
@@ -29,7 +30,13 @@ FUNCTIONS = frozenset(
     {"ensure_ready", "upsert", "delete_documents", "delete_chunks", "delete_versions_except", "optimize", "close"}
     | {"open", "_create", "use", "wrote", "_write_pending", "write_atomically", "_write", "_prune", "settle"}
 )
-"""The write path: what these files do under these names."""
+"""The write path of an ingest: what these files do under these names."""
+REINDEX_FILES = ("stores/edge.py", "stores/edge_generations.py", "stores/locking.py", "ingestion/reindexing.py")
+REINDEX_FUNCTIONS = frozenset(
+    {"reindex", "catch_up", "_write", "ensure_ready", "upsert", "delete_documents", "frozen", "switch", "_point"}
+    | {"write_atomically", "follow"}
+)
+"""That of a reindex."""
 DIMENSION = 32
 WHOLE_CHUNKS = 3
 """Longest document that is written in one step."""
@@ -52,10 +59,18 @@ def open_pipeline(store: Path) -> Pipeline:
     return Pipeline(embedder=embedder, store=made, chunk_tokens=32, chunk_overlap=0)
 
 
+def open_other(store: Path) -> Pipeline:
+    """The pipeline that a reindex is for."""
+    embedder = FakeEmbedder(dimension=DIMENSION + 8, name="other")
+    return Pipeline(embedder=embedder, store=EdgeStore(store), chunk_tokens=48, chunk_overlap=0)
+
+
 class Steps:
     """Counts the lines of the write path as they are run; at the one that is asked for, calls ``reached``."""
 
-    def __init__(self, line: str | None, occurrence: int, kill: bool) -> None:
+    def __init__(self, line: str | None, occurrence: int, kill: bool, *, reindex: bool = False) -> None:
+        self._files = REINDEX_FILES if reindex else FILES
+        self._functions = REINDEX_FUNCTIONS if reindex else FUNCTIONS
         self.seen: Counter[str] = Counter()
         self._line, self._occurrence, self._kill = line, occurrence, kill
 
@@ -66,7 +81,7 @@ class Steps:
 
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
-        return self._step if code.co_name in FUNCTIONS and code.co_filename.endswith(FILES) else None
+        return self._step if code.co_name in self._functions and code.co_filename.endswith(self._files) else None
 
     def _step(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line":
@@ -85,11 +100,16 @@ def tell(value: dict[str, Any]) -> None:
 
 
 def work(job: dict[str, Any]) -> None:
-    """Ingests the documents, and is killed or tells at the line that is asked for."""
-    steps = Steps(job["line"], job["occurrence"], job["kill"])
+    """Ingests the documents, or without any reindexes, and is killed or tells at the line that is asked for."""
+    documents = job.get("documents")
+    steps = Steps(job["line"], job["occurrence"], job["kill"], reindex=documents is None)
     steps.start()
-    with open_pipeline(Path(job["store"])) as rag:
-        rag.ingest(job["documents"], prune=True, max_delete=1.0)
+    if documents is None:
+        with open_other(Path(job["store"])) as rag:
+            rag.reindex()
+    else:
+        with open_pipeline(Path(job["store"])) as rag:
+            rag.ingest(documents, prune=True, max_delete=1.0)
     sys.settrace(None)
     if job["line"] is not None:
         signal.pause()  # the signal may come late, but it comes
@@ -100,6 +120,7 @@ def main() -> None:
     """Runs jobs until standard input ends."""
     # Small batches make many steps of little data.
     pipeline.ingestion.run._EMBED_CHUNKS = 64
+    pipeline.ingestion.reindexing._DOCUMENTS, pipeline.ingestion.reindexing._CHUNKS = 10, 32
     pipeline.stores.edge._WRITE_BATCH = 50
     pipeline.stores.shards.FLUSH_AFTER = 100
     for line in sys.stdin:

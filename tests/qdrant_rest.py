@@ -1,4 +1,4 @@
-"""The part of Qdrant's REST interface that an ingest uses, over the client's local mode."""
+"""The part of Qdrant's REST interface that an ingest and a reindex use, over the client's local mode."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from qdrant_client import QdrantClient, models
 from tests.loopback import Reply, Request
 
 _VECTORS = TypeAdapter(dict[str, models.VectorParams])
+_ALIASES = TypeAdapter(list[models.AliasOperations])
 _SPARSE = TypeAdapter(dict[str, models.SparseVectorParams])
 
 
@@ -26,14 +27,29 @@ class QdrantRest:
 
     def __call__(self, request: Request) -> Reply:
         path = request.path.partition("?")[0]
+        if path in ("/collections", "/aliases", "/collections/aliases"):
+            with self._lock:
+                return Reply(json={"result": self._of_all(request, path), "status": "ok", "time": 0.001})
         _, _, name, *rest = path.split("/")
         with self._lock:
+            name = {one.alias_name: one.collection_name for one in self.client.get_aliases().aliases}.get(name, name)
             if not self.client.collection_exists(name) and (request.method, rest) != ("PUT", []):
                 return Reply(404, {"status": {"error": f"Not found: Collection `{name}` doesn't exist!"}})
             result = self._result(request, name, "/".join(rest))
         if isinstance(result, Reply):
             return result
         return Reply(json={"result": result, "status": "ok", "time": 0.001})
+
+    def _of_all(self, request: Request, path: str) -> Any:
+        client = self.client
+        match request.method, path:
+            case "GET", "/collections":
+                return _plain(client.get_collections())
+            case "GET", "/aliases":
+                return _plain(client.get_aliases())
+            case "POST", "/collections/aliases":
+                return client.update_collection_aliases(_ALIASES.validate_python(request.json["actions"]))
+        raise AssertionError(f"not known here: {request.method} {request.path}")
 
     def _result(self, request: Request, name: str, what: str) -> Any:
         client = self.client
@@ -54,8 +70,12 @@ class QdrantRest:
                     metadata=asked["metadata"],
                 )
             case "PATCH", "":
+                if "metadata" in request.json:
+                    client.update_collection(name, metadata=request.json["metadata"])
                 _merge(self.settings[name], _as_config(request.json))
                 return True
+            case "DELETE", "":
+                return client.delete_collection(name)
             case "PUT", "index":
                 return {"operation_id": 1, "status": "completed"}  # local mode has no indexes
             case "PUT", "points":

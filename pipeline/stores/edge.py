@@ -6,10 +6,14 @@ The directory holds ``fingerprint.json`` (written when everything else is in pla
 
 Several stores on one directory in one process share one engine, from any number of threads; a second process gets a
 StoreLockedError. While the index is built (:meth:`EdgeStore.optimize`) searches of other threads wait for it.
+
+A reindex makes more of such directories beside it: see :mod:`pipeline.stores.edge_generations`. A store stays with the
+one that was in use when it first found one.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import threading
@@ -23,6 +27,7 @@ import qdrant_edge as edge
 from pipeline.errors import StoreError
 from pipeline.files import write_atomically
 from pipeline.stores import bm25, common, edge_requests, filters, payload, shards
+from pipeline.stores.edge_generations import EdgeGenerations, in_use
 from pipeline.stores.storage import INDEXING_KIB, Storage
 from pipeline.types import (
     Candidate,
@@ -73,22 +78,52 @@ class EdgeStore:
         self._shard: shards.OpenShard | None = None
         self._closed = False
         self._known: Fingerprint | None = None
+        self._at: Path | None = None
+        """Directory of the generation that this store stays with."""
+        self._chosen = False
+        """Whether it was asked for by name, rather than being the one in use."""
 
     # -------------------------------------------------------------- collection
+
+    @property
+    def directory(self) -> Path:
+        """Where the chunks are: ``path``, or after a reindex a directory beside it."""
+        return self._at or in_use(self.path)
+
+    def generations(self) -> EdgeGenerations:
+        """The collections that reindexing leaves side by side."""
+        return EdgeGenerations(self.path, self._generation, self.follow)
+
+    def _generation(self, name: str) -> EdgeStore:
+        other = copy.copy(self)
+        other._guard, other._shard, other._closed, other._known = threading.Lock(), None, False, None
+        other._at, other._chosen = self.path.parent / name, True
+        return other
+
+    def follow(self) -> None:
+        """Leaves the generation that this store stayed with for the one that is in use now."""
+        with self._guard:
+            shard, self._shard = self._shard, None
+            if not self._chosen:
+                self._at = self._known = None
+        if shard is not None:
+            shards.release(shard)
 
     def fingerprint(self) -> Fingerprint | None:
         """What the collection was made with; None if there is none. Takes no lock."""
         if self._known is None:
-            file = self.path / "fingerprint.json"
+            directory = self.directory
+            file = directory / "fingerprint.json"
             try:
                 self._known = Fingerprint.from_dict(json.loads(file.read_text(encoding="utf-8")))
             except (FileNotFoundError, NotADirectoryError):
                 return None
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise StoreError(
-                    f"cannot read {file} ({error}): check its permissions; if it is damaged, delete {self.path} and "
+                    f"cannot read {file} ({error}): check its permissions; if it is damaged, delete {directory} and "
                     "ingest again"
                 ) from error
+            self._at = directory
         return self._known
 
     def ensure_ready(self, fingerprint: Fingerprint) -> None:
@@ -101,13 +136,14 @@ class EdgeStore:
             optimizers=edge.EdgeOptimizersConfig(indexing_threshold=INDEXING_KIB),
         )
         with self._engine("prepare", config) as (shard, engine):
+            directory = shard.directory
             for field in payload.INDEXED_FIELDS:
                 self._index(shard, engine, field, "keyword")
             engine.flush()
             try:
-                write_atomically(self.path / "fingerprint.json", json.dumps(fingerprint.to_dict(), indent=2))
+                write_atomically(directory / "fingerprint.json", json.dumps(fingerprint.to_dict(), indent=2))
             except OSError as error:
-                raise StoreError(f"cannot write in {self.path} ({error.strerror})") from error
+                raise StoreError(f"cannot write in {directory} ({error.strerror})") from error
 
     def close(self) -> None:
         """Frees the directory, unless another store of this process uses it. Closing twice is fine."""
@@ -129,7 +165,7 @@ class EdgeStore:
             points = [
                 edge_requests.point(chunk, vector) for chunk, vector in zip(chunks[batch], vectors[batch], strict=True)
             ]
-            with self._engine("write to") as (shard, engine):
+            with self._writing("write to") as (shard, engine):
                 shard.check_space(4 * vectors[batch].nbytes)
                 engine.update(edge.UpdateOperation.upsert_points(points))
                 shard.wrote(engine, written=len(points))
@@ -153,7 +189,7 @@ class EdgeStore:
         """Removes the chunks that are stored under these ids; returns how many ids there were."""
         doomed = list(point_ids)
         for batch in common.batches(doomed, common.LEDGER_BATCH):
-            with self._engine("delete from") as (shard, engine):
+            with self._writing("delete from") as (shard, engine):
                 engine.update(edge.UpdateOperation.delete_points(list(batch)))
                 shard.wrote(engine, deleted=len(batch))
         return len(doomed)
@@ -266,14 +302,30 @@ class EdgeStore:
     def _engine(
         self, doing: str, config: edge.EdgeConfig | None = None
     ) -> Iterator[tuple[shards.OpenShard, edge.EdgeShard]]:
+        shard = self._open(config)
+        with shard.use(doing) as engine:
+            yield shard, engine
+
+    @contextmanager
+    def _writing(self, doing: str) -> Iterator[tuple[shards.OpenShard, edge.EdgeShard]]:
+        """The engine for a change, which must not go into a collection that is in use no longer."""
+        shard = self._open()
+        with shard.writing:
+            if not self._chosen and self._at is not None and in_use(self.path) != self._at:
+                raise StoreError(
+                    f"{self.name} was switched to another collection (rag reindex or rag rollback) since this program "
+                    "opened it; this was not written. Start again with the settings that rag status shows"
+                )
+            with shard.use(doing) as engine:
+                yield shard, engine
+
+    def _open(self, config: edge.EdgeConfig | None = None) -> shards.OpenShard:
         with self._guard:
             if self._closed:
                 raise StoreError(f"{self.name} was closed")
             if self._shard is None:
-                self._shard = shards.acquire(self.path, config)
-            shard = self._shard
-        with shard.use(doing) as engine:
-            yield shard, engine
+                self._shard = shards.acquire(self.directory, config)
+            return self._shard
 
     def _index(self, shard: shards.OpenShard, engine: edge.EdgeShard, path: str, index: filters.IndexType) -> None:
         """Makes sure that a field has an index. There is one a field: one of another type is left as it is."""

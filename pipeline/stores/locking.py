@@ -118,7 +118,7 @@ class DirectoryLock:
         if holder["host"] != socket.gethostname():
             return f"{who} on {holder['host']}"
         # The file of a holder that was killed stays until the next one has written its own.
-        return who if _alive(holder["pid"]) else "another process"
+        return who if alive(holder["pid"]) else "another process"
 
     def _read_holder(self) -> dict[str, Any] | None:
         try:
@@ -128,7 +128,8 @@ class DirectoryLock:
             return None
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether there is such a process on this machine; where that cannot be told, True."""
     if sys.platform == "win32":  # there, signal 0 is no question but a key press
         return True
     try:

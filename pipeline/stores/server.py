@@ -1,18 +1,21 @@
 """The store on a Qdrant server, cluster or cloud (1.16 or later), over its REST interface.
 
 The fingerprint is in the collection's own metadata under ``two_stage_rag``, so it is made in one step with the
-collection and goes with it into snapshots.
+collection and goes with it into snapshots. A reindex makes more collections under one name: see
+:mod:`pipeline.stores.server_generations`. A store stays with the one that was in use when it first found one.
 
 An instance made with ``QdrantClient(":memory:")`` works too and is exact, but brute force in Python: for tests.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qdrant_client import QdrantClient, models
 
@@ -21,6 +24,7 @@ from pipeline.retrying import RetryPolicy
 from pipeline.stores import bm25, common, filters, payload, server_requests, server_settings
 from pipeline.stores.connection import Connection, patience
 from pipeline.stores.server_errors import DeniedError, MissingCollectionError
+from pipeline.stores.server_generations import METADATA_KEY, ServerGenerations, builder_note, current_alias
 from pipeline.stores.storage import INDEXING_KIB, Cluster, Storage
 from pipeline.types import (
     Candidate,
@@ -42,7 +46,6 @@ log = logging.getLogger(__name__)
 Ask = Callable[[str, Callable[[], Any]], Any]
 """How a request is made: :meth:`Connection.once` or :meth:`Connection.patiently`."""
 
-METADATA_KEY = "two_stage_rag"
 # Qdrant advises 64-256 points a request, and two to four requests at once
 # (https://qdrant.tech/documentation/manage-data/bulk-upload). A chunk is about 10 kB of JSON at 384 dimensions and
 # 90 kB at 4096; the server takes 32 MB in a request.
@@ -87,8 +90,31 @@ class ServerStore:
         self._cluster = cluster or Cluster()
         self._known: Fingerprint | None = None
         self._indexed: set[str] = set()
+        self._at: str | None = None
+        """Name of the generation that this store stays with."""
+        self._chosen = False
+        """Whether it was asked for by name, rather than being the one in use."""
 
     # -------------------------------------------------------------- collection
+
+    @property
+    def _name(self) -> str:
+        """Of the collection on the server: that of the settings, or after a reindex another one."""
+        return self._at or self.collection
+
+    def generations(self) -> ServerGenerations:
+        """The collections that reindexing leaves side by side."""
+        return ServerGenerations(self._client, self._server, self.collection, self._generation, self.follow)
+
+    def _generation(self, name: str) -> ServerStore:
+        other = copy.copy(self)
+        other._known, other._indexed, other._at, other._chosen = None, set(), name, True
+        return other
+
+    def follow(self) -> None:
+        """Leaves the generation that this store stayed with for the one that is in use now."""
+        if not self._chosen:
+            self._known, self._indexed, self._at = None, set(), None
 
     def fingerprint(self) -> Fingerprint | None:
         """What the collection was made with; None if there is none.
@@ -100,9 +126,8 @@ class ServerStore:
 
     def _fingerprint(self, ask: Ask) -> Fingerprint | None:
         if self._known is None:
-            try:
-                info = ask("look up", lambda: self._client.get_collection(self.collection))
-            except MissingCollectionError:
+            info = self._look_up(ask)
+            if info is None:
                 return None
             stored = (info.config.metadata or {}).get(METADATA_KEY)
             if not isinstance(stored, Mapping):
@@ -111,6 +136,7 @@ class ServerStore:
                     "metadata; choose another name with RAG_COLLECTION"
                 )
             self._known = Fingerprint.from_dict(stored)
+            self._at = str(stored.get("generation", self.collection))
             kib = (info.points_count or 0) * self._known.dimension * 4 / 1024
             if server_settings.is_deferred(info.config) and kib > INDEXING_KIB:
                 log.warning(
@@ -121,6 +147,37 @@ class ServerStore:
             self._indexed.update(path.replace('"', "") for path in info.payload_schema)
         return self._known
 
+    def _look_up(self, ask: Ask) -> models.CollectionInfo | None:
+        """What the server says of the collection in use, or of the one that was asked for; None if there is none."""
+        if not self._chosen:
+            # None there: there was no reindex. Denied: the key is for the plain name alone, or for nothing.
+            with suppress(MissingCollectionError, DeniedError):
+                info = ask("look up", lambda: self._client.get_collection(current_alias(self.collection)))
+                return cast("models.CollectionInfo", info)
+        name = self._name if self._chosen else self.collection
+        with suppress(MissingCollectionError):
+            return cast("models.CollectionInfo", ask("look up", lambda: self._client.get_collection(name)))
+        return None
+
+    def _refuse_left(self) -> None:
+        """A change must not go into a collection that is in use no longer."""
+        if self._chosen or self._at is None:
+            return
+        info = self._look_up(self._server.patiently)
+        stored = (info.config.metadata or {}).get(METADATA_KEY, {}) if info is not None else {}
+        if stored.get("generation", self.collection) != self._at:
+            raise StoreError(
+                f"{self.name} was switched to another collection (rag reindex or rag rollback) since this program "
+                "opened it; this was not written. Start again with the settings that rag status shows"
+            )
+
+    def _gone(self) -> StoreError:
+        """Other than no collection yet, one that was there and is gone is not as good as an empty one."""
+        return StoreError(
+            f"{self.name} was removed since this program opened it, perhaps by rag gc after a reindex: start again "
+            "with the settings that rag status shows"
+        )
+
     def ensure_ready(self, fingerprint: Fingerprint) -> None:
         """Makes the collection and its payload indexes, as far as they are missing."""
         ask = self._server.patiently
@@ -130,7 +187,7 @@ class ServerStore:
                 ask(
                     "make",
                     lambda: self._client.create_collection(
-                        self.collection, metadata={METADATA_KEY: fingerprint.to_dict()}, **settings
+                        self._name, metadata={METADATA_KEY: self._metadata(fingerprint)}, **settings
                     ),
                 )
             except StoreError:
@@ -142,7 +199,11 @@ class ServerStore:
 
     def close(self) -> None:
         """Closes the connections. Closing twice is fine."""
-        self._server.close()
+        if not self._chosen:  # else they are those of the store that it was made by
+            self._server.close()
+
+    def _metadata(self, fingerprint: Fingerprint) -> dict[str, Any]:
+        return fingerprint.to_dict() | ({"generation": self._at, "builder": builder_note()} if self._chosen else {})
 
     # ------------------------------------------------------------------ writing
 
@@ -152,13 +213,14 @@ class ServerStore:
         if fingerprint is None:
             raise StoreError(f"{self.name} does not exist yet: ensure_ready() comes first")
         common.check_vectors(chunks, vectors, fingerprint.dimension)
+        self._refuse_left()
 
         def write(batch: slice) -> None:
             points = [
                 server_requests.point(chunk, vector)
                 for chunk, vector in zip(chunks[batch], vectors[batch], strict=True)
             ]
-            self._server.patiently("write to", partial(self._client.upsert, self.collection, points, wait=True))
+            self._server.patiently("write to", partial(self._client.upsert, self._name, points, wait=True))
 
         # The server logs a request before it applies it: after a crash all of its chunks are there or none.
         parts = common.document_batches(chunks, _WRITE_BATCH, self.whole_chunks)
@@ -180,9 +242,11 @@ class ServerStore:
     def delete_chunks(self, point_ids: Iterable[str]) -> int:
         """Removes the chunks that are stored under these ids; returns how many ids there were."""
         doomed = list(point_ids)
+        if doomed:
+            self._refuse_left()
         for batch in common.batches(doomed, common.LEDGER_BATCH):
             selector = models.PointIdsList(points=list(batch))
-            self._server.patiently("delete from", partial(self._client.delete, self.collection, selector, wait=True))
+            self._server.patiently("delete from", partial(self._client.delete, self._name, selector, wait=True))
         return len(doomed)
 
     def optimize(self, progress: Callable[[str], None] | None = None) -> None:
@@ -190,7 +254,7 @@ class ServerStore:
         if self._server.local or self.fingerprint() is None:
             return
         ask = self._server.patiently
-        config = ask("look up", lambda: self._client.get_collection(self.collection)).config
+        config = ask("look up", lambda: self._client.get_collection(self._name)).config
         if unlike := server_settings.other_cluster(config, self._cluster):
             log.warning("%s stays as it was made: %s; that can only be chosen for a new collection", self.name, unlike)
         changes = server_settings.updates(config, self._storage)
@@ -200,7 +264,7 @@ class ServerStore:
             said = self._storage.changes(server_settings.stored_storage(config))
             progress(f"the server stores the vectors anew ({said})" if said else "the server begins to build its index")
         try:
-            ask("change", lambda: self._client.update_collection(self.collection, **changes))
+            ask("change", lambda: self._client.update_collection(self._name, **changes))
         except DeniedError as error:
             log.warning("%s; its settings stay as they are: %s", error, ", ".join(changes))
 
@@ -238,13 +302,15 @@ class ServerStore:
 
     def count(self) -> StoreCount:
         """Documents and chunks in the collection."""
-        try:
-            chunks = self._server.once("count", lambda: self._client.count(self.collection, exact=True)).count
-            facet = self._server.once(
-                "count", lambda: self._client.facet(self.collection, "document_id", limit=max(1, chunks), exact=True)
-            )
-        except MissingCollectionError:
+        if self.fingerprint() is None:
             return StoreCount(0, 0)
+        try:
+            chunks = self._server.once("count", lambda: self._client.count(self._name, exact=True)).count
+            facet = self._server.once(
+                "count", lambda: self._client.facet(self._name, "document_id", limit=max(1, chunks), exact=True)
+            )
+        except MissingCollectionError as error:
+            raise self._gone() from error
         return StoreCount(sum(hit.count > 0 for hit in facet.hits), chunks)
 
     def search(
@@ -274,11 +340,13 @@ class ServerStore:
         )
         if request is None:
             return []
+        if self.fingerprint() is None:
+            return []
         try:
             self._index_filtered(clauses)
-            found = self._server.once("search", partial(self._client.query_points, self.collection, **request))
-        except MissingCollectionError:
-            return []
+            found = self._server.once("search", partial(self._client.query_points, self._name, **request))
+        except MissingCollectionError as error:
+            raise self._gone() from error
         return common.to_candidates((point.id, point.score, point.payload or {}) for point in found.points)
 
     # ------------------------------------------------------------------ requests
@@ -303,7 +371,7 @@ class ServerStore:
         if not self._server.local:  # local mode has no indexes, and warns
             ask(
                 "make an index in",
-                lambda: self._client.create_payload_index(self.collection, path, _INDEX_TYPES[index], wait=True),
+                lambda: self._client.create_payload_index(self._name, path, _INDEX_TYPES[index], wait=True),
             )
         self._indexed.add(name)
 
@@ -321,6 +389,8 @@ class ServerStore:
     def _scroll(
         self, condition: models.Filter | None, fields: list[str], *, vectors: bool = False
     ) -> Iterator[models.Record]:
+        if self._fingerprint(self._server.patiently) is None:
+            return
         offset = None
         while True:
             try:
@@ -328,7 +398,7 @@ class ServerStore:
                     "read",
                     partial(
                         self._client.scroll,
-                        self.collection,
+                        self._name,
                         scroll_filter=condition,
                         limit=_READ_VECTORS if vectors else _READ_BATCH,
                         offset=offset,
@@ -336,8 +406,8 @@ class ServerStore:
                         with_vectors=[common.DENSE] if vectors else False,
                     ),
                 )
-            except MissingCollectionError:
-                return
+            except MissingCollectionError as error:
+                raise self._gone() from error
             yield from records
             if offset is None:
                 return

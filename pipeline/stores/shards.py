@@ -55,6 +55,8 @@ class OpenShard:
         """Chunks written since the last optimization, so at most so many are outside the HNSW index."""
         self.deleted = 0
         """Chunks deleted since the last optimization: the index still has them."""
+        self.writing = threading.RLock()
+        """Taken before the engine by who writes, so that a switch to another collection can wait for the last write."""
         self._pid = os.getpid()
         self._files = directory / "shard"
         self._pending = directory / "pending.json"

@@ -1,0 +1,297 @@
+"""Another embedding model or other chunking without downtime: a second collection is built beside the first.
+
+It is made from the stored chunks, no source is needed, while queries go on with the first. What an ingest writes
+meanwhile is caught up with: the ledgers of both are compared until nothing is missing, the last time while writers
+wait. Then the name leads to the second in one step, and the first is kept for a rollback.
+
+A reindex that was cut off goes on where it was: what its collection holds already is left as it is. So does one back
+to a model whose collection is still kept, which then only has to catch up.
+
+Chunks are taken as they are where their size stays what it was and they are not too long by the new model's own
+tokens. Else a document is cut anew (:mod:`pipeline.ingestion.recutting`, with what is lost by it).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+from pipeline.errors import SettingsError, StoreError
+from pipeline.ingestion import collection
+from pipeline.ingestion.changes import by_document
+from pipeline.ingestion.chunking import Chunker
+from pipeline.ingestion.recutting import fits, recut
+from pipeline.ingestion.run import Progress
+from pipeline.interfaces import Embedder, Generations, Store
+from pipeline.types import (
+    Chunk,
+    DocumentVersion,
+    Failure,
+    Fingerprint,
+    GcReport,
+    Generation,
+    ReindexReport,
+    RollbackReport,
+)
+
+# Documents read, and chunks embedded and written, at once.
+_DOCUMENTS = 100
+_CHUNKS = 512
+_SHOWN = 20
+
+Ledger = Mapping[str, DocumentVersion]
+
+
+def reindex(
+    store: Store,
+    embedder: Embedder,
+    chunker: Chunker,
+    fingerprint: Fingerprint,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+) -> ReindexReport:
+    """Builds the collection that the embedder and chunker need from the stored one, and uses it from then on.
+
+    Nothing is done where the collection in use is of this fingerprint already.
+
+    Raises:
+        SettingsError: there is nothing to reindex.
+        StoreLockedError: another process has the store open, or builds the same collection.
+        StoreError, EmbedderError: that part failed; run again it goes on.
+    """
+    start = time.perf_counter()
+    generations = generations_of(store)
+    found = generations.all()
+    current = _current(store, found)
+    stored = current.fingerprint
+    assert stored is not None
+    if stored == fingerprint:
+        return ReindexReport(current.name, None, 0, 0, 0, seconds=time.perf_counter() - start)
+    begun = [one.name for one in found if one.state != "current" and one.fingerprint == fingerprint]
+    name = begun[-1] if begun else generations.next_name()
+    with (
+        generations.building(name),
+        closing(generations.open(current.name)) as old,
+        closing(generations.open(name)) as new,
+    ):
+        new.ensure_ready(fingerprint)
+        copy = _Copy(old, new, embedder, chunker, stored, fingerprint, progress)
+        copy.catch_up()
+        new.optimize(copy.tell)
+        with generations.frozen():
+            before = copy.catch_up()
+            generations.switch(name)
+        # On a server a writer may have been in the middle of a request; from now on none writes here any more.
+        copy.catch_up(since=before)
+    return ReindexReport(
+        collection=name,
+        kept=current.name,
+        documents=copy.documents,
+        chunks=copy.chunks,
+        recut=copy.recut,
+        warnings=copy.warnings(),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def rollback(store: Store) -> RollbackReport:
+    """Uses the kept collection again, and keeps the one that was in use.
+
+    It is as it was at the switch: what came since is in the other one alone, and the report counts it. A reindex with
+    the kept one's settings instead brings that over, too.
+
+    Raises:
+        SettingsError: no collection is kept.
+        StoreLockedError: another process has the store open, or is building the kept one.
+    """
+    generations = generations_of(store)
+    found = generations.all()
+    kept = next((one for one in found if one.state == "kept"), None)
+    if kept is None or kept.fingerprint is None:
+        raise SettingsError(f"{store.name}: no collection is kept to go back to; only rag reindex leaves one")
+    current = _current(store, found)
+    with generations.building(kept.name), generations.frozen():
+        with closing(generations.open(current.name)) as newer, closing(generations.open(kept.name)) as older:
+            behind = len(_differing(_ledger(newer), _ledger(older)))
+        generations.switch(kept.name)
+    return RollbackReport(kept.name, current.name, kept.fingerprint, behind)
+
+
+def collect_garbage(store: Store, *, dry_run: bool = False) -> GcReport:
+    """Removes the collections that are not in use: kept, half-built and left over ones, but none that is being built.
+
+    One that a program has open, or a reindex is building, stays and is listed with the reason.
+    """
+    generations = generations_of(store)
+    removed, failures = [], []
+    for one in generations.all():
+        if one.state == "current":
+            continue
+        if one.builder is not None:
+            failures.append(Failure(one.name, f"is being built by {one.builder}"))
+            continue
+        try:
+            if not dry_run:
+                generations.remove(one.name)
+            removed.append(one)
+        except StoreError as error:
+            failures.append(Failure(one.name, str(error)))
+    return GcReport(removed, failures, dry_run)
+
+
+def generations_of(store: Store) -> Generations:
+    """The store's collections.
+
+    Raises:
+        SettingsError: it is a store of somebody else's that has only one.
+    """
+    give: Callable[[], Generations] | None = getattr(store, "generations", None)
+    if give is None:
+        raise SettingsError(f"{store.name} holds one collection only: ingest the documents again into another one")
+    return give()
+
+
+def _current(store: Store, found: Iterable[Generation]) -> Generation:
+    current = next((one for one in found if one.state == "current" and one.fingerprint is not None), None)
+    if current is None:
+        raise SettingsError(f"{store.name} does not exist: nothing to reindex; begin with rag ingest PATH")
+    return current
+
+
+def _ledger(store: Store) -> Ledger:
+    return {version.document_id: version for version in collection.documents(store)}
+
+
+def _identity(version: DocumentVersion) -> DocumentVersion:
+    """What makes a version the same in two collections, where it may be cut differently."""
+    return replace(version, present=0, count=0)
+
+
+def _differing(one: Ledger, other: Ledger) -> set[str]:
+    """Documents that are not in both, or not in the same version."""
+    return {
+        document_id
+        for document_id in one.keys() | other.keys()
+        if document_id not in one
+        or document_id not in other
+        or _identity(one[document_id]) != _identity(other[document_id])
+    }
+
+
+@dataclass
+class _Copy:
+    """Brings what one collection holds into another one, as it has to be there."""
+
+    old: Store
+    new: Store
+    embedder: Embedder
+    chunker: Chunker
+    stored: Fingerprint
+    wanted: Fingerprint
+    progress: Callable[[Progress], None] | None = None
+
+    documents: int = 0
+    chunks: int = 0
+    recut: int = 0
+    _incomplete: set[str] = field(default_factory=set)
+    _total: int = 0
+
+    def catch_up(self, since: Ledger | None = None) -> Ledger:
+        """Writes what is missing or other in the new collection, and removes what the old one no longer holds.
+
+        With ``since``, an earlier ledger of the old one, only what has changed there after it. Returns its ledger.
+        """
+        ledger = _ledger(self.old)
+        there = by_document(self.new.versions())
+        if since is None:
+            due = {id_: version for id_, version in ledger.items() if not _holds(there.get(id_, []), version)}
+            gone = there.keys() - ledger.keys()
+        else:
+            changed = _differing(since, ledger)
+            due = {id_: ledger[id_] for id_ in changed & ledger.keys()}
+            gone = changed - ledger.keys()
+        self._total = self.documents + len(due)
+        pending: list[Chunk] = []
+        ids = list(due)
+        for first in range(0, len(ids), _DOCUMENTS):
+            some = {id_: due[id_] for id_ in ids[first : first + _DOCUMENTS]}
+            # What is left of one may be cut in another way than what is written now.
+            broken = [id_ for id_, version in some.items() if _has_part(there.get(id_, []), version)]
+            if broken:
+                self.new.delete_documents(broken)
+            for chunks in self._documents(some):
+                pending += chunks
+                while len(pending) >= _CHUNKS:
+                    self._write(pending[:_CHUNKS])
+                    del pending[:_CHUNKS]
+            self._write(pending)
+            pending = []
+            # Only now, when all of the new version is there.
+            stale = {id_: version.content_hash for id_, version in some.items() if id_ in there}
+            if stale:
+                self.new.delete_versions_except(stale)
+            self.documents += len(some)
+            self.tell()
+        if gone:
+            self.new.delete_documents(sorted(gone))
+        return ledger
+
+    def _documents(self, wanted: Ledger) -> Iterator[list[Chunk]]:
+        """The chunks of these documents as they have to be."""
+        found: dict[str, dict[int, Chunk]] = {id_: {} for id_ in wanted}
+        for chunk in self.old.chunks(list(wanted)):
+            if chunk.content_hash == wanted[chunk.document_id].content_hash:
+                found[chunk.document_id][chunk.index] = chunk
+        for id_, places in found.items():
+            chunks = [places[index] for index in sorted(places)]
+            if not chunks:
+                continue  # removed since the ledger was read: the next look at it finds that
+            if len(chunks) < chunks[0].count:
+                # Cut anew it would pass for the whole.
+                self._incomplete.add(id_)
+                yield chunks
+            elif self._as_it_is(chunks):
+                yield chunks
+            else:
+                self.recut += 1
+                yield recut(chunks, self.chunker, overlapping=self.stored.chunk_overlap > 0)
+
+    def _as_it_is(self, chunks: list[Chunk]) -> bool:
+        one, other = self.stored, self.wanted
+        if (one.chunk_tokens, one.chunk_overlap) != (other.chunk_tokens, other.chunk_overlap):
+            return False
+        return one.embedder == other.embedder or fits(chunks, self.embedder.tokenizer, other.chunk_tokens)
+
+    def _write(self, chunks: list[Chunk]) -> None:
+        if chunks:
+            self.new.upsert(chunks, self.embedder.embed_documents([chunk.full_text for chunk in chunks]))
+            self.chunks += len(chunks)
+            self.tell()
+
+    def tell(self, message: str = "") -> None:
+        if self.progress is not None:
+            said = message or f"{self.documents} of {self._total} documents"
+            self.progress(Progress(0, 0, self.documents, self.chunks, said))
+
+    def warnings(self) -> list[str]:
+        shown = [
+            f"{id_}: not all of its chunks are stored; those that are were taken over (see rag verify)"
+            for id_ in sorted(self._incomplete)[:_SHOWN]
+        ]
+        if len(self._incomplete) > _SHOWN:
+            shown.append(f"{len(self._incomplete) - _SHOWN} more documents are not complete")
+        return shown
+
+
+def _holds(versions: Iterable[DocumentVersion], wanted: DocumentVersion) -> bool:
+    """Whether exactly this version is there, and as much of it as there is."""
+    found = list(versions)
+    if len(found) != 1 or _identity(found[0]) != _identity(wanted):
+        return False
+    return found[0].complete if wanted.complete else found[0] == wanted
+
+
+def _has_part(versions: Iterable[DocumentVersion], wanted: DocumentVersion) -> bool:
+    return any(version.content_hash == wanted.content_hash and not version.complete for version in versions)

@@ -1,0 +1,121 @@
+"""Collections of the embedded store side by side, and which of them is in use.
+
+Beside ``documents/`` a reindex makes ``documents.2/``, ``documents.3/``, each a store of its own. The file
+``documents.json`` says which one is in use and which one a rollback goes back to; it is replaced in one step. Without
+it ``documents/`` is in use: that is every store that was never reindexed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import StoreError
+from pipeline.files import write_atomically
+from pipeline.stores import naming, shards
+from pipeline.stores.locking import DirectoryLock
+from pipeline.types import Generation
+
+if TYPE_CHECKING:
+    from pipeline.interfaces import Store
+
+
+def in_use(path: Path) -> Path:
+    """Directory of the collection that is in use under ``path``, whether there is one or not."""
+    return path.parent / _pointer(path)[0]
+
+
+def _pointer(path: Path) -> tuple[str, str | None]:
+    """Names of the collection in use and of the kept one."""
+    file = path.with_name(f"{path.name}.json")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        current, kept = value["current"], value["kept"]
+        if any(name is not None and naming.number(path.name, name) is None for name in (current, kept)):
+            raise ValueError(f"{current!r} and {kept!r} do not belong to {path.name}")
+        return str(current), kept
+    except (FileNotFoundError, NotADirectoryError):
+        return path.name, None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"cannot read {file} ({error}), which names the collection in use: check its permissions; if it is "
+            f'damaged, write {{"current": "{path.name}", "kept": null}} into it, or {path.name}.2 and so on instead'
+        ) from error
+
+
+class EdgeGenerations:
+    """See :class:`pipeline.interfaces.Generations`. ``path`` is the directory of the first collection.
+
+    Who builds a collection has it open, and an open one is locked: no other lock is needed.
+    """
+
+    def __init__(self, path: Path, open_: Callable[[str], Store], follow: Callable[[], None]) -> None:
+        self._path = path
+        self._open = open_
+        self._follow = follow
+
+    def all(self) -> list[Generation]:
+        current, kept = _pointer(self._path)
+        found = []
+        for name in self._names():
+            state = "current" if name == current else "kept" if name == kept else "leftover"
+            found.append(Generation(name, state, self._open(name).fingerprint()))  # type: ignore[arg-type]
+        return found
+
+    def _names(self) -> list[str]:
+        folder = self._path.parent
+        there = (entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else ()
+        return naming.ordered(self._path.name, there)
+
+    def next_name(self) -> str:
+        return naming.following(self._path.name, self._names())
+
+    def open(self, name: str) -> Store:
+        return self._open(name)
+
+    def building(self, name: str) -> AbstractContextManager[None]:  # noqa: ARG002
+        return nullcontext()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Writers of this process wait; other processes have none, as this one has the lock on the directory."""
+        shard = shards.acquire(in_use(self._path))
+        try:
+            with shard.writing:
+                yield
+        finally:
+            shards.release(shard)
+
+    def switch(self, to: str) -> None:
+        current, _ = _pointer(self._path)
+        self._point(to, current)
+        self._follow()
+
+    def remove(self, name: str) -> None:
+        current, kept = _pointer(self._path)
+        if name == current:
+            raise StoreError(f"{name} is the collection in use: it is not removed")
+        directory = self._path.parent / name
+        lock = DirectoryLock(directory)
+        lock.acquire()
+        try:
+            if name == kept:
+                self._point(current, None)
+            # First: cut off in the middle, what is left must not look like a collection.
+            (directory / "fingerprint.json").unlink(missing_ok=True)
+            shutil.rmtree(directory)
+        except OSError as error:
+            raise StoreError(f"cannot remove {directory} ({error.strerror}): remove it by hand") from error
+        finally:
+            lock.release()
+
+    def _point(self, current: str, kept: str | None) -> None:
+        file = self._path.with_name(f"{self._path.name}.json")
+        try:
+            write_atomically(file, json.dumps({"current": current, "kept": kept}))
+        except OSError as error:
+            raise StoreError(f"cannot write {file} ({error.strerror}): nothing was switched") from error

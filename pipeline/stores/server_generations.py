@@ -1,0 +1,179 @@
+"""Collections of a server side by side, and which of them is in use.
+
+Qdrant does not let an alias have a collection's name, and collections that were made before there was reindexing have
+the plain name. So the plain name stays that of the first collection, and which one is in use is told by the alias
+``<name>.current``; without it it is the plain one, and there is nothing to migrate. ``<name>.kept`` leads to the one
+that a rollback goes back to. Both are set in one request, which Qdrant carries out as a whole.
+
+A store finds out once which collection is in use and then names that one, never the alias: behind an alias the vectors
+of one model would from one request to the next be compared with those of another. Each collection made by a reindex
+knows its own name (``generation`` in its metadata), so that this takes no more than looking the alias up.
+
+Who builds one notes that in its metadata, with the time, again and again: a note of more than two minutes ago is that
+of a builder who is dead. Clocks of machines that share a server must agree to that.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+from qdrant_client import QdrantClient, models
+
+from pipeline.errors import StoreError, StoreLockedError
+from pipeline.stores import naming
+from pipeline.stores.connection import Connection
+from pipeline.stores.locking import alive
+from pipeline.stores.server_errors import MissingCollectionError
+from pipeline.types import Fingerprint, Generation
+
+if TYPE_CHECKING:
+    from pipeline.interfaces import Store
+
+METADATA_KEY = "two_stage_rag"
+_NOTE_EVERY_S = 30.0
+_NOTE_HOLDS_S = 120.0
+
+
+def current_alias(collection: str) -> str:
+    """The alias that leads to the collection in use, where there was a reindex."""
+    return f"{collection}.current"
+
+
+def _kept_alias(collection: str) -> str:
+    return f"{collection}.kept"
+
+
+class ServerGenerations:
+    """See :class:`pipeline.interfaces.Generations`."""
+
+    def __init__(
+        self,
+        client: QdrantClient,
+        server: Connection,
+        collection: str,
+        open_: Callable[[str], Store],
+        follow: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._server = server
+        self._collection = collection
+        self._open = open_
+        self._follow = follow
+
+    def all(self) -> list[Generation]:
+        aliases = self._aliases()
+        current = aliases.get(current_alias(self._collection), self._collection)
+        kept = aliases.get(_kept_alias(self._collection))
+        found = []
+        for name in self._names():
+            stored = self._metadata(name)
+            if stored is None:
+                continue  # removed in between, or somebody else's
+            state = "current" if name == current else "kept" if name == kept else "leftover"
+            found.append(Generation(name, state, Fingerprint.from_dict(stored), _builder(stored)))  # type: ignore[arg-type]
+        return found
+
+    def _names(self) -> list[str]:
+        listed = self._server.patiently("list", self._client.get_collections)
+        return naming.ordered(self._collection, (one.name for one in listed.collections))
+
+    def _aliases(self) -> dict[str, str]:
+        listed = self._server.patiently("list the aliases of", self._client.get_aliases)
+        return {alias.alias_name: alias.collection_name for alias in listed.aliases}
+
+    def _current(self) -> str:
+        return self._aliases().get(current_alias(self._collection), self._collection)
+
+    def _metadata(self, name: str) -> Mapping[str, Any] | None:
+        try:
+            info = self._server.patiently("look up", lambda: self._client.get_collection(name))
+        except MissingCollectionError:
+            return None
+        stored = (info.config.metadata or {}).get(METADATA_KEY)
+        return stored if isinstance(stored, Mapping) else None
+
+    def next_name(self) -> str:
+        return naming.following(self._collection, self._names())
+
+    def open(self, name: str) -> Store:
+        return self._open(name)
+
+    @contextmanager
+    def building(self, name: str) -> Iterator[None]:
+        stop = threading.Event()
+        other = _builder(self._metadata(name) or {})
+        if other is not None:
+            raise StoreLockedError(f"{name} at {self._server.address} is being built by {other}: wait until it is done")
+
+        def note() -> None:
+            while not stop.wait(_NOTE_EVERY_S):
+                with suppress(StoreError):  # the next time, or never: then the builder notices by itself
+                    self._note(name, builder_note())
+
+        self._note(name, builder_note())
+        thread = threading.Thread(target=note, name="rag-reindex-note", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            with suppress(StoreError):
+                self._note(name, None)
+
+    def _note(self, name: str, builder: Mapping[str, Any] | None) -> None:
+        """Says in the metadata who builds it. Before it is made there is nothing to note anything in."""
+        stored = self._metadata(name)
+        if stored is not None:
+            metadata = {METADATA_KEY: {**stored, "builder": builder}}
+            self._server.patiently("note in", lambda: self._client.update_collection(name, metadata=metadata))
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """A server knows no lock for its writers: who writes looks before each batch whether it is still in use."""
+        return nullcontext()
+
+    def switch(self, to: str) -> None:
+        aliases = self._aliases()
+        current, kept = current_alias(self._collection), _kept_alias(self._collection)
+        operations: list[Any] = [_delete(alias) for alias in (current, kept) if alias in aliases]
+        operations += [_create(current, to), _create(kept, aliases.get(current, self._collection))]
+        self._server.patiently("switch", lambda: self._client.update_collection_aliases(operations))
+        self._follow()
+
+    def remove(self, name: str) -> None:
+        if name == self._current():
+            raise StoreError(f"{name} is the collection in use: it is not removed")
+        builder = _builder(self._metadata(name) or {})
+        if builder is not None:
+            raise StoreLockedError(f"{name} is being built by {builder}")
+        # Its aliases go with it.
+        self._server.patiently("remove", lambda: self._client.delete_collection(name))
+
+
+def _create(alias: str, collection: str) -> models.CreateAliasOperation:
+    return models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=alias))
+
+
+def _delete(alias: str) -> models.DeleteAliasOperation:
+    return models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
+
+
+def builder_note() -> dict[str, Any]:
+    """This process as the builder of a collection, from now on for two minutes."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "at": time.time()}
+
+
+def _builder(stored: Mapping[str, Any]) -> str | None:
+    """Who is building the collection, if the note about it is fresh and, on this machine, the process alive."""
+    note = stored.get("builder")
+    if not isinstance(note, Mapping) or time.time() - note["at"] > _NOTE_HOLDS_S:
+        return None
+    if note["host"] == socket.gethostname() and not alive(note["pid"]):
+        return None
+    return f"process {note['pid']} on {note['host']}"

@@ -1,0 +1,319 @@
+"""Reindexing on every store that can: what is built beside, the switch, rollback and gc, and who sees what."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from qdrant_client import QdrantClient
+
+from pipeline.core import Pipeline
+from pipeline.errors import EmbedderError, FingerprintError, SettingsError, StoreError, StoreLockedError
+from pipeline.ingestion.reindexing import collect_garbage, generations_of, rollback
+from pipeline.interfaces import Store
+from pipeline.stores.edge import EdgeStore
+from pipeline.stores.server import ServerStore
+from pipeline.types import Document
+from tests.fakes import FakeEmbedder, FakeStore
+
+Open = Callable[..., Pipeline]
+
+
+class HookedEmbedder(FakeEmbedder):
+    """Calls a function before it embeds."""
+
+    def __init__(self, dimension: int, name: str) -> None:
+        super().__init__(dimension, name)
+        self.before: Callable[[], None] = lambda: None
+
+    def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.before()
+        return super().embed_documents(texts)
+
+
+@pytest.fixture(params=["edge", "memory"])
+def open_(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    """Opens pipelines on one collection, each with a model of the given name."""
+    client = QdrantClient(":memory:")
+    made: list[Pipeline] = []
+
+    def store() -> Store:
+        return EdgeStore(tmp_path / "documents") if request.param == "edge" else ServerStore(client, "documents")
+
+    def open_one(model: str = "old", chunk_tokens: int = 32, overlap: int = 8) -> Pipeline:
+        embedder = HookedEmbedder(48 if model == "new" else 32, model)
+        made.append(Pipeline(embedder=embedder, store=store(), chunk_tokens=chunk_tokens, chunk_overlap=overlap))
+        return made[-1]
+
+    yield open_one
+    for one in made:
+        one.close()
+
+
+def documents(count: int = 30) -> list[Document]:
+    return [
+        Document(f"d{i}", " ".join(f"word{i} has number {n}, and more." for n in range(12)), title=f"T{i}")
+        for i in range(count)
+    ]
+
+
+def best(rag: Pipeline, text: str) -> str:
+    return rag.query(text).hits[0].document_id
+
+
+def leave(rag: Pipeline) -> None:
+    """As at the end of its program, which frees the directory; the client in memory is all stores' together."""
+    if isinstance(rag.store, EdgeStore):
+        rag.close()
+
+
+def states(rag: Pipeline) -> dict[str, str]:
+    return {one.name: one.state for one in generations_of(rag.store).all()}
+
+
+def test_another_model(open_: Open) -> None:
+    """The chunks are the same, embedded by the new model; an ingest of the sources then finds nothing to do."""
+    old = open_()
+    old.ingest(documents())
+    chunks = {chunk.id: chunk for chunk in old.store.chunks()}
+    new = open_("new")
+    with pytest.raises(FingerprintError, match=r"stored 'old', asked for 'new'.*rag reindex"):
+        new.query("word7")
+    report = new.reindex()
+    assert ("documents.2", "documents", 30, 0) == (report.collection, report.kept, report.documents, report.recut)
+    assert chunks == {chunk.id: chunk for chunk in new.store.chunks()}
+    assert "d7" == best(new, "word7")
+    assert 30 == new.ingest(documents()).unchanged
+    assert {"documents": "kept", "documents.2": "current"} == states(new)
+
+
+def test_other_chunking(open_: Open) -> None:
+    """The chunks are those that an ingest with the new sizes would have made."""
+    old = open_()
+    old.ingest(documents())
+    new = open_(chunk_tokens=64, overlap=16)
+    report = new.reindex()
+    assert 30 == report.recut
+    chunker = new._ingest_run().chunker
+    wanted = {chunk.id: chunk for document in documents() for chunk in chunker.chunk(document)}
+    assert wanted == {chunk.id: chunk for chunk in new.store.chunks()}
+    assert new.verify(documents()).clean
+
+
+def test_open_pipelines_stay_with_what_they_opened(open_: Open) -> None:
+    """After the switch they answer from the collection of their own model, and cannot write where it would be lost."""
+    old, new = open_(), open_("new")
+    old.ingest(documents())
+    new.reindex()
+    assert "d7" == best(old, "word7")
+    for write in (lambda: old.ingest([Document("more", "text")]), lambda: old.delete("d1")):
+        with pytest.raises(StoreError, match="was switched to another collection"):
+            write()
+    with pytest.raises(FingerprintError, match="stored 'new', asked for 'old'"):
+        open_().query("word7")
+    new.ingest([Document("more", "text")])
+    assert "more" == best(new, "text")
+
+
+def test_queries_go_on(open_: Open) -> None:
+    """Threads that query all the while get the right answer every time, before, during and after the switch."""
+    old, new = open_(), open_("new")
+    old.ingest(documents())
+    stop, asked, wrong = threading.Event(), threading.Event(), []
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                if best(old, "word7") != "d7":
+                    wrong.append("another answer")
+            except Exception as error:  # noqa: BLE001  shown below
+                wrong.append(repr(error))
+            asked.set()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+
+    def wait_for_queries() -> None:
+        asked.clear()
+        assert asked.wait(60)
+
+    new.embedder.before = wait_for_queries  # type: ignore[attr-defined]
+    new.reindex()
+    wait_for_queries()
+    stop.set()
+    thread.join()
+    assert [] == wrong
+
+
+def test_what_is_ingested_meanwhile_is_there_after_the_switch(open_: Open) -> None:
+    """New, changed and removed documents are caught up with."""
+    old, new = open_(), open_("new")
+    old.ingest(documents())
+
+    def meanwhile() -> None:
+        new.embedder.before = lambda: None  # type: ignore[attr-defined]
+        old.ingest([Document("late", "a latecomer"), Document("d3", "rewritten entirely")])
+        old.delete("d4")
+
+    new.embedder.before = meanwhile  # type: ignore[attr-defined]
+    new.reindex()
+    wanted = {version.document_id: version.content_hash for version in old.documents()}
+    assert wanted == {version.document_id: version.content_hash for version in new.documents()}
+    assert ("late", "d3") == (best(new, "latecomer"), best(new, "rewritten entirely"))
+    assert "d4" not in wanted
+    assert new.verify().clean
+
+
+def test_goes_on_where_it_was_cut_off(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run embeds only what the first has not written; until it is done the old collection is in use."""
+    monkeypatch.setattr("pipeline.ingestion.reindexing._DOCUMENTS", 10)
+    old, new = open_(), open_("new")
+    old.ingest(documents())
+    calls = 0
+
+    def fail() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise EmbedderError("out of luck")
+
+    new.embedder.before = fail  # type: ignore[attr-defined]
+    with pytest.raises(EmbedderError):
+        new.reindex()
+    assert {"documents": "current", "documents.2": "leftover"} == states(new)
+    assert "d7" == best(open_(), "word7")
+    new.embedder.before = lambda: None  # type: ignore[attr-defined]
+    report = new.reindex()
+    assert ("documents.2", 10) == (report.collection, report.documents)
+    assert new.verify(documents()).clean
+
+
+def test_nothing_to_do(open_: Open) -> None:
+    """The settings of the collection in use build nothing; without a collection that is said."""
+    rag = open_()
+    with pytest.raises(SettingsError, match="nothing to reindex"):
+        rag.reindex()
+    rag.ingest(documents(3))
+    assert rag.reindex().kept is None
+    assert {"documents": "current"} == states(rag)
+
+
+def test_rollback_and_back_again(open_: Open) -> None:
+    """A rollback uses the old collection as it was, and counts what came since."""
+    old, new = open_(), open_("new")
+    old.ingest(documents())
+    new.reindex()
+    new.ingest([Document("late", "a latecomer"), Document("d3", "rewritten entirely")])
+    leave(old)
+    report = rollback(new.store)
+    assert ("documents", "old", 2) == (report.collection, report.fingerprint.embedder, report.behind)
+    assert {"documents": "current", "documents.2": "kept"} == states(new)
+    again = open_()
+    assert "d7" == best(again, "word7")
+    assert again.get("late") is None
+    again.ingest([Document("later", "even later")])
+    with pytest.raises(FingerprintError):
+        open_("new").query("word7")
+
+
+def test_reindex_back_only_catches_up(open_: Open) -> None:
+    """To the model whose collection is kept: what came since is brought over, the rest is there."""
+    old, new = open_(), open_("new")
+    old.ingest(documents())
+    new.reindex()
+    new.ingest([Document("late", "a latecomer")])
+    leave(old)
+    back = open_()
+    report = back.reindex()
+    assert ("documents", "documents.2", 1) == (report.collection, report.kept, report.documents)
+    assert "late" == best(back, "latecomer")
+
+
+def test_gc(open_: Open) -> None:
+    """All but the collection in use goes; then there is nothing to roll back to, and the name still works."""
+    old, new = open_(), open_("new")
+    old.ingest(documents())
+    new.reindex()
+    leave(old)
+    assert ["documents"] == [one.name for one in collect_garbage(new.store, dry_run=True).removed]
+    assert {"documents": "kept", "documents.2": "current"} == states(new)
+    assert ["documents"] == [one.name for one in collect_garbage(new.store).removed]
+    assert {"documents.2": "current"} == states(new)
+    with pytest.raises(SettingsError, match="no collection is kept"):
+        rollback(new.store)
+    assert "d7" == best(open_("new"), "word7")
+    third = open_("third")
+    leave(new)
+    assert ("documents.3", "documents.2") == ((report := third.reindex()).collection, report.kept)
+
+
+def test_gc_leaves_what_is_being_built(open_: Open) -> None:
+    """The collection of a running reindex stays, with the reason; that of one that was cut off goes."""
+    old, new = open_(), open_("new")
+    old.ingest(documents())
+    seen = []
+
+    def collect() -> None:
+        report = collect_garbage(old.store)
+        seen.append(([one.name for one in report.removed], [failure.source for failure in report.failures]))
+        raise EmbedderError("out of luck")
+
+    new.embedder.before = collect  # type: ignore[attr-defined]
+    with suppress(EmbedderError):
+        new.reindex()
+    assert [([], ["documents.2"])] == seen
+    leave(new)
+    assert ["documents.2"] == [one.name for one in collect_garbage(old.store).removed]
+
+
+def test_the_collection_in_use_is_never_removed(open_: Open) -> None:
+    """Not even when it is asked for by name."""
+    rag = open_()
+    rag.ingest(documents(2))
+    with pytest.raises(StoreError, match="in use"):
+        generations_of(rag.store).remove("documents")
+    assert 2 == rag.store.count().documents
+
+
+def test_a_document_that_is_not_complete_is_not_made_to_look_so(open_: Open) -> None:
+    """What a cut-off ingest left is taken over as it is, and said; an ingest mends it."""
+    old, new = open_(), open_("new", chunk_tokens=64)
+    old.ingest(documents(3))
+    chunks = sorted((chunk for chunk in old.store.chunks(["d1"])), key=lambda chunk: chunk.index)
+    old.store.delete_chunks([chunks[1].id])
+    report = new.reindex()
+    assert 1 == len(report.warnings)
+    assert "d1" in report.warnings[0]
+    assert [False] == [version.complete for version in new.documents() if version.document_id == "d1"]
+    new.ingest(documents(3))
+    assert new.verify(documents(3)).clean
+
+
+def test_one_reindex_of_a_collection_at_a_time_on_a_server() -> None:
+    """A second one for the same model is told who is at it."""
+    client = QdrantClient(":memory:")
+    old = Pipeline(embedder=FakeEmbedder(32, "old"), store=ServerStore(client, "documents"))
+    old.ingest(documents(2))
+    new = Pipeline(embedder=HookedEmbedder(48, "new"), store=ServerStore(client, "documents"))
+    other = Pipeline(embedder=FakeEmbedder(48, "new"), store=ServerStore(client, "documents"))
+
+    def second() -> None:
+        new.embedder.before = lambda: None  # type: ignore[attr-defined]
+        with pytest.raises(StoreLockedError, match="being built by process"):
+            other.reindex()
+
+    new.embedder.before = second  # type: ignore[attr-defined]
+    new.reindex()
+    assert {"documents": "kept", "documents.2": "current"} == states(new)
+
+
+def test_a_store_of_one_collection() -> None:
+    """A store that keeps no generations is said to be one."""
+    rag = Pipeline(embedder=FakeEmbedder(), store=FakeStore())
+    with pytest.raises(SettingsError, match="one collection only"):
+        rag.reindex()
