@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline import maintenance
+from pipeline.console import Json, print_json, stderr, stdout
 from pipeline.evaluation import command as evaluation
-from pipeline.evaluation.command import print_json, stdout
 from pipeline.training import command as training
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def main() -> None:
@@ -335,11 +333,9 @@ def _opened() -> Iterator[tuple[Pipeline, Callable[[Progress], None]]]:
 
     It needs no reranker, so a missing key must not stop it.
     """
-    from rich.console import Console
-
     from pipeline.core import Pipeline
     from pipeline.display import ingest_progress
 
     settings = _settings(reranker="none", reranker_fallback="")
-    with Pipeline.from_settings(settings) as rag, ingest_progress(Console(stderr=True)) as progress:
+    with Pipeline.from_settings(settings) as rag, ingest_progress(stderr()) as progress:
         yield rag, progress

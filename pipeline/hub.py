@@ -7,6 +7,7 @@ Here the cache is asked first, then the hub once, and what is missing is said in
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import threading
@@ -109,7 +110,11 @@ def counting_tokenizer(tokenizer: object) -> Tokenizer | None:
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not isinstance(backend, Tokenizer):
         return None
-    copy = Tokenizer.from_str(backend.to_str())
+    content = json.loads(backend.to_str())
+    if getattr(tokenizer, "split_special_tokens", False):
+        # Then "</s>" in a text is text to it, and must be so to the copy.
+        content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+    copy = Tokenizer.from_str(json.dumps(content))
     copy.no_truncation()
     copy.no_padding()
     return copy

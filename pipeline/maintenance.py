@@ -5,7 +5,6 @@ The imports that cost time are inside the commands.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from pipeline.console import Json, print_json, sayer, stderr, stdout
 
+if TYPE_CHECKING:
     from pipeline.interfaces import Store
     from pipeline.types import Fingerprint, Generation
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def reindex(
@@ -47,13 +44,13 @@ def reindex(
     }
     changes = {name: value for name, value in asked.items() if value is not None}
     settings = Settings(reranker="none", reranker_fallback="", **changes)
-    with Pipeline.from_settings(settings) as rag, ingest_progress(_stderr()) as progress:
+    with Pipeline.from_settings(settings) as rag, ingest_progress(stderr()) as progress:
         report = rag.reindex(progress=progress)
     lines = {variable(name): value for name, value in changes.items()}
     if as_json:
-        _print_json(report.to_dict() | {"settings": lines})
+        print_json(report.to_dict() | {"settings": lines})
         return
-    say = _say(_stdout())
+    say = sayer(stdout())
     for warning in report.warnings:
         say(f"note: {warning}")
     if report.kept is None:
@@ -76,9 +73,9 @@ def rollback(as_json: Json = False) -> None:
         report = run(store)
     lines = _settings_of(report.fingerprint)
     if as_json:
-        _print_json(report.to_dict() | {"settings": lines})
+        print_json(report.to_dict() | {"settings": lines})
         return
-    say = _say(_stdout())
+    say = sayer(stdout())
     say(f"{report.collection} is in use again; {report.kept} is kept")
     if report.behind:
         say(
@@ -103,9 +100,9 @@ def gc(
     with _store() as store:
         report = collect_garbage(store, dry_run=dry_run)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
-        say = _say(_stdout())
+        say = sayer(stdout())
         for one in report.removed:
             say(f"{'would remove' if dry_run else 'removed'} {described(one)}")
         for failure in report.failures:
@@ -139,23 +136,3 @@ def _store() -> Iterator[Store]:
         yield store
     finally:
         store.close()
-
-
-def _say(console: Console) -> Any:
-    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _stdout() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def _stderr() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))

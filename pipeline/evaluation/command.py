@@ -5,19 +5,16 @@ The imports that cost time are inside the commands.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from pipeline.console import Json, print_json, sayer, stderr, stdout
 from pipeline.errors import SettingsError
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 RUN = "run"
 
@@ -32,7 +29,6 @@ class _RunUnlessNamed(TyperGroup):
 
 
 app = typer.Typer(cls=_RunUnlessNamed, add_completion=False, rich_markup_mode=None)
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @app.callback()
@@ -129,7 +125,7 @@ def evaluate(
         alphas=alpha or (),
         thresholds=threshold or (),
     )
-    say = _say()
+    say = sayer(stderr())
     evaluation = run(
         dataset,
         settings,
@@ -217,7 +213,7 @@ def tune(
         alphas=alpha or (),
         chunk_tokens=chunk_tokens or (),
         max_queries=max_queries,
-        say=_say(),
+        say=sayer(stderr()),
     )
     if as_json:
         print_json(found)
@@ -249,7 +245,7 @@ def calibrate(
     from pipeline.settings import Settings
 
     _check_report(report)
-    say = _say()
+    say = sayer(stderr())
     outcome = calibrate_dataset(
         dataset,
         Settings(**({} if reranker is None else {"reranker": reranker})),
@@ -292,22 +288,3 @@ def _one_of(value: str, option: str, allowed: tuple[str, ...]) -> Any:
     if value not in allowed:
         raise SettingsError(f"{option} {value!r}: there are {', '.join(allowed)}")
     return value
-
-
-def _say() -> Callable[[str], None]:
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def stdout() -> Console:
-    """Where results are printed."""
-    from rich.console import Console
-
-    return Console()
-
-
-def print_json(value: Any) -> None:
-    """One JSON object on a line, as ``--json`` promises."""
-    print(json.dumps(value, ensure_ascii=False))

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from pipeline.hub import ModelError, counting_tokenizer, cpu_has_bf16, pick_device
 from pipeline.inference.combining import Combiner
 from pipeline.inference.conversion import ConversionError, Source, samples
+from pipeline.inference.first_token import first_token_scores
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -156,6 +157,11 @@ class TorchCrossEncoder:
 def _scores_of(model: CrossEncoder, inputs: Sequence[str]) -> Any:
     """The model with its scores, of shape (texts, 1), as the only output."""
     from torch.nn import Module
+
+    if len(list(model.children())) == 1 and model.transformers_model is not None:
+        quick = first_token_scores(model.transformers_model)
+        if quick is not None:
+            return quick
 
     class Scores(Module):  # type: ignore[misc]
         def __init__(self) -> None:

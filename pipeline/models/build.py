@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.inference.export import export
+from pipeline.inference.first_token import first_token_scores
 from pipeline.models import EMBEDDER, RERANKER
 from pipeline.models.e5bin import E5, installed_file, read_e5
 from pipeline.models.vocabulary import build_tokenizer, kept_ids, used_pieces
@@ -104,44 +105,6 @@ def classifier(e5: E5, folder: Path, keep: list[int] | None = None) -> Any:
     return model.eval()
 
 
-def logits_of(model: Any) -> Any:
-    """The cross-encoder with its logits as the only output.
-
-    They depend on the first token alone, so the last layer is computed for that one token: a sixth of the work less
-    with six layers, and the same numbers.
-    """
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-
-    class Logits(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            bert = self.model.bert
-            *layers, last = bert.encoder.layer
-            mask = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * -1e9
-            hidden = bert.embeddings(input_ids=input_ids)
-            for layer in layers:
-                hidden = self._layer(layer, hidden, hidden, mask)
-            first = self._layer(last, hidden[:, :1], hidden, mask)
-            return self.model.classifier(bert.pooler(first))
-
-        def _layer(self, layer: Any, of: Any, hidden: Any, mask: Any) -> Any:
-            own = layer.attention.self
-
-            def heads(values: Any) -> Any:
-                return values.unflatten(-1, (own.num_attention_heads, own.attention_head_size)).transpose(1, 2)
-
-            query, key, value = heads(own.query(of)), heads(own.key(hidden)), heads(own.value(hidden))
-            mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
-            attended = layer.attention.output(mixed, of)
-            return layer.output(layer.intermediate(attended), attended)
-
-    return Logits()
-
-
 def main() -> None:
     """Builds the embedder, and the reranker where one is given."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.models.build", description=__doc__)
@@ -171,7 +134,7 @@ def main() -> None:
     )
     if arguments.reranker is not None:
         export(
-            logits_of(classifier(e5, arguments.reranker, keep)),
+            first_token_scores(classifier(e5, arguments.reranker, keep)),
             tokenizer,
             {
                 "kind": "cross-encoder",

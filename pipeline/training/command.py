@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pipeline.console import Json, print_json, sayer, stderr, stdout
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,17 +41,14 @@ def train_reranker(
         int | None, typer.Option(metavar="N", min=1, help="A random sample of so many of each data.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Equal seeds split, draw and train alike.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a reranker on labelled queries, and say whether it is better."""
-    from rich.console import Console
-
     from pipeline.settings import Settings
     from pipeline.training.fitting import Plan
     from pipeline.training.run import train_reranker as run
 
     settings = Settings()
-    console = Console(stderr=True)
     outcome = run(
         data,
         out,
@@ -60,12 +58,12 @@ def train_reranker(
         plan=Plan(epochs, learning_rate, batch_size, seed, settings.device),
         negatives=negatives,
         max_queries=max_queries,
-        say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+        say=sayer(stderr()),
     )
     if as_json:
-        print(json.dumps(outcome, ensure_ascii=False))
+        print_json(outcome)
     else:
-        print_outcome(Console(), outcome)
+        print_outcome(stdout(), outcome)
 
 
 def print_outcome(console: Console, outcome: Mapping[str, Any]) -> None:

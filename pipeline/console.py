@@ -1,0 +1,38 @@
+"""How commands print: results to stdout, everything else to stderr. Rich is loaded when something is printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def stdout() -> Console:
+    """Where results are printed."""
+    from rich.console import Console
+
+    return Console()
+
+
+def stderr() -> Console:
+    """Where progress and messages are printed."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def sayer(console: Console) -> Callable[[str], None]:
+    """Prints lines as they are, however long."""
+    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on a line, as ``--json`` promises."""
+    print(json.dumps(value, ensure_ascii=False))
