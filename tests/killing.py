@@ -25,13 +25,13 @@ from pipeline.core import Pipeline
 from pipeline.stores.edge import EdgeStore
 from tests.fakes import FakeEmbedder
 
-FILES = ("stores/edge.py", "stores/shards.py", "stores/locking.py", "ingestion/run.py", "ingestion/copies.py")
+FILES = ("stores/edge.py", "stores/shards.py", "pipeline/files.py", "ingestion/run.py", "ingestion/copies.py")
 FUNCTIONS = frozenset(
     {"ensure_ready", "upsert", "delete_documents", "delete_chunks", "delete_versions_except", "optimize", "close"}
     | {"open", "_create", "use", "wrote", "_write_pending", "write_atomically", "_write", "_prune", "settle"}
 )
 """The write path of an ingest: what these files do under these names."""
-REINDEX_FILES = ("stores/edge.py", "stores/edge_generations.py", "stores/locking.py", "ingestion/reindexing.py")
+REINDEX_FILES = ("stores/edge.py", "stores/edge_generations.py", "pipeline/files.py", "ingestion/reindexing.py")
 REINDEX_FUNCTIONS = frozenset(
     {"reindex", "catch_up", "_write", "ensure_ready", "upsert", "delete_documents", "frozen", "switch", "_point"}
     | {"write_atomically", "follow"}

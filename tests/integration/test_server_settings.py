@@ -220,11 +220,21 @@ def test_another_spread_is_told_and_left(caplog: pytest.LogCaptureFixture) -> No
 def test_candidates_are_rescored(exact: bool) -> None:
     """The copies find more than is asked for and the vectors decide; an exact search takes no notice of the copies."""
     found = Reply(json={"result": {"points": []}, "status": "ok", "time": 0.1})
-    with Loopback([found]) as server:
+    qdrant = QdrantRest()
+    asked: list[Request] = []
+
+    def respond(request: Request) -> Reply:
+        if not request.path.startswith("/collections/documents/points/query"):
+            return qdrant(request)
+        asked.append(request)
+        return found
+
+    with Loopback(respond) as server:
+        ingest(server)
         made = store(server, storage=Storage(oversampling=3.0))
         made.search("text", FakeEmbedder(dimension=16).embed_query("text"), limit=5, mode="dense", exact=exact)
         made.close()
-        (request,) = server.requests
+    (request,) = asked
     assert {"ignore": exact, "rescore": True, "oversampling": 3.0} == request.json["params"]["quantization"]
 
 
