@@ -53,8 +53,7 @@ def watch(
     say = sayer(stderr())
     settings = Settings(reranker="none", reranker_fallback="")
     with stopped_by_signals() as stop, Pipeline.from_settings(settings) as rag:
-        say(f"rag: watching {', '.join(map(str, paths))} (Ctrl-C to stop)")
-        for outcome in run.watch(
+        outcomes = run.watch(
             rag,
             partial(build_store, settings),
             paths,
@@ -63,7 +62,9 @@ def watch(
             debounce_ms=debounce_ms,
             ignored=[settings.data_dir],
             showing=partial(ingest_progress, stderr()),
-        ):
+        )
+        say(f"rag: watching {', '.join(map(str, paths))} (Ctrl-C to stop)")
+        for outcome in outcomes:
             if isinstance(outcome, RagError):
                 say(f"rag: not updated, will try again: {' '.join(str(outcome).split())}")
                 continue

@@ -74,6 +74,12 @@ def watch(
         if not is_there(path):
             raise SettingsError(f"no such file or folder: {path}")
     updates = _Updates(rag, open_store, paths, stop, max_delete, ignored, showing)
+    return _outcomes(updates, paths, stop, debounce_ms)
+
+
+def _outcomes(
+    updates: _Updates, paths: Sequence[Path], stop: threading.Event, debounce_ms: int
+) -> Iterator[IngestReport | RagError]:
     first, complaint = True, ""
     while not stop.is_set():
         before = places(paths)
