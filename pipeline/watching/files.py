@@ -13,7 +13,7 @@ from pipeline.ingestion.loaders import find_files, is_lines, real_source
 Signature = tuple[int, ...]
 """Device, inode, size in bytes, and times of modification and of the inode's change in ns."""
 
-_RECENT_NS = 2_000_000_000
+RECENT_NS = 2_000_000_000
 """A file may change again within one tick of its file system's clock, which on FAT takes 2 s, and look the same."""
 
 
@@ -86,10 +86,20 @@ class KnownFiles:
     def learn(self, found: Scan, *, doubtful: bool) -> None:
         """These were read. ``doubtful``: some could not be, or what is gone could not be removed."""
         self._files = {
-            source: signature if signature and max(signature[3:]) < found.taken_ns - _RECENT_NS else None
+            source: signature if _is_settled(signature, found.taken_ns) else None
             for source, signature in found.files.items()
         }
         self._doubtful = doubtful
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a file changed just before it was read, so that it has to be looked at once more."""
+        return None in self._files.values()
+
+
+def _is_settled(signature: Signature, taken_ns: int) -> bool:
+    """Whether any later change will show. A time that is ahead of ours is another clock's, or made up."""
+    return all(abs(taken_ns - time_ns) >= RECENT_NS for time_ns in signature[3:])
 
 
 def places(paths: Sequence[Path]) -> list[tuple[int, int] | None]:

@@ -28,7 +28,7 @@ from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Store
 from pipeline.types import Failure, IngestReport, StoreCount
 from pipeline.watching import DEBOUNCE_MS
-from pipeline.watching.files import EVERYTHING, KnownFiles, places, scan
+from pipeline.watching.files import EVERYTHING, RECENT_NS, KnownFiles, places, scan
 
 if TYPE_CHECKING:
     from watchfiles.main import FileChange
@@ -37,6 +37,9 @@ _TICK_MS = 200
 """How often paths are looked at that cannot be watched: those that are away, and what stands in their place."""
 _LOCKED_RETRY_S = 1.0
 _RETRY_S = 30.0
+_SETTLED_S = 1.25 * RECENT_NS / 1e9
+"""When files that changed just before they were read are looked at once more. It is also what finds a second change
+within one second under polling, which compares whole seconds."""
 
 
 Showing = Callable[[], AbstractContextManager[Callable[[Progress], None]]]
@@ -80,7 +83,8 @@ def watch(
 def _outcomes(
     updates: _Updates, paths: Sequence[Path], stop: threading.Event, debounce_ms: int
 ) -> Iterator[IngestReport | RagError]:
-    first, complaint = True, ""
+    last: IngestReport | None = None
+    complaint, woken = "", True
     while not stop.is_set():
         before = places(paths)
         with closing(_notices(paths, updates.ignored, stop, debounce_ms)) as notices:
@@ -88,16 +92,19 @@ def _outcomes(
             outcome: IngestReport | RagError | None
             try:
                 next(notices, None)  # from here on no change is missed
-                outcome = updates.run()
-                if not first and outcome is not None and _is_empty(outcome):
-                    outcome = None
-                first, complaint = False, ""
+                outcome = report = updates.run()
+                if report is not None:
+                    known = [] if woken or last is None else last.failures
+                    outcome = None if last is not None and _says_nothing(report, known) else report
+                    last, complaint = report, ""
+                if updates.unsettled:
+                    retry_at = time.monotonic() + _SETTLED_S
             except _StoppedError:
                 return
             except RagError as error:
                 if stop.is_set():
                     return
-                if not _may_pass(error, first):
+                if not _may_pass(error, first=last is None):
                     raise
                 retry_at = time.monotonic() + (_LOCKED_RETRY_S if isinstance(error, StoreLockedError) else _RETRY_S)
                 outcome = None if str(error) == complaint else error
@@ -105,20 +112,22 @@ def _outcomes(
             if outcome is not None:
                 yield outcome
             for noticed in chain(notices, _ticks(stop)):
-                if noticed or places(paths) != before or (retry_at is not None and time.monotonic() >= retry_at):
+                woken = bool(noticed) or places(paths) != before
+                if woken or (retry_at is not None and time.monotonic() >= retry_at):
                     break
 
 
-def _may_pass(error: RagError, first: bool) -> bool:
+def _may_pass(error: RagError, *, first: bool) -> bool:
     """Whether the same update may go well later. Settings are known to be right once an update did."""
     if first:
         return isinstance(error, StoreLockedError | StoreUnavailableError)
     return not isinstance(error, FingerprintError)
 
 
-def _is_empty(report: IngestReport) -> bool:
+def _says_nothing(report: IngestReport, known: Sequence[Failure]) -> bool:
+    """Whether nothing was done, and nothing failed but what is known to fail."""
     done = report.new + report.changed + report.deleted + report.chunks_written + report.chunks_deleted
-    return not done and not report.failures and not report.warnings
+    return not done and all(failure in known for failure in report.failures)
 
 
 class _Updates:
@@ -143,6 +152,11 @@ class _Updates:
         self._known = KnownFiles()
         self._left: StoreCount | None = None
         """What was in the collection after the last update."""
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether some files have to be looked at once more."""
+        return self._known.unsettled
 
     def run(self) -> IngestReport | None:
         """One update; None if there is nothing to do."""
