@@ -13,8 +13,10 @@ from pipeline.ingestion.loaders import find_files, is_lines, real_source
 Signature = tuple[int, ...]
 """Device, inode, size in bytes, and times of modification and of the inode's change in ns."""
 
-RECENT_NS = 2_000_000_000
-"""A file may change again within one tick of its file system's clock, which on FAT takes 2 s, and look the same."""
+_COARSE_NS = 2_000_000_000
+_FINE_NS = 100_000_000
+"""A file may change again within one tick of its file system's clock and look the same. A tick takes 2 s on FAT, 1 s on
+some network folders, and some ms where times have fractions of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,9 @@ class KnownFiles:
 
 def _is_settled(signature: Signature, taken_ns: int) -> bool:
     """Whether any later change will show. A time that is ahead of ours is another clock's, or made up."""
-    return all(abs(taken_ns - time_ns) >= RECENT_NS for time_ns in signature[3:])
+    return all(
+        abs(taken_ns - time_ns) >= (_FINE_NS if time_ns % 1_000_000_000 else _COARSE_NS) for time_ns in signature[3:]
+    )
 
 
 def places(paths: Sequence[Path]) -> list[tuple[int, int] | None]:

@@ -28,7 +28,7 @@ from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Store
 from pipeline.types import Failure, IngestReport, StoreCount
 from pipeline.watching import DEBOUNCE_MS
-from pipeline.watching.files import EVERYTHING, RECENT_NS, KnownFiles, places, scan
+from pipeline.watching.files import EVERYTHING, KnownFiles, places, scan
 
 if TYPE_CHECKING:
     from watchfiles.main import FileChange
@@ -37,9 +37,9 @@ _TICK_MS = 200
 """How often paths are looked at that cannot be watched: those that are away, and what stands in their place."""
 _LOCKED_RETRY_S = 1.0
 _RETRY_S = 30.0
-_SETTLED_S = 1.25 * RECENT_NS / 1e9
-"""When files that changed just before they were read are looked at once more. It is also what finds a second change
-within one second under polling, which compares whole seconds."""
+_SECOND_LOOK_S = 2.5
+"""When the files are looked at once more after an update: polling compares whole seconds and misses a second change
+within one, and a file may have changed just before it was read."""
 
 
 Showing = Callable[[], AbstractContextManager[Callable[[Progress], None]]]
@@ -84,21 +84,15 @@ def _outcomes(
     updates: _Updates, paths: Sequence[Path], stop: threading.Event, debounce_ms: int
 ) -> Iterator[IngestReport | RagError]:
     last: IngestReport | None = None
-    complaint, woken = "", True
+    said, woken, failed, waiting = "", True, False, False
     while not stop.is_set():
         before = places(paths)
         with closing(_notices(paths, updates.ignored, stop, debounce_ms)) as notices:
-            retry_at: float | None = None
+            look_at: float | None = None
             outcome: IngestReport | RagError | None
             try:
                 next(notices, None)  # from here on no change is missed
                 outcome = report = updates.run()
-                if report is not None:
-                    known = [] if woken or last is None else last.failures
-                    outcome = None if last is not None and _says_nothing(report, known) else report
-                    last, complaint = report, ""
-                if updates.unsettled:
-                    retry_at = time.monotonic() + _SETTLED_S
             except _StoppedError:
                 return
             except RagError as error:
@@ -106,14 +100,25 @@ def _outcomes(
                     return
                 if not _may_pass(error, first=last is None):
                     raise
-                retry_at = time.monotonic() + (_LOCKED_RETRY_S if isinstance(error, StoreLockedError) else _RETRY_S)
-                outcome = None if str(error) == complaint else error
-                complaint = str(error)
+                locked = isinstance(error, StoreLockedError)
+                look_at = time.monotonic() + (_LOCKED_RETRY_S if locked else _RETRY_S)
+                # A query is done in a moment: who holds the store is said if it is still so at the next try.
+                quiet = str(error) == said or (locked and not waiting)
+                outcome, said = (None, said) if quiet else (error, str(error))
+                failed, waiting = True, locked
+            else:
+                if report is not None:
+                    known = [] if woken or failed or last is None else last.failures
+                    outcome = None if last is not None and _says_nothing(report, known) else report
+                    last = report
+                if woken or failed or updates.unsettled:
+                    look_at = time.monotonic() + _SECOND_LOOK_S
+                said, failed, waiting = "", False, False
             if outcome is not None:
                 yield outcome
             for noticed in chain(notices, _ticks(stop)):
                 woken = bool(noticed) or places(paths) != before
-                if woken or (retry_at is not None and time.monotonic() >= retry_at):
+                if woken or (look_at is not None and time.monotonic() >= look_at):
                     break
 
 

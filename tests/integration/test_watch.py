@@ -41,33 +41,49 @@ class Watching:
         self.embedder = FakeEmbedder(dimension=32)
         self.rag = pipeline(store, self.embedder)
         self.stop = threading.Event()
-        options = {"stop": self.stop, "debounce_ms": 100, "open_store": lambda: EdgeStore(store)} | options
-        self._outcomes: queue.Queue[IngestReport | RagError | None] = queue.Queue()
+        self._open_store: Callable[[], Store] = options.pop("open_store", lambda: EdgeStore(store))
+        options = {"stop": self.stop, "debounce_ms": 100} | options
+        self._happened: queue.Queue[IngestReport | RagError | Store | None] = queue.Queue()
         self._error: RagError | None = None
         self._thread = threading.Thread(target=self._run, args=(paths, options))
 
     def _run(self, paths: tuple[Path, ...], options: dict[str, Any]) -> None:
         try:
-            for outcome in watch(self.rag, paths=paths, **options):
-                self._outcomes.put(outcome)
+            for outcome in watch(self.rag, self._open, paths, **options):
+                self._happened.put(outcome)
         except RagError as error:
             self._error = error
         finally:
-            self._outcomes.put(None)
+            self._happened.put(None)
+
+    def _open(self) -> Store:
+        store = self._open_store()
+        self._happened.put(store)
+        return store
+
+    def opened(self) -> None:
+        """Waits until the store is opened after what was given last."""
+        assert isinstance(self._happened.get(timeout=PATIENCE_S), EdgeStore)
+
+    def _given(self) -> IngestReport | RagError | None:
+        while isinstance(event := self._happened.get(timeout=PATIENCE_S), EdgeStore | ServerStore):
+            pass
+        assert event is None or isinstance(event, IngestReport | RagError)
+        return event
 
     def report(self) -> IngestReport:
-        outcome = self._outcomes.get(timeout=PATIENCE_S)
+        outcome = self._given()
         assert isinstance(outcome, IngestReport), outcome or self._error
         return outcome
 
     def error(self) -> RagError:
-        outcome = self._outcomes.get(timeout=PATIENCE_S)
+        outcome = self._given()
         assert isinstance(outcome, RagError), outcome
         return outcome
 
     def end(self) -> RagError | None:
         """Waits for the end; the error that brought it."""
-        assert self._outcomes.get(timeout=PATIENCE_S) is None
+        assert self._given() is None
         return self._error
 
     def __enter__(self) -> Self:
@@ -166,11 +182,8 @@ def test_new_changed_and_removed_files(docs: Path, store: Path, monkeypatch: pyt
     assert {*NAMES} == stored(store, docs).keys()
 
 
-def test_files_that_are_as_they_were_are_not_read_again(
-    docs: Path, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_are_as_they_were_are_not_read_again(docs: Path, store: Path) -> None:
     """They are known by their times; in a folder of thousands of PDF files reading would take minutes."""
-    monkeypatch.setattr("pipeline.watching.files.RECENT_NS", 0)  # or those of the last seconds are read twice
     with Watching(store, docs) as watching:
         watching.report()
         put(docs / "new.md", "Something new.")
@@ -184,13 +197,9 @@ def test_files_that_are_as_they_were_are_not_read_again(
 def test_a_second_change_without_a_notification_is_found(
     docs: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As under polling, which compares whole seconds: what changed just before it was read is read again by itself.
-
-    What failed before is not said again then.
-    """
-    monkeypatch.setattr(
-        "pipeline.watching.files.RECENT_NS", 600e9
-    )  # "just" is long, so that a busy machine is no matter
+    """As under polling, which compares whole seconds: the files are looked at once more after each update."""
+    # "Just before" is long here, so that a slow machine looks again and again.
+    monkeypatch.setattr("pipeline.watching.files._FINE_NS", 600e9)
     monkeypatch.setattr("pipeline.watching.run.concerns", lambda path, roots, ignored: "unnoticed" not in path)
     put(docs / "unnoticed.txt", "First version.")
     put(docs / "broken.pdf", "%PDF-1.7 and no more")
@@ -222,11 +231,8 @@ def test_a_renamed_folder_takes_its_documents_along(docs: Path, store: Path) -> 
     assert {"copy.md", *(f"fresh/{name}" for name in NAMES)} == stored(store, docs).keys()
 
 
-def test_a_broken_file_is_reported_and_the_others_go_on(
-    docs: Path, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_file_is_reported_and_the_others_go_on(docs: Path, store: Path) -> None:
     """Once it is mended it is read; a broken file that nobody touches is not reported with every update."""
-    monkeypatch.setattr("pipeline.watching.files.RECENT_NS", 0)
     with Watching(store, docs) as watching:
         watching.report()
         put(docs / "broken.pdf", "%PDF-1.7 and no more")
@@ -277,12 +283,16 @@ def test_an_emptied_folder_does_not_empty_the_collection(docs: Path, store: Path
             emptied.append(watching.report())
         assert "prune would delete 12 of 12" in emptied[-1].failures[0].error
         assert 12 == len(stored(store, docs))
+        watching.opened()  # the second look, which does not say the same again
+        put(docs / "new.md", "Something new.")
+        assert (1, 0, 0, 1) == counts(watching.report())
+        (docs / "new.md").unlink()
         docs.rmdir()
         (away / NAMES[0]).unlink()
         away.rename(docs)
         reports = iter(watching.report, None)
-        assert any(report.deleted == 1 and not report.failures for report in reports)
-        put(docs / "new.md", "Something new.")
+        assert any(report.deleted and not report.failures for report in reports)
+        put(docs / "newer.md", "Something newer.")
         assert (1, 0, 0, 0) == counts(watching.report())
 
 
@@ -299,6 +309,7 @@ def test_a_folder_that_is_away_keeps_its_documents_and_the_others_go_on(
         assert ["is not there"] == [failure.error[:12] for failure in watching.report().failures]
         put(other / "new.md", "Something new.")
         assert (1, 0, 0, 1) == counts(watching.report())
+        watching.opened()  # the second look: from now on nothing is looked at by itself
         put(docs.with_name("away") / "late.md", "Written while it was away.")
         docs.with_name("away").rename(docs)
         assert (1, 0, 0, 0) == counts(watching.report())

@@ -58,10 +58,13 @@ def test_a_file_that_changed_just_now_is_read_once_more() -> None:
     assert Plan(frozenset({"/d/a.md"}), prune=False) == plan(learned(recent), recent)
 
 
-@pytest.mark.parametrize(("age_s", "unsettled"), [(60, False), (2, False), (1, True), (-1, True), (-60, False)])
-def test_only_a_file_that_changed_just_now_is_looked_at_again_by_itself(age_s: int, unsettled: bool) -> None:
-    """One that another clock dated ahead would be so for ever."""
-    assert unsettled == learned(FILES | {"/d/b.md": signature(2, NOW - age_s * SECOND)}).unsettled
+@pytest.mark.parametrize(
+    ("age_s", "unsettled"),
+    [(60, False), (2, False), (1, True), (0.5, False), (0.1, False), (0.05, True), (-0.05, True), (-60, False)],
+)
+def test_only_a_file_that_changed_just_now_is_looked_at_again_by_itself(age_s: float, unsettled: bool) -> None:
+    """That is longer where times have no fractions of a second. What another clock dated ahead would be so for ever."""
+    assert unsettled == learned(FILES | {"/d/b.md": signature(2, NOW - int(age_s * SECOND))}).unsettled
 
 
 def test_a_file_that_changed_just_now_and_is_gone_is_pruned() -> None:
