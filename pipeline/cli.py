@@ -23,6 +23,7 @@ from pipeline import maintenance
 from pipeline.console import Json, print_json, stderr, stdout
 from pipeline.evaluation import command as evaluation
 from pipeline.training import command as training
+from pipeline.watching import command as watching
 
 if TYPE_CHECKING:
     from pipeline.core import Pipeline
@@ -151,6 +152,7 @@ app.add_typer(evaluation.app, name="eval")
 app.command()(evaluation.tune)
 app.command()(evaluation.calibrate)
 app.command("train-reranker")(training.train_reranker)
+app.command()(watching.watch)
 for _command in (maintenance.reindex, maintenance.rollback, maintenance.gc):
     app.command()(_command)
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -223,6 +223,7 @@ class Pipeline:
         prune: bool = False,
         dry_run: bool = False,
         max_delete: float = 0.2,
+        unread: Set[str] = frozenset(),
         progress: Callable[[Progress], None] | None = None,
     ) -> IngestReport:
         """Brings documents, files and folders into the collection; running it twice changes nothing.
@@ -230,7 +231,8 @@ class Pipeline:
         A document that cannot be read is listed in the report and does not stop the others. Chunks of a changed
         document are replaced only after all its new ones are stored. ``prune`` also removes documents whose source
         lay under the given paths and is gone, but not more than the share ``max_delete`` of them. ``dry_run`` only
-        says what would be done.
+        says what would be done. ``unread`` are absolute paths of files and folders that are passed over: what is stored
+        of them stays. It is for files that an earlier ingest has read and that are as they were.
 
         Raises:
             SettingsError: a path does not exist, or an argument is wrong.
@@ -245,14 +247,20 @@ class Pipeline:
         if stored is not None:
             self._refuse_other(stored, ignore=frozenset())
         self._complete.clear()
-        run = self._ingest_run(dry_run=dry_run, progress=progress)
+        run = self._ingest_run(dry_run=dry_run, unread=unread, progress=progress)
         return run.execute(items, prune=prune, max_delete=max_delete)
 
     async def aingest(self, items: Iterable[Document | str | Path], **options: Any) -> IngestReport:
         """:meth:`ingest` in a thread, for asynchronous programs."""
         return await asyncio.to_thread(self.ingest, items, **options)
 
-    def _ingest_run(self, *, dry_run: bool = False, progress: Callable[[Progress], None] | None = None) -> IngestRun:
+    def _ingest_run(
+        self,
+        *,
+        dry_run: bool = False,
+        unread: Set[str] = frozenset(),
+        progress: Callable[[Progress], None] | None = None,
+    ) -> IngestRun:
         return IngestRun(
             embedder=self.embedder,
             store=self.store,
@@ -260,6 +268,7 @@ class Pipeline:
             fingerprint=self.fingerprint,
             max_bytes=self.max_file_bytes,
             dry_run=dry_run,
+            unread=unread,
             progress=progress,
         )
 

@@ -64,14 +64,16 @@ class Prune:
     """Documents that the store holds under these roots, each copy counted."""
     shared: set[str]
     """Content hashes of the documents of which a copy is gone."""
+    moved: int = 0
+    """How many of the doomed have their content under another name now, so that nothing of it is lost."""
 
     def refusal(self, max_delete: float) -> str | None:
         """Why this must not be done, or None.
 
         One document may always go. More than ``max_delete`` (a share of ``total``) may not, nor may all: an
-        unmounted folder looks like one whose files were all deleted.
+        unmounted folder looks like one whose files were all deleted. What was moved does not count.
         """
-        n = len(self.doomed)
+        n = len(self.doomed) - self.moved
         if max_delete >= 1.0 or n == 0:
             return None
         if n == self.total or n > max(1.0, max_delete * self.total):
@@ -83,25 +85,37 @@ class Prune:
 
 
 def plan_prune(
-    versions: Iterable[DocumentVersion], roots: Sequence[str], seen: Iterable[str], unreadable: Iterable[str]
+    versions: Iterable[DocumentVersion],
+    roots: Sequence[str],
+    seen: Iterable[str],
+    unreadable: Iterable[str],
+    contents: Set[str] = frozenset(),
 ) -> Prune:
     """Which documents have a source under ``roots`` (absolute paths) but were not met in this run.
 
     A source that could not be read is there all the same: its documents stay, and those of all files in it if it is a
-    folder.
+    folder. ``contents`` has the hashes of what was met: a document that is among them was only moved.
     """
     met, failed = set(seen), set(unreadable)
     here: dict[str, str] = {}
+    held: dict[str, set[str]] = defaultdict(set)
     copied: dict[str, set[str]] = defaultdict(set)
     for version in versions:
         for source in version.sources:
             if any(is_under(source, root) for root in roots):
                 # A copy has no document of its own; its id would be its path.
-                here[source if version.copies else version.document_id] = source
+                id_ = source if version.copies else version.document_id
+                here[id_] = source
+                held[id_].add(version.content_hash)
                 if version.copies:
                     copied[source].add(version.content_hash)
     doomed = [id_ for id_, source in here.items() if id_ not in met and not is_within(source, failed)]
-    return Prune(sorted(doomed), len(here), set().union(*(copied.get(id_, ()) for id_ in doomed)))
+    return Prune(
+        sorted(doomed),
+        len(here),
+        shared=set().union(*(copied.get(id_, ()) for id_ in doomed)),
+        moved=sum(held[id_] <= contents for id_ in doomed),
+    )
 
 
 def is_under(source: str, root: str) -> bool:

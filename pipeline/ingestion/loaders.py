@@ -57,6 +57,16 @@ def is_lines(path: Path) -> bool:
     return path.suffix.lower() in kinds.LINES
 
 
+def left_out(name: str) -> bool:
+    """Whether a file or folder of this name, met inside a folder, is none of the documents."""
+    return name.startswith(".") or name in _SKIPPED_FOLDERS
+
+
+def real_source(path: Path) -> str:
+    """What the documents of a file have as their source: its absolute path, links followed."""
+    return Path(os.path.realpath(path)).as_posix()
+
+
 def _walk(path: Path, seen: set[str]) -> Iterator[Path]:
     real = os.path.realpath(path)
     if real in seen:
@@ -71,7 +81,7 @@ def _walk(path: Path, seen: set[str]) -> Iterator[Path]:
         yield path  # reading it as a file says why it cannot be read
         return
     for entry in entries:
-        if not entry.name.startswith(".") and entry.name not in _SKIPPED_FOLDERS:
+        if not left_out(entry.name):
             yield from _walk(entry, seen)
 
 
@@ -81,7 +91,7 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
     Id and source are the absolute path; a JSONL document has the line's own id. ``max_bytes`` bounds files that are
     read whole; JSONL is a stream.
     """
-    source = Path(os.path.realpath(path)).as_posix()
+    source = real_source(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

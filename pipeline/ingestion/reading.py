@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SettingsError
-from pipeline.ingestion.loaders import MAX_BYTES, find_files, is_lines, is_there, load
+from pipeline.ingestion.changes import is_within
+from pipeline.ingestion.loaders import MAX_BYTES, find_files, is_lines, is_there, load, real_source
 from pipeline.types import Document, Failure
 
 # Documents looked up in the ledger at once: few enough to stay small, many enough that the round trip is cheap.
@@ -27,12 +27,18 @@ class Batch:
     files_total: int
 
 
-def read(items: Iterable[Document | str | Path], roots: list[str], max_bytes: int = MAX_BYTES) -> Iterator[Batch]:
+def read(
+    items: Iterable[Document | str | Path],
+    roots: list[str],
+    max_bytes: int = MAX_BYTES,
+    unread: Set[str] = frozenset(),
+) -> Iterator[Batch]:
     """Documents and failures in batches; ``roots`` collects the absolute paths that were given.
 
-    A file of more than ``max_bytes`` that has to be read whole is a failure. Of several documents with one id only the
-    last is given, as far as it can be known: in all that is in a sequence, but in an iterator only in one file or
-    folder at a time. For that the ids in JSONL files are read beforehand.
+    Files that are ``unread``, or in a folder that is, are passed over. A file of more than ``max_bytes`` that has to be
+    read whole is a failure. Of several documents with one id only the last is given, as far as it can be known: in all
+    that is in a sequence, but in an iterator only in one file or folder at a time. For that the ids in JSONL files are
+    read beforehand.
     """
     groups: Iterable[Sequence[Document | str | Path]]
     if isinstance(items, Sequence):
@@ -48,7 +54,7 @@ def read(items: Iterable[Document | str | Path], roots: list[str], max_bytes: in
     size = 0
     done = total = 0
     for group in groups:
-        inputs = list(_found(group, roots))
+        inputs = list(_found(group, roots, unread))
         total += sum(isinstance(one, Path) for one in inputs)
         left = _repeated(inputs)
         for one in inputs:
@@ -67,15 +73,17 @@ def read(items: Iterable[Document | str | Path], roots: list[str], max_bytes: in
     yield Batch(batch, repeated, done, total)
 
 
-def _found(items: Sequence[Document | str | Path], roots: list[str]) -> Iterator[Document | Path]:
+def _found(items: Sequence[Document | str | Path], roots: list[str], unread: Set[str]) -> Iterator[Document | Path]:
     """The documents, and the files that the paths lead to, each once."""
     seen: set[str] = set()
     for item in items:
         if isinstance(item, Document):
             yield item
         else:
-            roots.append(Path(os.path.realpath(item)).as_posix())
-            yield from find_files([Path(item)], seen)
+            roots.append(real_source(Path(item)))
+            for file in find_files([Path(item)], seen):
+                if not unread or not is_within(real_source(file), unread):
+                    yield file
 
 
 def _repeated(inputs: Iterable[Document | Path]) -> dict[str, int]:

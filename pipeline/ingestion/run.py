@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -68,6 +68,8 @@ class IngestRun:
     fingerprint: Fingerprint
     max_bytes: int = MAX_BYTES
     dry_run: bool = False
+    unread: Set[str] = frozenset()
+    """Sources, and folders of such, that are passed over: what is stored of them stays."""
     progress: Callable[[Progress], None] | None = None
 
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("new", "changed", "unchanged"), 0))
@@ -90,7 +92,7 @@ class IngestRun:
         """Runs the ingest and says what it did."""
         start = time.perf_counter()
         roots: list[str] = []
-        reading = self._watch.reading(read(items, roots, self.max_bytes), "reading")
+        reading = self._watch.reading(read(items, roots, self.max_bytes, self.unread), "reading")
         with (
             read_ahead(reading, size=4) as batches,
             write_behind(self._write, size=2) as write,
@@ -103,7 +105,7 @@ class IngestRun:
                     put(work)
                 self._report()
             put(self._cut())
-        if not self._seen and not self._failures:
+        if not self._seen and not self._failures and not self.unread:
             self._warnings.append("nothing to ingest: no files there (hidden ones are left out)")
         if len(self._repeated) > _REPEATED_SHOWN:
             self._warnings.append(f"{len(self._repeated) - _REPEATED_SHOWN} more ids were given more than once")
@@ -224,7 +226,8 @@ class IngestRun:
             raise SettingsError("prune needs files or folders to compare with, not documents alone")
         # One that was left out because it is repeated was met, whatever became of the others since.
         met = chain(self._seen, self._repeated)
-        plan = plan_prune(self.store.versions(), roots, met, (failure.source for failure in self._failures))
+        unread = chain(self.unread, (failure.source for failure in self._failures))
+        plan = plan_prune(self.store.versions(), roots, met, unread, frozenset(self._seen.values()))
         refusal = plan.refusal(max_delete)
         if refusal is not None:
             self._failures.append(Failure(", ".join(roots), refusal))
