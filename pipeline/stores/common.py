@@ -49,13 +49,15 @@ def depth(limit: int) -> int:
     return max(limit, 100)
 
 
-def hnsw_ef(limit: int) -> int:
+def hnsw_ef(limit: int, *, filtered: bool) -> int:
     """Breadth of the HNSW search for ``limit`` hits.
 
-    It must be well above the limit: at the engine's default (100) only 0.93 of the top 100 are the right ones, at
-    this 0.996, in 1.0 instead of 0.3 ms (20,000 chunks).
+    It must be well above the limit, and the more chunks there are the more so. At 512 the right ones of the top 100 are
+    0.999 of 12,500 chunks, 0.997 of 25,000 and 0.990 of 50,000 (384 dimensions), at 1,024 they are 1.000, 1.000 and
+    0.998, in 4.6 instead of 2.7 ms. With a filter fewer chunks compete, and ACORN looks at more of them at each step:
+    twice the breadth there takes twice the time for what is no longer missing.
     """
-    return max(512, 4 * limit)
+    return max(512 if filtered else 1_024, 4 * limit)
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

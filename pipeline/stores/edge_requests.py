@@ -57,7 +57,7 @@ def query(
         return None
     deep = common.depth(limit) if mode == "hybrid" else limit
     params = edge.SearchParams(
-        hnsw_ef=common.hnsw_ef(deep),
+        hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None),
         exact=exact,
         # Without effect where nothing is filtered.
         acorn=edge.AcornSearchParams(enable=True, max_selectivity=common.ACORN_MAX_SELECTIVITY),

@@ -43,7 +43,7 @@ def query(
         None
         if local
         else models.SearchParams(
-            hnsw_ef=common.hnsw_ef(deep),
+            hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None),
             exact=exact,
             # Without effect where nothing is filtered.
             acorn=models.AcornSearchParams(enable=True, max_selectivity=common.ACORN_MAX_SELECTIVITY),
