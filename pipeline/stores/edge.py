@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Vectors (KiB) from which on HNSW is searched rather than scanned; the engine's default.
-_FULL_SCAN_KIB = 10_000
 _WRITE_BATCH = 1_000
 _READ_BATCH = 2_000
 _READ_VECTORS = 500
@@ -132,7 +130,7 @@ class EdgeStore:
             return
         config = edge.EdgeConfig(
             **edge_requests.vectors(fingerprint.dimension, self._storage),
-            hnsw_config=edge.HnswIndexConfig(common.HNSW_M, common.HNSW_EF_CONSTRUCT, _FULL_SCAN_KIB),
+            hnsw_config=edge.HnswIndexConfig(common.HNSW_M, common.HNSW_EF_CONSTRUCT, INDEXING_KIB),
             optimizers=edge.EdgeOptimizersConfig(indexing_threshold=INDEXING_KIB),
         )
         with self._engine("prepare", config) as (shard, engine):

@@ -59,6 +59,8 @@ def query(
     params = edge.SearchParams(
         hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None),
         exact=exact,
+        # Without effect where nothing is filtered.
+        acorn=edge.AcornSearchParams(enable=True, max_selectivity=common.ACORN_MAX_SELECTIVITY),
         # Without effect where nothing is quantized.
         quantization=edge.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=oversampling),
     )

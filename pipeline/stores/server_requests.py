@@ -45,6 +45,8 @@ def query(
         else models.SearchParams(
             hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None),
             exact=exact,
+            # Without effect where nothing is filtered.
+            acorn=models.AcornSearchParams(enable=True, max_selectivity=common.ACORN_MAX_SELECTIVITY),
             # Without effect where nothing is quantized.
             quantization=models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=oversampling),
         )

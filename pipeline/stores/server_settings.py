@@ -35,7 +35,9 @@ def creation(dimension: int, storage: Storage, cluster: Cluster) -> dict[str, An
     return {
         "vectors_config": {common.DENSE: dense},
         "sparse_vectors_config": {common.SPARSE: _sparse(on_disk)},
-        "hnsw_config": models.HnswConfigDiff(m=common.HNSW_M, ef_construct=common.HNSW_EF_CONSTRUCT),
+        "hnsw_config": models.HnswConfigDiff(
+            m=common.HNSW_M, ef_construct=common.HNSW_EF_CONSTRUCT, full_scan_threshold=INDEXING_KIB
+        ),
         "optimizers_config": models.OptimizersConfigDiff(indexing_threshold=DEFERRED_KIB),
         **{name: value for name, value in asked.items() if value is not None},
     }

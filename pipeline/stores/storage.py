@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pipeline.types import Quantization
 
 INDEXING_KIB = 20_000
-"""Vectors (KiB) from which on a segment gets an HNSW index. Below, brute force is exact and as fast: 1.4 ms for 20,000
-chunks of 384 dimensions, which are 30,000 KiB."""
+"""Vectors (KiB) from which on a segment gets an HNSW index, and from which on a filter must let through for it to be
+used. Below, brute force is exact and as fast: 1.4 ms for 20,000 chunks of 384 dimensions, which are 30,000 KiB."""
 
 QUANTILE = 0.99
 """Share of the numbers that int8 covers; the few beyond are clipped, so that the others are told apart more finely

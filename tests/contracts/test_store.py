@@ -65,7 +65,7 @@ def edge_store(path: Path) -> Iterator[Store]:
 
 
 class QuantizedEdgeStore(EdgeStore):
-    """Builds the index after each write, so that these few chunks too are found by their int8 copies."""
+    """Builds the index after each write, so that these few chunks too are found with a graph and their int8 copies."""
 
     def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
         super().upsert(chunks, vectors)
@@ -526,6 +526,27 @@ def test_filter_is_applied_in_recall(store: Store, mode: SearchMode) -> None:
     found = search(store, "blue whale heart", limit=2, mode=mode, where={"kind": "rare"})
     assert 2 == len(found)
     assert all(candidate.chunk.metadata["kind"] == "rare" for candidate in found)
+
+
+@pytest.mark.parametrize("where", [{"tenth": 3}, {"tenth": 3, "third": 1}], ids=["one key", "two keys"])
+def test_a_key_that_is_first_used_after_the_index_was_built(store: Store, where: dict[str, Any]) -> None:
+    """The graph has no links for it, yet a filter finds what exact search finds: all of the few that pass."""
+    rng = np.random.default_rng(5)
+    centres, member = rng.standard_normal((20, 64)), rng.integers(20, size=1_000)
+    vectors = (centres[member] + rng.standard_normal((1_000, 64))).astype(np.float32)
+    tenths, thirds = rng.integers(10, size=1_000).tolist(), rng.integers(3, size=1_000).tolist()
+    chunks = [
+        chunk("text", f"doc-{i}", tenth=tenth, third=third)
+        for i, (tenth, third) in enumerate(zip(tenths, thirds, strict=True))
+    ]
+    store.upsert(chunks, vectors)
+    store.optimize()
+    wanted = {item.id for item in chunks if all(item.metadata[key] == value for key, value in where.items())}
+    shares = []
+    for vector in vectors[:20]:
+        found = store.search("", vector, limit=len(wanted), mode="dense", where=where)
+        shares.append(len(wanted & {candidate.chunk.id for candidate in found}) / len(wanted))
+    assert float(np.mean(shares)) >= 0.99
 
 
 def test_one_key_filtered_in_two_ways(store: Store) -> None:

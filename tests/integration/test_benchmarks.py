@@ -14,7 +14,7 @@ from pipeline.evaluation.benchmarks.ingest import LOOPS, measure_ingest
 from pipeline.evaluation.benchmarks.limit import model_flops
 from pipeline.evaluation.benchmarks.measures import Run
 from pipeline.evaluation.benchmarks.peers import Measured, Plan, run_peers, summaries, summary
-from pipeline.evaluation.benchmarks.scale import noisy, run_scale
+from pipeline.evaluation.benchmarks.scale import copies, run_scale
 from pipeline.evaluation.benchmarks.systems import SystemSpec, command, environment, systems
 from pipeline.evaluation.benchmarks.worker import Worker, WorkerError
 from pipeline.evaluation.dataset import read_dataset
@@ -126,7 +126,7 @@ def test_sizes_and_ways_of_keeping_vectors_are_measured_one_after_another(tmp_pa
     import numpy as np
 
     random = np.random.default_rng(0)
-    vectors = noisy(random.standard_normal((40, 16)).astype(np.float32), 0, 40)
+    vectors = copies(random.standard_normal((40, 16)).astype(np.float32), 0, 40)
     storages = [Storage("none", False), Storage("int8", True)]
     said: list[str] = []
     sizes = run_scale([300, 500], storages, ["text"] * 40, vectors, vectors[:5], tmp_path, said.append)
@@ -134,7 +134,9 @@ def test_sizes_and_ways_of_keeping_vectors_are_measured_one_after_another(tmp_pa
     assert [(300, "none"), (300, "int8, on disk")] == [(row["chunks"], row["vectors"]) for row in first]
     assert not any("500" in line for line in said)
     for row in first:
-        assert {"unfiltered": 1.0, "filtered": 1.0} == {name: run["recall@100"] for name, run in row["search"].items()}
+        shares = {name: run["recall@100"] for name, run in row["search"].items()}
+        assert {"all": 1.0, "a tenth": 1.0, "half": 1.0} == shares
+        assert 40 == row["distinct_texts"]
         assert row["disk_mb"] > 0
         assert row["search_memory_mb"]["own"] > 0
     report.write_plots(tmp_path, {"scale": first})

@@ -329,5 +329,6 @@ def test_hybrid_request(server: Loopback, store: ServerStore) -> None:
     assert [100, 100] == [prefetch["limit"] for prefetch in body["prefetch"]]
     assert [condition] * 3 == [part["filter"] for part in [*body["prefetch"], body]]
     assert all(prefetch["params"]["hnsw_ef"] >= 400 for prefetch in body["prefetch"])
+    assert all(prefetch["params"]["acorn"]["enable"] for prefetch in body["prefetch"])
     assert {"rrf": {"k": 60}} == body["query"]
     assert 5 == body["limit"]

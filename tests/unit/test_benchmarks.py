@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipeline.errors import SettingsError
 from pipeline.evaluation.benchmarks import machine, report
 from pipeline.evaluation.benchmarks.passages import documents_of, overlap
 from pipeline.evaluation.benchmarks.peers import agreement
-from pipeline.evaluation.benchmarks.scale import noisy
+from pipeline.evaluation.benchmarks.scale import copies, recall
 from pipeline.evaluation.benchmarks.systems import chosen, environment, systems
 
 
@@ -25,13 +26,30 @@ def test_overlap_is_the_share_of_equal_results_whatever_their_order() -> None:
     assert 0.75 == overlap([["a", "b"], ["c", "d"]], [["b", "a"], ["d", "e"]])
 
 
-def test_copies_are_noisy_unit_vectors_near_their_original() -> None:
-    vectors = np.eye(4, 384, dtype=np.float32)
-    rows = noisy(vectors, 2, 6)
+def test_copies_are_as_far_from_each_other_as_the_texts() -> None:
+    """No clusters around them: among as many of them, the tenth and thirtieth nearest are where they were."""
+    random = np.random.default_rng(3)
+    texts = (random.standard_normal((400, 64)) * np.geomspace(1, 0.1, 64) + 0.5).astype(np.float32)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    rows = copies(texts, 300, 8_100)
+    assert np.allclose(texts[300:], rows[:100], atol=1e-6)
     assert np.allclose(1, np.linalg.norm(rows, axis=1), atol=1e-5)
-    assert np.array_equal(vectors[2:], rows[:2])
-    cosines = [float(rows[i] @ vectors[(2 + i) % 4]) for i in range(2, 6)]
-    assert all(0.9 < cosine < 0.99 for cosine in cosines), cosines
+    made = rows[100:]
+
+    def nearest(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        cosines = np.sort(vectors @ vectors.T, axis=1)[:, [-2, -11, -31]]
+        return np.asarray(np.sqrt(2 - 2 * cosines).mean(axis=0))
+
+    distinct, copied = nearest(texts), nearest(made[random.permutation(len(made))[:400]])
+    assert distinct[1:] == pytest.approx(copied[1:], rel=0.02)
+    assert copied[0] > 0.6 * distinct[0]
+
+
+def test_a_result_that_ties_with_the_last_exact_one_is_no_miss() -> None:
+    assert 1.0 == recall([0.9, 0.8, 0.8], [0.9, 0.8, 0.8])
+    assert pytest.approx(2 / 3) == recall([0.9, 0.8, 0.8], [0.9, 0.8, 0.7])
+    assert pytest.approx(1 / 3) == recall([0.9, 0.8, 0.8], [0.9])
+    assert 1.0 == recall([], [])
 
 
 def result(system: str, ndcg: float, *, same: bool = True) -> dict[str, object]:

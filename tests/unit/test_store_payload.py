@@ -121,9 +121,8 @@ def test_batches() -> None:
 
 @pytest.mark.parametrize("limit", [1, 100, 1000])
 def test_search_is_broader_than_the_list(limit: int) -> None:
-    """The HNSW search grows with the limit, and more where a filter takes points away."""
-    assert hnsw_ef(limit, filtered=False) >= 4 * limit
-    assert hnsw_ef(limit, filtered=True) == 2 * hnsw_ef(limit, filtered=False)
+    """The HNSW search grows with the limit, filtered or not."""
+    assert all(hnsw_ef(limit, filtered=filtered) >= max(500, 4 * limit) for filtered in (False, True))
 
 
 def test_a_chunk_that_is_stored_twice_counts_once() -> None:

@@ -33,7 +33,7 @@ ClientsOption = Annotated[str, typer.Option(help="Numbers of clients at once, by
 RoundsOption = Annotated[int, typer.Option(min=1, help="Times that everything is done.")]
 UrlOption = Annotated[str | None, typer.Option(help="Qdrant server for all systems that use Qdrant; else local mode.")]
 SizesOption = Annotated[str, typer.Option(help="Numbers of chunks, by commas.")]
-DistinctOption = Annotated[int, typer.Option(min=1, help="Texts that are embedded; more chunks are noisy copies.")]
+DistinctOption = Annotated[int, typer.Option(min=1, help="Texts that are embedded; more chunks are copies, varied.")]
 QuantizationOption = Annotated[
     list[str] | None, typer.Option(help="How vectors are kept: none or int8; repeatable, side by side.")
 ]
