@@ -30,13 +30,27 @@ class Request:
         return json.loads(self.body)
 
 
+Fault = Literal["reset", "stall", "stall-body", "cut", "trickle", "trickle-headers", "trickle-framing", "trickle-stall"]
+SLOW: Sequence[Fault] = (
+    "stall",
+    "stall-body",
+    "trickle",
+    "trickle-headers",
+    "trickle-framing",
+    "trickle-stall",
+)
+"""Faults of which only a time limit gets a client away."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """What to answer.
 
     ``fault``: "reset" breaks the connection off without an answer, "stall" sends nothing until the server stops,
-    "stall-body" sends half of the body and then nothing, "trickle" sends the body byte by byte without end, "cut"
-    closes the connection in the middle of the body. ``late`` seconds pass before the headers.
+    "stall-body" sends half of the body and then nothing, "cut" closes the connection in the middle of the body. Those
+    with "trickle" send a byte now and then, for far longer than a test's timeout: "trickle" of the body,
+    "trickle-headers" of a header's value, "trickle-framing" of the line before a chunk, "trickle-stall" of the body,
+    but only for a moment, and then nothing. ``late`` seconds pass before the headers.
     """
 
     status: int = 200
@@ -44,7 +58,7 @@ class Reply:
     body: bytes | None = None
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
-    fault: Literal["reset", "stall", "stall-body", "trickle", "cut"] | None = None
+    fault: Fault | None = None
     late: float = 0.0
 
     def payload(self) -> bytes:
@@ -141,10 +155,13 @@ class Loopback:
         payload = reply.payload()
         handler.send_response(reply.status)
         handler.send_header("content-type", reply.content_type)
-        endless = 1_000_000 if reply.fault == "trickle" else 0
-        handler.send_header("content-length", str(len(payload) + endless))
         for name, value in reply.headers.items():
             handler.send_header(name, value)
+        if reply.fault is not None and reply.fault.startswith("trickle"):
+            handler.close_connection = True
+            self._trickle(handler, reply.fault)
+            return
+        handler.send_header("content-length", str(len(payload)))
         handler.end_headers()
         if handler.command == "HEAD":
             return
@@ -153,12 +170,26 @@ class Loopback:
             if reply.fault == "stall-body":
                 self._stopping.wait()
             handler.close_connection = True
-        elif reply.fault == "trickle":
-            handler.close_connection = True
-            while not self._stopping.wait(0.01):
-                handler.wfile.write(b" ")
         else:
             handler.wfile.write(payload)
+
+    def _trickle(self, handler: BaseHTTPRequestHandler, fault: Fault) -> None:
+        if fault == "trickle-headers":
+            handler.flush_headers()
+            handler.wfile.write(b"X-Slow: ")
+        elif fault == "trickle-framing":
+            handler.send_header("transfer-encoding", "chunked")
+            handler.end_headers()
+            handler.wfile.write(b"1;")  # a chunk's length, and what may follow it on the line
+        else:
+            handler.send_header("content-length", "1000000")
+            handler.end_headers()
+        for _ in range(10 if fault == "trickle-stall" else 1000):
+            if self._stopping.wait(0.01):
+                return
+            handler.wfile.write(b" ")
+        if fault == "trickle-stall":
+            self._stopping.wait()
 
 
 class _Server(socketserver.ThreadingTCPServer):
