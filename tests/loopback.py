@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import socketserver
+import ssl
 import struct
 import sys
 import threading
@@ -12,8 +13,12 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
+
+CERTIFICATE = Path(__file__).with_name("loopback.pem")
+"""For 127.0.0.1, with its key, which guards nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,11 @@ Respond = Callable[[Request], Reply]
 class Loopback:
     """Serves until the ``with`` block ends; ``requests`` holds what came in.
 
-    ``script`` is a function of the request, or replies given one after another, of which the last one stays.
+    ``script`` is a function of the request, or replies given one after another, of which the last one stays. ``tls``
+    makes it an https server, with the certificate in :data:`CERTIFICATE`.
     """
 
-    def __init__(self, script: Respond | Sequence[Reply], port: int = 0) -> None:
+    def __init__(self, script: Respond | Sequence[Reply], port: int = 0, tls: bool = False) -> None:
         self.requests: list[Request] = []
         self._respond = script if callable(script) else _one_after_another(script)
         self._stopping = threading.Event()
@@ -88,7 +94,11 @@ class Loopback:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         host, port = self._server.server_address[:2]
         self.port = int(port)
-        self.url = f"http://{host!s}:{port}"
+        self.url = f"{'https' if tls else 'http'}://{host!s}:{port}"
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(CERTIFICATE)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -137,7 +147,7 @@ class Loopback:
                     loopback.requests.append(request)
                 loopback._send(self, loopback._respond(request))
 
-            do_GET = do_POST = do_PATCH = do_PUT = do_HEAD = _answer  # noqa: N815 - names that http.server looks for
+            do_GET = do_POST = do_PATCH = do_PUT = do_HEAD = do_CONNECT = _answer  # noqa: N815 - names that http.server looks for
 
         return Handler
 
@@ -200,7 +210,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
         # Clients that time out go away in the middle of an answer: that is what tests are about.
-        if error is not None and not isinstance(error, ConnectionError):
+        if error is not None and not isinstance(error, (ConnectionError, ssl.SSLError)):
             self.owner._errors.append(error)
 
 
