@@ -1,11 +1,11 @@
-"""What all remote models share: an HTTP client whose time limit is one, errors in plain words, order by index."""
+"""What all remote models share: how they ask for JSON, errors in plain words, order by index."""
 
 from __future__ import annotations
 
 import math
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,10 +14,6 @@ import httpx
 
 from pipeline.errors import RerankerError, SettingsError
 from pipeline.retrying import RemoteError, parse_retry_after
-
-_END = "pipeline_end"
-# Less than this and httpcore would take 0 for "no time at all, fail before trying".
-_SHORTEST_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,57 +66,6 @@ def check_key(key: str, setting: str) -> str:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise SettingsError(f"{setting}: a key is one word of ASCII characters; check how it was copied")
     return key
-
-
-# ---------------------------------------------------------------- time limit
-
-
-def open_client(headers: Mapping[str, str] | None = None) -> httpx.Client:
-    """An HTTP client whose timeout, where a request gives one number, bounds that whole request.
-
-    httpx alone bounds each single wait: a server that sends a byte now and then is never given up. Here what is left
-    of the limit goes to each next phase. Only a body whose last byte comes late can take longer, at most twice the
-    limit.
-    """
-    return httpx.Client(
-        headers=headers,
-        follow_redirects=False,  # a redirected POST would lose its body or carry its key elsewhere
-        event_hooks={"request": [_bound_request], "response": [_bound_body]},
-    )
-
-
-def _bound_request(request: httpx.Request) -> None:
-    limits = request.extensions.get("timeout", {})
-    if limits.get("read") is None:
-        return
-    end = time.monotonic() + limits["read"]
-
-    def on_phase(event: str, info: Mapping[str, Any]) -> None:  # noqa: ARG001 - httpcore's signature
-        # httpcore looks the limits up again at the start of every phase.
-        left = max(_SHORTEST_S, end - time.monotonic())
-        limits.update(connect=left, read=left, write=left, pool=left)
-
-    request.extensions = {**request.extensions, "trace": on_phase, _END: end}
-
-
-def _bound_body(response: httpx.Response) -> None:
-    end = response.request.extensions.get(_END)
-    if end is not None and isinstance(response.stream, httpx.SyncByteStream):
-        response.stream = _BoundedStream(response.stream, end, response.request)
-
-
-class _BoundedStream(httpx.SyncByteStream):
-    def __init__(self, stream: httpx.SyncByteStream, end: float, request: httpx.Request) -> None:
-        self._stream, self._end, self._request = stream, end, request
-
-    def __iter__(self) -> Iterator[bytes]:
-        for part in self._stream:
-            yield part
-            if time.monotonic() > self._end:
-                raise httpx.ReadTimeout("the answer's body came too slowly", request=self._request)
-
-    def close(self) -> None:
-        self._stream.close()
 
 
 def post_json(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import socketserver
+import ssl
 import struct
 import sys
 import threading
@@ -12,8 +13,12 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
+
+CERTIFICATE = Path(__file__).with_name("loopback.pem")
+"""For 127.0.0.1, with its key, which guards nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +35,27 @@ class Request:
         return json.loads(self.body)
 
 
+Fault = Literal["reset", "stall", "stall-body", "cut", "trickle", "trickle-headers", "trickle-framing", "trickle-stall"]
+SLOW: Sequence[Fault] = (
+    "stall",
+    "stall-body",
+    "trickle",
+    "trickle-headers",
+    "trickle-framing",
+    "trickle-stall",
+)
+"""Faults of which only a time limit gets a client away."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """What to answer.
 
     ``fault``: "reset" breaks the connection off without an answer, "stall" sends nothing until the server stops,
-    "stall-body" sends half of the body and then nothing, "trickle" sends the body byte by byte without end, "cut"
-    closes the connection in the middle of the body. ``late`` seconds pass before the headers.
+    "stall-body" sends half of the body and then nothing, "cut" closes the connection in the middle of the body. Those
+    with "trickle" send a byte now and then, for far longer than a test's timeout: "trickle" of the body,
+    "trickle-headers" of a header's value, "trickle-framing" of the line before a chunk, "trickle-stall" of the body,
+    but only for a moment, and then nothing. ``late`` seconds pass before the headers.
     """
 
     status: int = 200
@@ -44,7 +63,7 @@ class Reply:
     body: bytes | None = None
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
-    fault: Literal["reset", "stall", "stall-body", "trickle", "cut"] | None = None
+    fault: Fault | None = None
     late: float = 0.0
 
     def payload(self) -> bytes:
@@ -57,10 +76,11 @@ Respond = Callable[[Request], Reply]
 class Loopback:
     """Serves until the ``with`` block ends; ``requests`` holds what came in.
 
-    ``script`` is a function of the request, or replies given one after another, of which the last one stays.
+    ``script`` is a function of the request, or replies given one after another, of which the last one stays. ``tls``
+    makes it an https server, with the certificate in :data:`CERTIFICATE`.
     """
 
-    def __init__(self, script: Respond | Sequence[Reply], port: int = 0) -> None:
+    def __init__(self, script: Respond | Sequence[Reply], port: int = 0, tls: bool = False) -> None:
         self.requests: list[Request] = []
         self._respond = script if callable(script) else _one_after_another(script)
         self._stopping = threading.Event()
@@ -74,7 +94,11 @@ class Loopback:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         host, port = self._server.server_address[:2]
         self.port = int(port)
-        self.url = f"http://{host!s}:{port}"
+        self.url = f"{'https' if tls else 'http'}://{host!s}:{port}"
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(CERTIFICATE)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -123,7 +147,7 @@ class Loopback:
                     loopback.requests.append(request)
                 loopback._send(self, loopback._respond(request))
 
-            do_GET = do_POST = do_PATCH = do_PUT = do_HEAD = _answer  # noqa: N815 - names that http.server looks for
+            do_GET = do_POST = do_PATCH = do_PUT = do_HEAD = do_CONNECT = _answer  # noqa: N815 - names that http.server looks for
 
         return Handler
 
@@ -141,10 +165,13 @@ class Loopback:
         payload = reply.payload()
         handler.send_response(reply.status)
         handler.send_header("content-type", reply.content_type)
-        endless = 1_000_000 if reply.fault == "trickle" else 0
-        handler.send_header("content-length", str(len(payload) + endless))
         for name, value in reply.headers.items():
             handler.send_header(name, value)
+        if reply.fault is not None and reply.fault.startswith("trickle"):
+            handler.close_connection = True
+            self._trickle(handler, reply.fault)
+            return
+        handler.send_header("content-length", str(len(payload)))
         handler.end_headers()
         if handler.command == "HEAD":
             return
@@ -153,12 +180,26 @@ class Loopback:
             if reply.fault == "stall-body":
                 self._stopping.wait()
             handler.close_connection = True
-        elif reply.fault == "trickle":
-            handler.close_connection = True
-            while not self._stopping.wait(0.01):
-                handler.wfile.write(b" ")
         else:
             handler.wfile.write(payload)
+
+    def _trickle(self, handler: BaseHTTPRequestHandler, fault: Fault) -> None:
+        if fault == "trickle-headers":
+            handler.flush_headers()
+            handler.wfile.write(b"X-Slow: ")
+        elif fault == "trickle-framing":
+            handler.send_header("transfer-encoding", "chunked")
+            handler.end_headers()
+            handler.wfile.write(b"1;")  # a chunk's length, and what may follow it on the line
+        else:
+            handler.send_header("content-length", "1000000")
+            handler.end_headers()
+        for _ in range(10 if fault == "trickle-stall" else 1000):
+            if self._stopping.wait(0.01):
+                return
+            handler.wfile.write(b" ")
+        if fault == "trickle-stall":
+            self._stopping.wait()
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -169,7 +210,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
         # Clients that time out go away in the middle of an answer: that is what tests are about.
-        if error is not None and not isinstance(error, ConnectionError):
+        if error is not None and not isinstance(error, (ConnectionError, ssl.SSLError)):
             self.owner._errors.append(error)
 
 

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import EmbedderError
-from pipeline.remote import Endpoint, check_key, check_url, in_input_order, open_client, post_json
+from pipeline.http_client import open_client
+from pipeline.remote import Endpoint, check_key, check_url, in_input_order, post_json
 from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.text import well_formed
 

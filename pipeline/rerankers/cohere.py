@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from pydantic import SecretStr
 
+from pipeline.http_client import open_client
 from pipeline.remote import (
     Endpoint,
     chained,
@@ -20,7 +21,6 @@ from pipeline.remote import (
     network_error,
     not_json,
     number,
-    open_client,
     status_error,
     without_secrets,
 )

