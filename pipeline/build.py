@@ -176,10 +176,22 @@ def _none(_: Settings) -> None:
 
 
 def _embedded(settings: Settings) -> Reranker:
+    from pipeline.inference.folder import kind_of
+    from pipeline.rerankers.late_interaction import LateInteractionReranker
+
+    folder = Path(settings.reranker_model) if settings.reranker_model else None
+    if folder is not None and kind_of(folder) == "cross-encoder":
+        return _embedded_cross_encoder(settings, name="embedded")
+    return LateInteractionReranker(
+        folder, cache_dir=model_cache(settings), memory_mb=settings.token_vectors_mb, name="embedded"
+    )
+
+
+def _embedded_cross_encoder(settings: Settings, name: str = "embedded-cross-encoder") -> Reranker:
     from pipeline.rerankers.embedded import EmbeddedReranker
 
     folder = Path(settings.reranker_model) if settings.reranker_model else None
-    return EmbeddedReranker(folder, cache_dir=model_cache(settings))
+    return EmbeddedReranker(folder, cache_dir=model_cache(settings), name=name)
 
 
 def _bge(settings: Settings) -> Reranker:
@@ -264,6 +276,7 @@ _BUILT_IN: Mapping[str, RerankerFactory] = {
     "cohere": _cohere,
     "cross-encoder": _cross_encoder,
     "embedded": _embedded,
+    "embedded-cross-encoder": _embedded_cross_encoder,
     "http": _http,
     "jina": _jina,
     "none": _none,

@@ -98,13 +98,14 @@ class Settings(BaseSettings):
     reranker: str = Field(
         "embedded",
         min_length=1,
-        description="`embedded`, `bge`, `cross-encoder`, `cohere`, `jina`, `http`, `none`, or a name you registered",
+        description="`embedded`, `embedded-cross-encoder`, `bge`, `cross-encoder`, `cohere`, `jina`, `http`, `none`, "
+        "or a name you registered",
     )
     reranker_model: str | None = Field(
         None,
         description="by reranker: `bge` has `BAAI/bge-reranker-base`, `cohere` has `rerank-v3.5`, `cross-encoder` "
         "needs a Hugging Face name or a folder, `jina` has `jina-reranker-v2-base-multilingual`, `http` sends none "
-        "unless set, `embedded` takes a folder in its own format",
+        "unless set, the embedded ones take a folder in their own format",
     )
     reranker_fallback: str = Field(
         "",
@@ -170,7 +171,7 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="weight of the rerank score against the first-stage score in the final order, 0-1; empty: by "
-        "reranker (`embedded`: as measured; others: 1.0)",
+        "reranker (the embedded ones: as measured; others: 1.0)",
     )
     fusion: StageFusion = Field(
         "linear",
@@ -179,6 +180,13 @@ class Settings(BaseSettings):
     )
     deadline_ms: float | None = Field(
         None, gt=0, description="milliseconds that a query may take; reranking is cut short or falls back to keep it"
+    )
+    token_vectors_mb: int = Field(
+        256,
+        ge=0,
+        le=1_000_000,
+        description="memory, in MB, for the token vectors of texts that `embedded` has read, some 40 KB each: to score "
+        "such a text again costs next to nothing",
     )
     score_cache: int = Field(
         10_000, ge=0, le=10_000_000, description="rerank scores that are kept for the same query and text; 0: none"

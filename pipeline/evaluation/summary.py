@@ -16,7 +16,7 @@ from pipeline.settings import Settings
 CURVE = (1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 """Where recall@N is computed, as far as the first stage is deep."""
 # These run on one's own machine: no price a call.
-_UNPRICED = frozenset({"none", "embedded", "bge", "cross-encoder"})
+_UNPRICED = frozenset({"none", "embedded", "embedded-cross-encoder", "bge", "cross-encoder"})
 # What Cohere bills as one search.
 _DOCUMENTS_A_SEARCH = 100
 

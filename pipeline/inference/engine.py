@@ -54,25 +54,43 @@ _slots: defaultdict[tuple[Path, Path | None], _Slot] = defaultdict(_Slot)
 _slots_lock = threading.Lock()
 
 
-def shared_engine(model: Path, cache_dir: Path | None = None, pad_id: int = 0) -> Engine:
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """The lower layers of a model, which another model has already."""
+
+    model: Path
+    node: str
+    """Name of the operation whose output is the upper layers' input ``hidden``."""
+
+
+def shared_engine(model: Path, cache_dir: Path | None = None, pad_id: int = 0, *, trunk: Trunk | None = None) -> Engine:
     """The process's one engine for a model file, whatever the number of its users."""
     with _slots_lock:
         slot = _slots[(model.resolve(), cache_dir.resolve() if cache_dir else None)]
     with slot.lock:
         if slot.engine is None:
-            slot.engine = Engine(model, cache_dir, pad_id)
+            slot.engine = Engine(model, cache_dir, pad_id, trunk=trunk)
         return slot.engine
 
 
 class Engine:
-    """A compiled model with inputs ``input_ids`` and ``attention_mask`` and one output row a sequence. Thread-safe.
+    """A compiled model with inputs ``input_ids`` and ``attention_mask``. Thread-safe.
 
-    A third input, if the model has one, is ``token_type_ids``: 0 for the first part of a sequence and 1 for the second.
-    ``exact`` computes in float32 whatever the CPU could do faster.
+    It has one output row a sequence (:meth:`run`), or one a token (:meth:`token_rows`). A third input, if the model has
+    one, is ``token_type_ids``: 0 for the first part of a sequence and 1 for the second. ``exact`` computes in float32
+    whatever the CPU could do faster. With ``trunk`` the model file has the upper layers alone.
     """
 
-    def __init__(self, model: Path, cache_dir: Path | None = None, pad_id: int = 0, *, exact: bool = False) -> None:
-        compiled = _compile(model, cache_dir, exact=exact)
+    def __init__(
+        self,
+        model: Path,
+        cache_dir: Path | None = None,
+        pad_id: int = 0,
+        *,
+        exact: bool = False,
+        trunk: Trunk | None = None,
+    ) -> None:
+        compiled = _compile(model, cache_dir, exact=exact, trunk=trunk)
         self._pad_id = pad_id
         self._typed = len(compiled.inputs) == 3
         self._streams = int(compiled.get_property("NUM_STREAMS"))
@@ -80,8 +98,10 @@ class Engine:
         self._requests: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
         for _ in range(2 * self._streams):
             self._requests.put(compiled.create_infer_request())
-        self._width = int(compiled.output(0).partial_shape[1].get_length())
-        self._together: Combiner[_Item, NDArray[np.float32]] = Combiner(lambda items: list(self._rows(items)), TOGETHER)
+        shape = compiled.output(0).partial_shape
+        self._by_token = len(shape) == 3
+        self._width = int(shape[-1].get_length())
+        self._together: Combiner[_Item, NDArray[np.float32]] = Combiner(self._rows, TOGETHER)
 
     def run(self, sequences: Sequence[Sequence[int]], second: Sequence[int] | None = None) -> NDArray[np.float32]:
         """Output rows of shape (len(sequences), width), in input order.
@@ -89,32 +109,42 @@ class Engine:
         ``second`` says for each sequence where its second part begins, 0 for none. Equal sequences are computed once.
         The order of the sequences does not change a row.
         """
-        return self._rows(_items(sequences, second))
+        return self._stacked(self._rows(_items(sequences, second)))
 
     def run_together(
         self, sequences: Sequence[Sequence[int]], second: Sequence[int] | None = None
     ) -> NDArray[np.float32]:
         """As :meth:`run`, and in one with the calls that other threads make meanwhile."""
-        if not sequences:
-            return np.empty((0, self._width), dtype=np.float32)
-        return np.stack(self._together.run(_items(sequences, second)))
+        return self._stacked(self._together.run(_items(sequences, second)))
 
-    def _rows(self, items: Sequence[_Item]) -> NDArray[np.float32]:
+    def token_rows(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """For each sequence rows of shape (its length, width); in one with the calls that other threads make."""
+        return self._together.run(_items(sequences, None))
+
+    def _stacked(self, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        return np.stack(rows) if rows else np.empty((0, self._width), dtype=np.float32)
+
+    def _rows(self, items: Sequence[_Item]) -> list[NDArray[np.float32]]:
         # Sorted, because in bfloat16 a row depends a little on which batch it is in.
         distinct = sorted(set(items), key=lambda item: (-len(item[0]), item))
         places = {item: place for place, item in enumerate(distinct)}
-        return self._run(distinct)[[places[item] for item in items]]
+        found = self._run(distinct)
+        return [found[places[item]] for item in items]
 
-    def _run(self, items: Sequence[_Item]) -> NDArray[np.float32]:
-        """Output rows of sequences sorted from the longest to the shortest."""
-        output = np.empty((len(items), self._width), dtype=np.float32)
+    def _run(self, items: Sequence[_Item]) -> list[NDArray[np.float32]]:
+        """Output of sequences sorted from the longest to the shortest."""
+        output: list[NDArray[np.float32]] = []
         running: deque[tuple[Any, slice, Any]] = deque()
 
         def collect() -> None:
             request, rows, _ = running.popleft()
             try:
                 request.wait()
-                output[rows] = request.get_output_tensor(0).data
+                data = request.get_output_tensor(0).data
+                if self._by_token:
+                    output.extend(row[: len(ids)].copy() for row, (ids, _) in zip(data, items[rows], strict=True))
+                else:
+                    output.extend(data.copy())
             finally:
                 self._requests.put(request)
 
@@ -178,7 +208,7 @@ def padded(length: int) -> int:
     return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
-def _compile(model: Path, cache_dir: Path | None, *, exact: bool) -> openvino.CompiledModel:
+def _compile(model: Path, cache_dir: Path | None, *, exact: bool, trunk: Trunk | None) -> openvino.CompiledModel:
     import openvino
 
     core = openvino.Core()
@@ -192,7 +222,23 @@ def _compile(model: Path, cache_dir: Path | None, *, exact: bool) -> openvino.Co
     if cache_dir is not None:
         cache_dir.mkdir(parents=True, exist_ok=True)
         options["CACHE_DIR"] = str(cache_dir)
-    return core.compile_model(str(model), "CPU", options)
+    if trunk is None:
+        return core.compile_model(str(model), "CPU", options)
+    return core.compile_model(_joined(core, model, trunk), "CPU", options)
+
+
+def _joined(core: openvino.Core, model: Path, trunk: Trunk) -> openvino.Model:
+    """The upper layers on their trunk; what the trunk's own model does above that is left out."""
+    import openvino
+
+    lower, upper = core.read_model(str(trunk.model)), core.read_model(str(model))
+    inputs = {port.get_any_name(): port for port in lower.inputs}
+    (top,) = (node.output(0) for node in lower.get_ordered_ops() if node.get_friendly_name() == trunk.node)
+    for port in upper.inputs:
+        name = port.get_any_name()
+        for target in port.get_target_inputs():
+            target.replace_source_output(top if name == "hidden" else inputs[name])
+    return openvino.Model(upper.get_results(), lower.get_parameters(), "joined")
 
 
 def _cores() -> int:

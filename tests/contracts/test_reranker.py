@@ -60,6 +60,12 @@ def _cross_encoder_on_the_engine(folder: Path, stack: contextlib.ExitStack) -> R
 
 
 def _embedded(folder: Path, stack: contextlib.ExitStack) -> Reranker:
+    from pipeline.rerankers.late_interaction import LateInteractionReranker
+
+    return LateInteractionReranker(cache_dir=folder / "cache")
+
+
+def _embedded_cross_encoder(folder: Path, stack: contextlib.ExitStack) -> Reranker:
     from pipeline.rerankers.embedded import EmbeddedReranker
 
     return EmbeddedReranker(cache_dir=folder / "cache")
@@ -83,6 +89,7 @@ MAKERS: dict[str, Make] = {
     "cross-encoder": _cross_encoder,
     "cross-encoder-on-the-engine": _cross_encoder_on_the_engine,
     "embedded": _embedded,
+    "embedded-cross-encoder": _embedded_cross_encoder,
 }
 
 

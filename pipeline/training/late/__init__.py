@@ -1,0 +1,1 @@
+"""How the late-interaction reranker that comes with the package was trained: ``python -m pipeline.training.late``."""

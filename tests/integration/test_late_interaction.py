@@ -1,0 +1,119 @@
+"""What holds for the late-interaction reranker beyond the contract."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.build import build_reranker
+from pipeline.errors import SettingsError
+from pipeline.models import EMBEDDER, LATE_INTERACTION, RERANKER
+from pipeline.rerankers.embedded import EmbeddedReranker
+from pipeline.rerankers.late_interaction import LateInteractionReranker
+from pipeline.settings import Settings
+from pipeline.types import RerankScore
+
+QUERY = "Why was the bridge closed?"
+TEXTS = [
+    "The bridge was closed after the flood.",
+    "洪水过后，这座桥被关闭了。",
+    "How a JSON file is read in Python.",
+    "The central bank raised interest rates.",
+]
+
+
+def raws(scores: list[RerankScore]) -> list[float]:
+    return [score.raw for score in scores]
+
+
+def reads(reranker: LateInteractionReranker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that its model computes from now on."""
+    seen: list[str] = []
+    compute = reranker._model.token_vectors
+
+    def watched(texts: list[str], *, query: bool) -> object:
+        seen.extend([] if query else texts)
+        return compute(texts, query=query)
+
+    monkeypatch.setattr(reranker._model, "token_vectors", watched)
+    return seen
+
+
+def test_a_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its vectors do not depend on the query: another one finds them, and gets the scores it would get without."""
+    reranker = LateInteractionReranker()
+    seen = reads(reranker, monkeypatch)
+    reranker.score("What does the bank do?", TEXTS[2:])
+    found = reranker.score(QUERY, TEXTS)
+    assert [*TEXTS[2:], *TEXTS[:2]] == seen
+    assert raws(LateInteractionReranker().score(QUERY, TEXTS)) == pytest.approx(raws(found), abs=0.03)
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With none, every text is read each time; the scores are the same."""
+    reranker = LateInteractionReranker(memory_mb=0)
+    seen = reads(reranker, monkeypatch)
+    first, second = reranker.score(QUERY, TEXTS), reranker.score(QUERY, TEXTS)
+    assert TEXTS * 2 == seen
+    assert raws(first) == raws(second)
+
+
+def test_what_was_not_used_for_long_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte holds two texts of some 400 tokens each, but not ten."""
+    reranker = LateInteractionReranker(memory_mb=1)
+    texts = [f"Number {i}. " + "The river rose and the bridge was closed. " * 40 for i in range(12)]
+    reranker.score(QUERY, texts)
+    seen = reads(reranker, monkeypatch)
+    reranker.score(QUERY, texts[-2:])
+    assert [] == seen
+    reranker.score(QUERY, texts[:1])
+    assert texts[:1] == seen
+
+
+def test_threads_share_what_they_read() -> None:
+    """Many queries at once get the scores that each gets alone."""
+    reranker = LateInteractionReranker()
+    queries = [f"{QUERY} {i}" for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda query: raws(reranker.score(query, TEXTS)), queries))
+    for query, scores in zip(queries, found, strict=True):
+        assert raws(LateInteractionReranker().score(query, TEXTS)) == pytest.approx(scores, abs=0.03)
+
+
+def test_it_stands_on_the_embedder_it_was_made_for(tmp_path: Path) -> None:
+    """Other lower layers would give other numbers, and nobody would notice."""
+    folder = tmp_path / "model"
+    shutil.copytree(LATE_INTERACTION, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["trunk"]["revision"] = "0" * 64
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"embedder 000000000000"):
+        LateInteractionReranker(folder)
+
+
+def test_the_trunk_is_the_embedders(tmp_path: Path) -> None:
+    """The mean of the hidden states below is not needed, and the embedder's own answers are what they were."""
+    from pipeline.embedders.embedded import EmbeddedEmbedder
+
+    before = EmbeddedEmbedder().embed_query(QUERY)
+    LateInteractionReranker(cache_dir=tmp_path).score(QUERY, TEXTS)
+    assert np.array_equal(before, EmbeddedEmbedder().embed_query(QUERY))
+    config = json.loads((LATE_INTERACTION / "config.json").read_text(encoding="utf-8"))
+    of_embedder = json.loads((EMBEDDER / "config.json").read_text(encoding="utf-8"))
+    assert of_embedder["revision"] == config["trunk"]["revision"]
+
+
+def test_embedded_takes_a_folder_of_either_kind(tmp_path: Path) -> None:
+    """By what the folder says it holds."""
+    built = {
+        kind: build_reranker(Settings(data_dir=tmp_path, reranker="embedded", reranker_model=str(folder)))
+        for kind, folder in (("late", LATE_INTERACTION), ("cross", RERANKER))
+    }
+    assert isinstance(built["late"], LateInteractionReranker)
+    assert isinstance(built["cross"], EmbeddedReranker)
+    assert {"embedded"} == {reranker.name for reranker in built.values() if reranker}

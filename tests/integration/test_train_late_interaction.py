@@ -1,0 +1,129 @@
+"""The late-interaction reranker's own training, for real: a tiny model learns a made-up task."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from pipeline.inference.engine import Engine, Trunk
+from pipeline.inference.export import traced, write_folder
+from pipeline.models.build import mean_pooled
+from pipeline.models.upper_layers import DIMENSION, TRUNK_LAYERS, TRUNK_NODE, upper_layers
+from pipeline.training.late import fitting
+from pipeline.training.late.__main__ import train
+from pipeline.training.late.questions import Questions, Share, bm25_candidates, fused, read_questions
+from tests.tiny_models import save_embedder
+
+ANIMALS = ("dog", "fox", "quick", "lazy")  # words that the tiny model has
+SIZES = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 64}
+TRUNK = 2
+CONFIG = {"query_prefix": "query: ", "document_prefix": "passage: ", "around": [[2], [3]]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of texts that share the question's number, the one with the dog is relevant."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "dogs" / "qrels").mkdir(parents=True)
+    with (folder / "dogs" / "corpus.jsonl").open("w") as file:
+        for i in range(60):
+            for animal in ANIMALS:
+                line = {"_id": f"{animal}{i}", "title": "", "text": f"report {i:03d} the {animal}"}
+                file.write(json.dumps(line) + "\n")
+    with (folder / "dogs" / "queries.jsonl").open("w") as file:
+        file.writelines(json.dumps({"_id": f"q{i}", "text": f"report {i:03d}"}) + "\n" for i in range(60))
+    with (folder / "dogs" / "qrels" / "test.tsv").open("w", newline="") as file:
+        rows = csv.writer(file, delimiter="\t")
+        rows.writerow(["query-id", "corpus-id", "score"])
+        rows.writerows([f"q{i}", f"dog{i}", 1] for i in range(60))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def questions(data: Path) -> Questions:
+    return read_questions(data, {"dogs": Share(held_back=20)})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Tokenizer]:
+    import torch
+    from transformers import BertModel
+
+    folder = save_embedder(tmp_path_factory.mktemp("tiny") / "model", **SIZES)
+    bert = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        for parameter in bert.parameters():  # a bias that is zero everywhere would be left out of the model file
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    return bert, Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def test_questions_are_held_back_with_their_passages(questions: Questions) -> None:
+    """What is chosen by was never trained on; candidates are BM25's."""
+    held = [question for question in questions.all if question.held_back]
+    theirs = {number for question in held for number in question.relevant}
+    assert 20 == len(held)
+    assert 40 == len(questions.all) - 20
+    assert all(theirs.isdisjoint(one.relevant) for one in questions.all if not one.held_back)
+    assert all(question.text in questions.passages[question.candidates[0][0]] for question in questions.all)
+
+
+def test_it_learns_what_the_first_stage_cannot_know(
+    questions: Questions, tiny: tuple[Any, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BM25 finds all four animals equal; trained, it mostly knows the dog's, for numbers that were held back."""
+    import torch
+
+    monkeypatch.setattr(fitting, "_RATES", (2e-3, 2e-3, 3e-3, 1e-2))  # its weights are random: they have far to go
+    bert, tokenizer = tiny
+    torch.manual_seed(0)
+    upper = upper_layers(bert, TRUNK)
+    said: list[str] = []
+    chosen = train(bert, upper, tokenizer, CONFIG, questions, trunk_layers=TRUNK, steps=60, seed=1, say=said.append)
+    measured = chosen["measured"]["dogs"]
+    assert measured["0"] < 0.5
+    assert max(measured.values()) > 0.7
+    assert chosen["default_alpha"] > 0
+    assert chosen["scale"] > 0
+    assert any(line.startswith("step 50 of 60") for line in said)
+
+
+def test_upper_layers_on_the_trunk_are_the_whole_model(tiny: tuple[Any, Tokenizer], tmp_path: Path) -> None:
+    """The engine joins the two model files; what comes out is what torch computes in one."""
+    import torch
+
+    bert, tokenizer = tiny
+    upper = upper_layers(bert, TRUNK).eval()
+    write_folder(traced(mean_pooled(bert), ("input_ids", "attention_mask")), tokenizer, {}, tmp_path / "lower")
+    graph = traced(upper, ("hidden", "attention_mask"), width=128)
+    write_folder(graph, tokenizer, {}, tmp_path / "upper")
+    node = TRUNK_NODE.replace(f"layer.{TRUNK_LAYERS - 1}", f"layer.{TRUNK - 1}")
+    trunk = Trunk(tmp_path / "lower" / "model.xml", node)
+    engine = Engine(tmp_path / "upper" / "model.xml", exact=True, trunk=trunk)
+    sequences = [[2, 5, 6, 7, 3], [2, 8, 3], [2, 5, 6, 7, 9, 10, 11, 12, 5, 3]]
+    for ids, rows in zip(sequences, engine.token_rows(sequences), strict=True):
+        with torch.inference_mode():
+            tokens = torch.tensor([ids])
+            seen = torch.ones_like(tokens)
+            hidden = bert(input_ids=tokens, attention_mask=seen, output_hidden_states=True).hidden_states[TRUNK]
+            expected = upper(hidden, seen)[0].numpy()
+        assert (len(ids), DIMENSION + 1) == rows.shape
+        assert np.allclose(expected, rows, atol=1e-4)
+
+
+def test_bm25_is_the_stores(questions: Questions) -> None:
+    """Rare words count more, and what shares no word is no candidate."""
+    texts = ["the red fox and the dog", "the blue fox", "a stone"]
+    (found,) = bm25_candidates(texts, ["red fox"])
+    assert [0, 1] == [number for number, _ in found]
+    assert found[0][1] > found[1][1] > 0
+
+
+def test_fusion_by_distribution() -> None:
+    """What stands high in both lists comes first; a list without scores says nothing."""
+    assert [1, 2, 3] == [number for number, _ in fused([[(1, 9.0), (2, 8.0), (3, 1.0)], [(1, 0.9), (2, 0.2)], []])]
