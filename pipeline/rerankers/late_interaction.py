@@ -58,19 +58,21 @@ class LateInteractionReranker:
         """One score a text, in input order: the logit that the similarity stands for, and its sigmoid in float64."""
         if not texts:
             return []
+        distinct = list(dict.fromkeys(texts))  # where a text stands may change its last digits: a tie must be a tie
         try:
             ((asked, weights),) = self._model.token_vectors([query], query=True)
-            found = self._texts(texts)
+            found = self._vectors(distinct)
         except RuntimeError as error:  # OpenVINO's only exception: out of memory, mostly, or a damaged file
             raise RerankerError(f"{self.model} failed: {error}", provider=self.name, retryable=True) from error
         logits = self._scale * max_sim(asked, softplus(weights), found) + self._bias
-        return [RerankScore(logit, sigmoid(logit)) for logit in logits.tolist()]
+        scores = {text: RerankScore(raw, sigmoid(raw)) for text, raw in zip(distinct, logits.tolist(), strict=True)}
+        return [scores[text] for text in texts]
 
-    def _texts(self, texts: Sequence[str]) -> list[_Vectors]:
+    def _vectors(self, texts: Sequence[str]) -> list[_Vectors]:
         """Token vectors of each text, computed where they are not known."""
         with self._lock:
             known = {text: vectors for text in texts if (vectors := self._seen.get(text)) is not None}
-        fresh = [text for text in dict.fromkeys(texts) if text not in known]
+        fresh = [text for text in texts if text not in known]
         for text, (vectors, _) in zip(fresh, self._model.token_vectors(fresh, query=False), strict=True):
             known[text] = vectors.astype(np.float16)
         with self._lock:
