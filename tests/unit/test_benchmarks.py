@@ -12,14 +12,25 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SettingsError
 from pipeline.evaluation.benchmarks import machine, report
-from pipeline.evaluation.benchmarks.passages import documents_of, overlap
+from pipeline.evaluation.benchmarks.passages import cut, documents_of, overlap
 from pipeline.evaluation.benchmarks.peers import agreement
 from pipeline.evaluation.benchmarks.scale import copies, recall
 from pipeline.evaluation.benchmarks.systems import chosen, environment, systems
+from pipeline.evaluation.dataset import Dataset
+from pipeline.types import Document
+from tests.fakes import word_tokenizer
 
 
 def test_a_document_is_where_its_best_passage_is() -> None:
     assert ["b", "a#1", "c"] == documents_of(["b#2", "a#1#0", "b#0", "c#0"])
+
+
+def test_a_part_of_the_passages_has_the_relevant_ones() -> None:
+    """Without a limit all stand as in the corpus; with one, what the queries ask for is not lost."""
+    documents = [Document(id=id_, text=f"text {id_}") for id_ in "abcd"]
+    dataset = Dataset("set", {"q": "c?"}, {"q": {"c": 1, "a": 0}}, corpus=lambda: iter(documents))
+    assert ["a#0", "b#0", "c#0", "d#0"] == [one["id"] for one in cut(dataset, word_tokenizer())]
+    assert ["c#0", "a#0"] == [one["id"] for one in cut(dataset, word_tokenizer(), 2)]
 
 
 def test_overlap_is_the_share_of_equal_results_whatever_their_order() -> None:

@@ -15,10 +15,17 @@ _SEPARATOR = "#"
 
 
 def cut(dataset: Dataset, tokenizer: Tokenizer, limit: int | None = None) -> list[dict[str, str]]:
-    """Passages of the corpus (``id`` is the document's and a number, and ``text``), at most ``limit`` of them."""
+    """Passages of the corpus (``id`` is the document's and a number, and ``text``).
+
+    With ``limit`` at most so many, those of the relevant documents first: without them no ranking has any quality.
+    """
     chunker = Chunker(tokenizer, chunk_tokens=PASSAGE_TOKENS, overlap=0)
+    documents = dataset.documents()
+    if limit is not None:
+        relevant = {id_ for grades in dataset.qrels.values() for id_, grade in grades.items() if grade > 0}
+        documents = iter(sorted(documents, key=lambda document: document.id not in relevant))
     passages = []
-    for document in dataset.documents():
+    for document in documents:
         for chunk in chunker.chunk(document):
             passages.append({"id": f"{document.id}{_SEPARATOR}{chunk.index}", "text": chunk.full_text})
             if limit is not None and len(passages) == limit:
