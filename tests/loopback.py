@@ -12,13 +12,18 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-CERTIFICATE = Path(__file__).with_name("loopback.pem")
-"""For 127.0.0.1, with its key, which guards nothing."""
+import trustme
+
+
+@cache
+def authority() -> trustme.CA:
+    """Who certifies the https servers here; no client trusts it without being told."""
+    return trustme.CA()
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Loopback:
     """Serves until the ``with`` block ends; ``requests`` holds what came in.
 
     ``script`` is a function of the request, or replies given one after another, of which the last one stays. ``tls``
-    makes it an https server, with the certificate in :data:`CERTIFICATE`.
+    makes it an https server, with a certificate of :func:`authority`.
     """
 
     def __init__(self, script: Respond | Sequence[Reply], port: int = 0, tls: bool = False) -> None:
@@ -97,7 +102,7 @@ class Loopback:
         self.url = f"{'https' if tls else 'http'}://{host!s}:{port}"
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(CERTIFICATE)
+            authority().issue_cert("127.0.0.1").configure_cert(context)
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     def __enter__(self) -> Self:

@@ -73,8 +73,8 @@ class LateInteractionReranker:
         with self._lock:
             known = {text: vectors for text in texts if (vectors := self._seen.get(text)) is not None}
         fresh = [text for text in texts if text not in known]
-        for text, (vectors, _) in zip(fresh, self._model.token_vectors(fresh, query=False), strict=True):
-            known[text] = vectors.astype(np.float16)
+        for text, (computed, _) in zip(fresh, self._model.token_vectors(fresh, query=False), strict=True):
+            known[text] = computed.astype(np.float16)
         with self._lock:
             for text in fresh:
                 if known[text].nbytes <= self._seen.maxsize:
@@ -90,9 +90,9 @@ def max_sim(query: NDArray[np.float32], weights: NDArray[np.float32], texts: Seq
     """
     starts = np.cumsum([0, *(len(text) for text in texts[:-1])])
     cosines = np.concatenate(texts).astype(np.float32) @ query.T
-    best = np.maximum.reduceat(cosines, starts, axis=0)
-    share = weights.astype(np.float64) / weights.sum(dtype=np.float64)
-    return best.astype(np.float64) @ share
+    best = np.maximum.reduceat(cosines, starts, axis=0).astype(np.float64)
+    averages: NDArray[np.float64] = best @ (weights.astype(np.float64) / weights.sum(dtype=np.float64))
+    return averages
 
 
 def softplus(x: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
 
 from pipeline import deadline
 from pipeline.http_client import open_client
-from tests.loopback import CERTIFICATE, Fault, Loopback, Reply
+from tests.loopback import Fault, Loopback, Reply, authority
 
 TRICKLES: list[Fault] = ["trickle", "trickle-headers", "trickle-framing"]
 
@@ -90,20 +91,27 @@ def test_a_trickling_handshake_is_given_up() -> None:
         client.get(f"https://{place}", timeout=0.3)
 
 
-def test_https_works_and_checks_the_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def trusted(tmp_path: Path) -> Path:
+    """The certificate of who certifies the https servers."""
+    authority().cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    return tmp_path / "authority.pem"
+
+
+def test_https_works_and_checks_the_certificate(monkeypatch: pytest.MonkeyPatch, trusted: Path) -> None:
     """Certificates of one's own are made known by SSL_CERT_FILE."""
     with Loopback([Reply(json="hello")], tls=True) as server:
         with open_client() as client, pytest.raises(httpx.ConnectError, match="certificate verify failed"):
             client.get(server.url, timeout=60)
-        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+        monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
         with open_client() as client:
             assert ["hello"] * 2 == [client.get(server.url, timeout=60).json() for _ in range(2)]
 
 
 @pytest.mark.parametrize("fault", TRICKLES)
-def test_https_is_bounded_too(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
+def test_https_is_bounded_too(monkeypatch: pytest.MonkeyPatch, trusted: Path, fault: Fault) -> None:
     """Whichever part of the answer trickles."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
     with (
         Loopback([Reply(fault=fault)], tls=True) as server,
         open_client() as client,

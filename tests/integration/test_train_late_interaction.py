@@ -21,7 +21,7 @@ from pipeline.training.late.questions import Questions, Share, bm25_candidates, 
 from tests.tiny_models import save_embedder
 
 ANIMALS = ("dog", "fox", "quick", "lazy")  # words that the tiny model has
-SIZES = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 64}
+SIZES: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 64}
 TRUNK = 2
 CONFIG = {"query_prefix": "query: ", "document_prefix": "passage: ", "around": [[2], [3]]}
 

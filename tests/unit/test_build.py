@@ -54,7 +54,8 @@ def test_an_installed_package_brings_a_reranker_by_entry_point(monkeypatch: pyte
 def test_an_unknown_name_lists_the_known_ones() -> None:
     """A typing mistake is found before any model is loaded."""
     with pytest.raises(
-        SettingsError, match=r"'magic'; there are: bge, cohere, cross-encoder, embedded, embedded-cross-encoder, http, jina, none"
+        SettingsError,
+        match=r"'magic'; there are: bge, cohere, cross-encoder, embedded, embedded-cross-encoder, http, jina, none",
     ):
         build_reranker(Settings(reranker="magic"))
 

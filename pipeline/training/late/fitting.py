@@ -159,7 +159,7 @@ def _batches(questions: Questions, random: Random) -> list[list[int]]:
     for place, question in enumerate(questions.all):
         if not question.held_back:
             by_dataset.setdefault(question.dataset, []).append(place)
-    found = []
+    found: list[list[int]] = []
     for places in by_dataset.values():
         random.shuffle(places)
         found.extend(_parts(places))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ _BLOCK = 1024
 class States:
     """Hidden states after the lower layers, in float16, and the whole model's embeddings, for numbered sequences."""
 
-    def __init__(self, bert: Any, sequences: Sequence[Sequence[int]], trunk_layers: int, file: Path) -> None:
+    def __init__(self, bert: Any, sequences: Sequence[Sequence[int]], trunk_layers: int, file: IO[bytes]) -> None:
         self._bert = bert
         self._sequences = sequences
         self._trunk_layers = trunk_layers
