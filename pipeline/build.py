@@ -183,7 +183,11 @@ def _embedded(settings: Settings) -> Reranker:
     if folder is not None and kind_of(folder) == "cross-encoder":
         return _embedded_cross_encoder(settings, name="embedded")
     return LateInteractionReranker(
-        folder, cache_dir=model_cache(settings), memory_mb=settings.token_vectors_mb, name="embedded"
+        folder,
+        cache_dir=model_cache(settings),
+        name="embedded",
+        kept_in=settings.data_dir / "cache" / "token-vectors.sqlite" if settings.token_vectors_disk else None,
+        kept_mb=settings.token_vectors_mb,
     )
 
 

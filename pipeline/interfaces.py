@@ -63,6 +63,8 @@ class Reranker(Protocol):
       calibrated, because both are wrong for another model.
     - ``max_tokens`` (int or None): longest pair of query and text that it reads; longer texts then come as windows.
       ``tokenizer`` (tokenizers.Tokenizer or None) counts them, otherwise the embedder's does.
+    - ``unread(texts)`` (list of bool): which texts it has not read before, where it keeps what it has read and such a
+      text costs next to nothing. Only for the question how many texts fit into the time that is left.
     - ``load()``: loads its model. A pipeline calls it in a thread at its first query, beside the first stage; what it
       raises is left for ``score`` to raise again.
     - ``keeps_deadline`` (True): it obeys :mod:`pipeline.deadline` by itself, as those that wait for a network must.

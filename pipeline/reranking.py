@@ -106,20 +106,32 @@ class Scorer:
     def _in_time(self, query: str, passages: Sequence[Passage], until: float | None) -> dict[Passage, RerankScore]:
         """Scores of the passages, or of as many from the first on as are expected to be done in time."""
         scores: dict[Passage, RerankScore] = {}
+        if not passages:
+            return scores
         keeps = until is None or getattr(self.reranker, "keeps_deadline", False)
+        query, cut = self._windows(query, passages)
         while len(scores) < len(passages):
-            part = passages[len(scores) :]
+            part = cut[len(scores) :]
             start = time.monotonic()
+            efforts = self._efforts(part)
             if until is not None and not keeps:
-                part = part[: self._fitting(part, until - start)]
+                part = part[: self._fitting(efforts, until - start)]
             if not part:
                 break
             with deadline.until(until) if until is not None and keeps else nullcontext():
-                scores.update(zip(part, self._judged(query, part), strict=True))
-            self._measured(part, time.monotonic() - start)
+                best = self._judged(query, part)
+            scores.update(zip(passages[len(scores) :], best, strict=False))
+            self._measured(sum(efforts[: len(part)]), time.monotonic() - start)
         return scores
 
-    def _fitting(self, passages: Sequence[Passage], left: float) -> int:
+    def _efforts(self, cut: Sequence[Sequence[Window]]) -> list[int]:
+        """How many characters must be read to score each passage, given its windows."""
+        unread = getattr(self.reranker, "unread", None)
+        texts = [window.text for one in cut for window in one]
+        fresh = iter([True] * len(texts) if unread is None else unread(texts))
+        return [sum(len(window.text) for window in one if next(fresh)) for one in cut]
+
+    def _fitting(self, efforts: Sequence[int], left: float) -> int:
         """How many of the passages, from the first on, can be expected to be scored in the seconds that are left."""
         if left <= 0:
             return 0
@@ -127,8 +139,8 @@ class Scorer:
             return _FIRST_SLICE
         characters = left * _CAUTION / self._pace
         count = 0
-        for passage in passages:
-            characters -= len(passage.whole)
+        for effort in efforts:
+            characters -= effort
             if characters < 0:
                 break
             count += 1
@@ -137,14 +149,15 @@ class Scorer:
                 self._pace *= _FORGETTING
         return count
 
-    def _measured(self, passages: Sequence[Passage], seconds: float) -> None:
-        pace = seconds / max(1, sum(len(passage.whole) for passage in passages))
+    def _measured(self, characters: int, seconds: float) -> None:
+        if not characters:  # nothing was read: this says nothing of what reading takes
+            return
+        pace = seconds / characters
         with self._lock:
             self._pace = pace if self._pace is None else (1 - _NEWEST) * self._pace + _NEWEST * pace
 
-    def _judged(self, query: str, passages: Sequence[Passage]) -> list[RerankScore]:
+    def _judged(self, query: str, cut: Sequence[Sequence[Window]]) -> list[RerankScore]:
         """One score a passage: that of its best window."""
-        query, cut = self._windows(query, passages)
         texts = [window.text for one in cut for window in one]
         scores = self.reranker.score(query, texts)
         if len(scores) != len(texts):

@@ -185,8 +185,11 @@ class Settings(BaseSettings):
         256,
         ge=0,
         le=1_000_000,
-        description="memory, in MB, for the token vectors of texts that `embedded` has read, some 40 KB each: to score "
-        "such a text again costs next to nothing",
+        description="room, in MB, for the token vectors of texts that `embedded` has read, some 20 KB each: to score "
+        "such a text again, for any query, costs next to nothing",
+    )
+    token_vectors_disk: bool = Field(
+        True, description="keep them in a file under `RAG_DATA_DIR`, for the next process, instead of in memory"
     )
     score_cache: int = Field(
         10_000, ge=0, le=10_000_000, description="rerank scores that are kept for the same query and text; 0: none"

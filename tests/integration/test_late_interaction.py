@@ -54,9 +54,33 @@ def test_a_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert raws(LateInteractionReranker().score(QUERY, TEXTS)) == pytest.approx(raws(found), abs=0.03)
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_process_finds_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the file; the scores are those of the first one to the last digit."""
+    path = tmp_path / "cache" / "vectors.sqlite"
+    first = LateInteractionReranker(kept_in=path)
+    expected = raws(first.score(QUERY, TEXTS))
+    first.close()
+    second = LateInteractionReranker(kept_in=path)
+    assert [False] * 4 + [True] == second.unread([*TEXTS, "another"])
+    seen = reads(second, monkeypatch)
+    assert expected == raws(second.score(QUERY, TEXTS))
+    assert [] == seen
+    second.close()
+
+
+def test_another_model_does_not_find_them(tmp_path: Path) -> None:
+    """The revision is part of the key."""
+    path = tmp_path / "vectors.sqlite"
+    reranker = LateInteractionReranker(kept_in=path)
+    reranker.score(QUERY, TEXTS)
+    reranker.identity = "late-interaction@other"
+    assert [True] * 4 == reranker.unread(TEXTS)
+    reranker.close()
+
+
+def test_room_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """With none, every text is read each time; the scores are the same."""
-    reranker = LateInteractionReranker(memory_mb=0)
+    reranker = LateInteractionReranker(kept_mb=0)
     seen = reads(reranker, monkeypatch)
     first, second = reranker.score(QUERY, TEXTS), reranker.score(QUERY, TEXTS)
     assert TEXTS * 2 == seen
@@ -64,9 +88,9 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_was_not_used_for_long_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A megabyte holds two texts of some 400 tokens each, but not ten."""
-    reranker = LateInteractionReranker(memory_mb=1)
-    texts = [f"Number {i}. " + "The river rose and the bridge was closed. " * 40 for i in range(12)]
+    """A megabyte holds some twenty texts of 400 tokens each, but not forty."""
+    reranker = LateInteractionReranker(kept_mb=1)
+    texts = [f"Number {i}. " + "The river rose and the bridge was closed. " * 40 for i in range(40)]
     reranker.score(QUERY, texts)
     seen = reads(reranker, monkeypatch)
     reranker.score(QUERY, texts[-2:])

@@ -144,3 +144,32 @@ def test_one_slow_call_does_not_keep_a_reranker_out_for_good(monkeypatch: pytest
     for _ in range(40):
         reached += tried.score("apple", passages("an apple"), until=clock[0] + 1)[0] is not None
     assert reached > 1
+
+
+def test_what_was_read_before_needs_no_time_and_tells_nothing_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reranker that keeps what it has read is quick with that; the rest still takes what it takes."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+
+    class Keeping(Named):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read: set[str] = set()
+
+        def unread(self, texts: Sequence[str]) -> list[bool]:
+            return [text not in self.read for text in texts]
+
+        def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+            clock[0] += 0.1 * sum(self.unread(texts))
+            self.read |= set(texts)
+            return super().score(query, texts)
+
+    tried = scorer(Keeping())
+    seen, unseen = passages(*"abcdefghij"), passages(*"klmnopqrst")
+    for query in ["apple", "pear", "plum"]:
+        tried.score(query, seen)
+    start = clock[0]
+    found = tried.score("apple", [*seen, *unseen], until=start + 0.5)
+    assert None not in found[:10]
+    assert 3 <= sum(score is not None for score in found[10:]) < 10
+    assert clock[0] <= start + 0.5
