@@ -64,11 +64,8 @@ class ByteCache:
             (total,) = database.execute("SELECT total(weight) FROM kept").fetchone()
             if total > self.limit:
                 # A tenth at once, so that not every call has to make room.
-                database.execute(
-                    "DELETE FROM kept WHERE key IN (SELECT key FROM "
-                    "(SELECT key, sum(weight) OVER (ORDER BY used DESC, rowid DESC) AS newer FROM kept) WHERE newer > ?)",
-                    [room],
-                )
+                newer = "SELECT key, sum(weight) OVER (ORDER BY used DESC, rowid DESC) AS newer FROM kept"
+                database.execute(f"DELETE FROM kept WHERE key IN (SELECT key FROM ({newer}) WHERE newer > ?)", [room])
 
         if rows:
             self._try(keep)
