@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.calibration import load_calibration
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError
+from pipeline.inference.token_vectors import TokenVectors, shared_token_vectors
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Embedder, Reranker, Store
 from pipeline.score_cache import ScoreCache
@@ -115,7 +116,12 @@ def build_embedder(settings: Settings) -> Embedder:
     from pipeline.embedders.embedded import EmbeddedEmbedder
 
     folder = Path(settings.embedding_model) if settings.embedding_model else None
-    return EmbeddedEmbedder(folder, cache_dir=model_cache(settings))
+    rerankers = [settings.reranker, *_fallback_names(settings)]
+    # Only for the two models of the package: others may have other lower layers.
+    prepares = folder is None and settings.reranker_model is None and "embedded" in rerankers
+    return EmbeddedEmbedder(
+        folder, cache_dir=model_cache(settings), token_vectors=_token_vectors(settings) if prepares else None
+    )
 
 
 # ---------------------------------------------------------------- rerankers
@@ -128,9 +134,12 @@ def build_reranker(settings: Settings) -> Reranker | None:
 
 def build_fallbacks(settings: Settings) -> list[Reranker | None]:
     """The rerankers that ``RAG_RERANKER_FALLBACK`` names, in order. ``RAG_RERANKER_MODEL`` is the first one's alone."""
-    names = [name.strip() for name in settings.reranker_fallback.split(",") if name.strip()]
     alone = settings.updated(reranker_model=None)
-    return [reranker_factory(name)(alone.updated(reranker=name)) for name in names]
+    return [reranker_factory(name)(alone.updated(reranker=name)) for name in _fallback_names(settings)]
+
+
+def _fallback_names(settings: Settings) -> list[str]:
+    return [name.strip() for name in settings.reranker_fallback.split(",") if name.strip()]
 
 
 def build_score_cache(settings: Settings) -> ScoreCache | None:
@@ -186,9 +195,13 @@ def _embedded(settings: Settings) -> Reranker:
         folder,
         cache_dir=model_cache(settings),
         name="embedded",
-        kept_in=settings.data_dir / "cache" / "token-vectors.sqlite" if settings.token_vectors_disk else None,
-        kept_mb=settings.token_vectors_mb,
+        token_vectors=_token_vectors(settings),
     )
+
+
+def _token_vectors(settings: Settings) -> TokenVectors:
+    path = settings.data_dir / "cache" / "token-vectors.sqlite" if settings.token_vectors_disk else None
+    return shared_token_vectors(path, settings.token_vectors_mb)
 
 
 def _embedded_cross_encoder(settings: Settings, name: str = "embedded-cross-encoder") -> Reranker:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 # Keys in one statement; SQLite allows 32,766.
 _AT_ONCE = 10_000
+_WEIGHT = "SELECT total(weight) FROM kept"
 
 
 class ByteCache:
@@ -53,6 +54,11 @@ class ByteCache:
         wanted = list(keys)
         return {key for (key,) in self._try(lambda database: _select(database, "key", wanted)) or []}
 
+    def weight(self) -> int:
+        """What counts towards the limit."""
+        (total,) = self._try(lambda database: database.execute(_WEIGHT).fetchone()) or (0,)
+        return int(total)
+
     def put(self, values: Mapping[bytes, bytes]) -> None:
         """Keeps these values, but none that would take nearly all the room."""
         now = time.time_ns()
@@ -61,7 +67,7 @@ class ByteCache:
 
         def keep(database: sqlite3.Connection) -> None:
             database.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)", rows)
-            (total,) = database.execute("SELECT total(weight) FROM kept").fetchone()
+            (total,) = database.execute(_WEIGHT).fetchone()
             if total > self.limit:
                 # A tenth at once, so that not every call has to make room.
                 newer = "SELECT key, sum(weight) OVER (ORDER BY used DESC, rowid DESC) AS newer FROM kept"

@@ -50,7 +50,7 @@ class _Slot:
     engine: Engine | None = None
 
 
-_slots: defaultdict[tuple[Path, Path | None], _Slot] = defaultdict(_Slot)
+_slots: defaultdict[tuple[Path, Path | None, bool], _Slot] = defaultdict(_Slot)
 _slots_lock = threading.Lock()
 
 
@@ -61,12 +61,14 @@ class Trunk:
     model: Path
     node: str
     """Name of the operation whose output is the upper layers' input ``hidden``."""
+    whole: bool = False
+    """Whether that model is computed to its end, too: its own output comes second."""
 
 
 def shared_engine(model: Path, cache_dir: Path | None = None, pad_id: int = 0, *, trunk: Trunk | None = None) -> Engine:
     """The process's one engine for a model file, whatever the number of its users."""
     with _slots_lock:
-        slot = _slots[(model.resolve(), cache_dir.resolve() if cache_dir else None)]
+        slot = _slots[(model.resolve(), cache_dir.resolve() if cache_dir else None, trunk is not None and trunk.whole)]
     with slot.lock:
         if slot.engine is None:
             slot.engine = Engine(model, cache_dir, pad_id, trunk=trunk)
@@ -98,9 +100,8 @@ class Engine:
         self._requests: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
         for _ in range(2 * self._streams):
             self._requests.put(compiled.create_infer_request())
-        shape = compiled.output(0).partial_shape
-        self._by_token = len(shape) == 3
-        self._width = int(shape[-1].get_length())
+        self._by_token = [len(port.partial_shape) == 3 for port in compiled.outputs]
+        self._width = int(compiled.output(0).partial_shape[-1].get_length())
         self._together: Combiner[_Item, NDArray[np.float32]] = Combiner(self._rows, TOGETHER)
 
     def run(self, sequences: Sequence[Sequence[int]], second: Sequence[int] | None = None) -> NDArray[np.float32]:
@@ -121,30 +122,43 @@ class Engine:
         """For each sequence rows of shape (its length, width); in one with the calls that other threads make."""
         return self._together.run(_items(sequences, None))
 
+    def both_rows(self, sequences: Sequence[Sequence[int]]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """With a trunk that is computed to its end: of each sequence :meth:`token_rows`, and that model's own row."""
+        return [(rows, own) for rows, own in self._outputs(_items(sequences, None))]
+
     def _stacked(self, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         return np.stack(rows) if rows else np.empty((0, self._width), dtype=np.float32)
 
     def _rows(self, items: Sequence[_Item]) -> list[NDArray[np.float32]]:
+        return [first for first, *_ in self._outputs(items)]
+
+    def _outputs(self, items: Sequence[_Item]) -> list[tuple[NDArray[np.float32], ...]]:
+        """What each output of the model has for each item."""
         # Sorted, because in bfloat16 a row depends a little on which batch it is in.
         distinct = sorted(set(items), key=lambda item: (-len(item[0]), item))
         places = {item: place for place, item in enumerate(distinct)}
         found = self._run(distinct)
         return [found[places[item]] for item in items]
 
-    def _run(self, items: Sequence[_Item]) -> list[NDArray[np.float32]]:
-        """Output of sequences sorted from the longest to the shortest."""
-        output: list[NDArray[np.float32]] = []
+    def _run(self, items: Sequence[_Item]) -> list[tuple[NDArray[np.float32], ...]]:
+        """Outputs of sequences sorted from the longest to the shortest."""
+        found: list[tuple[NDArray[np.float32], ...]] = []
         running: deque[tuple[Any, slice, Any]] = deque()
 
         def collect() -> None:
             request, rows, _ = running.popleft()
             try:
                 request.wait()
-                data = request.get_output_tensor(0).data
-                if self._by_token:
-                    output.extend(row[: len(ids)].copy() for row, (ids, _) in zip(data, items[rows], strict=True))
-                else:
-                    output.extend(data.copy())
+                columns = []
+                for place, by_token in enumerate(self._by_token):
+                    data = request.get_output_tensor(place).data
+                    if by_token:
+                        columns.append(
+                            [row[: len(ids)].copy() for row, (ids, _) in zip(data, items[rows], strict=True)]
+                        )
+                    else:
+                        columns.append(list(data.copy()))
+                found.extend(zip(*columns, strict=True))
             finally:
                 self._requests.put(request)
 
@@ -161,7 +175,7 @@ class Engine:
         finally:
             while running:
                 collect()
-        return output
+        return found
 
     def _free_request(self, *, blocking: bool) -> Any:
         """A free request; None if there is none and we hold some ourselves that we can wait for instead."""
@@ -228,7 +242,7 @@ def _compile(model: Path, cache_dir: Path | None, *, exact: bool, trunk: Trunk |
 
 
 def _joined(core: openvino.Core, model: Path, trunk: Trunk) -> openvino.Model:
-    """The upper layers on their trunk; what the trunk's own model does above that is left out."""
+    """The upper layers on their trunk; what the trunk's own model does above that is left out unless it is wanted."""
     import openvino
 
     lower, upper = core.read_model(str(trunk.model)), core.read_model(str(model))
@@ -238,7 +252,8 @@ def _joined(core: openvino.Core, model: Path, trunk: Trunk) -> openvino.Model:
         name = port.get_any_name()
         for target in port.get_target_inputs():
             target.replace_source_output(top if name == "hidden" else inputs[name])
-    return openvino.Model(upper.get_results(), lower.get_parameters(), "joined")
+    results = upper.get_results() + (lower.get_results() if trunk.whole else [])
+    return openvino.Model(results, lower.get_parameters(), "joined")
 
 
 def _cores() -> int:

@@ -39,7 +39,8 @@ _tokenizers_lock = threading.Lock()
 class ModelFolder:
     """What all kinds of models share: configuration, tokenizer and engine, the latter two loaded at first use.
 
-    ``trunk`` is the folder of the model that the lower layers are taken from, for a kind that lacks them.
+    ``trunk`` is the folder of the model that the lower layers are taken from, for a kind that lacks them; with
+    ``whole_trunk`` that model's own answer comes with the other (:meth:`both_vectors`).
 
     Raises:
         SettingsError: a file is missing, or the folder holds a model of another kind, or one for another trunk.
@@ -53,6 +54,7 @@ class ModelFolder:
         *,
         engine: Engine | None = None,
         trunk: Path | None = None,
+        whole_trunk: bool = False,
     ) -> None:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
@@ -64,7 +66,7 @@ class ModelFolder:
         self.max_tokens = int(self.config["max_tokens"])
         self._cache_dir = cache_dir
         self._engine = engine
-        self._trunk = None if trunk is None else self._trunk_in(trunk)
+        self._trunk = None if trunk is None else self._trunk_in(trunk, whole_trunk)
 
     @property
     def name(self) -> str:
@@ -109,18 +111,17 @@ class ModelFolder:
 
     def embed(self, texts: Sequence[str], *, query: bool) -> NDArray[np.float32]:
         """Unit-length vectors of queries or documents, cut at the model's longest input."""
-        vectors = self.engine.run(self.sequences(texts, query=query))
-        # In float32 and outside the graph, whatever precision the graph runs in.
-        unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return unit
+        return _unit(self.engine.run(self.sequences(texts, query=query)))
 
     def token_vectors(self, texts: Sequence[str], *, query: bool) -> list[tuple[_Array, _Array]]:
         """For each text, special tokens and prefix included, unit vectors (tokens, dimension) and weights (tokens,)."""
-        found = []
-        for rows in self.engine.token_rows(self.sequences(texts, query=query)):
-            vectors = rows[:, :-1] / np.maximum(np.linalg.norm(rows[:, :-1], axis=1, keepdims=True), 1e-12)
-            found.append((vectors, rows[:, -1]))
-        return found
+        rows = self.engine.token_rows(self.sequences(texts, query=query))
+        return [(_unit(row[:, :-1]), row[:, -1]) for row in rows]
+
+    def both_vectors(self, texts: Sequence[str]) -> tuple[_Array, list[_Array]]:
+        """The trunk's own embeddings of documents, as :meth:`embed` gives them, and the token vectors of each."""
+        rows = self.engine.both_rows(self.sequences(texts, query=False))
+        return _unit(np.stack([own for _, own in rows])), [_unit(tokens[:, :-1]) for tokens, _ in rows]
 
     def logits(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
         """One logit for each pair of query and text; the query is tokenized once.
@@ -137,7 +138,7 @@ class ModelFolder:
         room = self.max_tokens - len(start) - len(end)
         return [start + ids[:room] + end for ids in self.ids([prefix + text for text in texts])]
 
-    def _trunk_in(self, folder: Path) -> Trunk:
+    def _trunk_in(self, folder: Path, whole: bool) -> Trunk:
         wanted = self.config["trunk"]
         revision = json.loads((folder / "config.json").read_text(encoding="utf-8"))["revision"]
         if wanted["revision"] != revision:
@@ -145,7 +146,7 @@ class ModelFolder:
                 f"{self.folder.absolute()} was made for the embedder {wanted['revision'][:12]}, "
                 f"but that in {folder} is {revision[:12]}"
             )
-        return Trunk(folder / "model.xml", wanted["node"])
+        return Trunk(folder / "model.xml", wanted["node"], whole)
 
     def pairs(self, query: str, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
         """Token ids of each pair as the model reads them, and where the text begins in each."""
@@ -159,6 +160,12 @@ class ModelFolder:
             sequences.append(head + ids[:last] + end)
             second.append(len(head))
         return sequences, second
+
+
+def _unit(vectors: _Array) -> _Array:
+    """In float32 and outside the graph, whatever precision that runs in."""
+    unit: _Array = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def kind_of(folder: Path) -> str | None:

@@ -13,23 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pipeline.byte_cache import ByteCache, digest
 from pipeline.errors import RerankerError
 from pipeline.inference.folder import ModelFolder
+from pipeline.inference.token_vectors import Int8Vectors, TokenVectors, in_int8
 from pipeline.models import EMBEDDER, LATE_INTERACTION
 from pipeline.scoring import sigmoid
 from pipeline.types import RerankScore, ScoreScale
-
-# Token vectors as they are kept: the largest component of each is 127 or -127.
-_Vectors = NDArray[np.int8]
 
 
 class LateInteractionReranker:
     """A :class:`~pipeline.interfaces.Reranker` from a model folder; the weights are loaded at the first call.
 
-    ``cache_dir`` keeps the compiled model between processes; None compiles anew in each. Of the texts that were read
-    the token vectors are kept, ``kept_mb`` in all (some 20 KB for a text of 150 tokens), in the file ``kept_in``, or in
-    memory where that is None.
+    ``cache_dir`` keeps the compiled model between processes; None compiles anew in each. What was read is kept in
+    ``token_vectors``, by default in memory.
     """
 
     scale: ScoreScale = "logit"
@@ -40,8 +36,7 @@ class LateInteractionReranker:
         cache_dir: Path | None = None,
         *,
         name: str = "embedded",
-        kept_in: Path | None = None,
-        kept_mb: int = 256,
+        token_vectors: TokenVectors | None = None,
     ) -> None:
         self._model = ModelFolder(folder or LATE_INTERACTION, "late-interaction", cache_dir, trunk=EMBEDDER)
         self.name = name
@@ -49,7 +44,7 @@ class LateInteractionReranker:
         self.max_tokens = self._model.max_tokens
         self.default_alpha = float(self._model.config["default_alpha"])
         self._scale, self._bias = float(self._model.config["scale"]), float(self._model.config["bias"])
-        self._kept = ByteCache(kept_in, kept_mb * 1_000_000, "token vector", by_size=True)
+        self._kept = token_vectors or TokenVectors()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -76,37 +71,26 @@ class LateInteractionReranker:
 
     def unread(self, texts: Sequence[str]) -> list[bool]:
         """Whether each text must still be read, which is nearly all that scoring it takes."""
-        known = self._kept.known(map(self._key, texts))
-        return [self._key(text) not in known for text in texts]
+        return self._kept.unread(self.identity, texts)
 
     def close(self) -> None:
         """Closes the file of token vectors; closing twice is fine."""
         self._kept.close()
 
-    def _key(self, text: str) -> bytes:
-        return digest(self.identity, text)
-
-    def _vectors(self, texts: Sequence[str], dimension: int) -> list[_Vectors]:
+    def _vectors(self, texts: Sequence[str], dimension: int) -> list[Int8Vectors]:
         """Token vectors of each text, computed where they are not known."""
-        keys = [self._key(text) for text in texts]
-        kept = self._kept.get(keys)
-        fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}
-        computed = self._model.token_vectors(list(fresh.values()), query=False)
-        fresh_vectors = {key: _in_int8(vectors) for key, (vectors, _) in zip(fresh, computed, strict=True)}
-        self._kept.put({key: vectors.tobytes() for key, vectors in fresh_vectors.items()})
-        return [
-            fresh_vectors[key] if key in fresh else np.frombuffer(kept[key], np.int8).reshape(-1, dimension)
-            for key in keys
-        ]
+        known = self._kept.get(self.identity, texts, dimension)
+        fresh = [text for text in texts if text not in known]
+        computed = self._model.token_vectors(fresh, query=False)
+        read = {text: in_int8(vectors) for text, (vectors, _) in zip(fresh, computed, strict=True)}
+        self._kept.put(self.identity, read)
+        known |= read
+        return [known[text] for text in texts]
 
 
-def _in_int8(vectors: NDArray[np.float32]) -> _Vectors:
-    largest = np.abs(vectors).max(axis=1, keepdims=True)
-    scaled: NDArray[np.float32] = vectors * (127 / np.maximum(largest, 1e-12))
-    return np.rint(scaled).astype(np.int8)
-
-
-def max_sim(query: NDArray[np.float32], weights: NDArray[np.float32], texts: Sequence[_Vectors]) -> NDArray[np.float64]:
+def max_sim(
+    query: NDArray[np.float32], weights: NDArray[np.float32], texts: Sequence[Int8Vectors]
+) -> NDArray[np.float64]:
     """For each text the mean over the query's tokens, by their weights, of the largest cosine with one of its tokens.
 
     ``query`` has shape (tokens, dimension), its rows length 1, and ``weights`` (tokens,); each text has shape (its

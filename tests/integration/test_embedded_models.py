@@ -16,8 +16,10 @@ from pipeline.embedders.embedded import EmbeddedEmbedder
 from pipeline.errors import SettingsError
 from pipeline.inference.engine import Engine
 from pipeline.inference.folder import FILES, ModelFolder
-from pipeline.models import EMBEDDER, RERANKER
+from pipeline.interfaces import Reranker
+from pipeline.models import EMBEDDER, LATE_INTERACTION, RERANKER
 from pipeline.rerankers.embedded import EmbeddedReranker
+from pipeline.rerankers.late_interaction import LateInteractionReranker
 
 MEGABYTE = 1_000_000
 PARALLEL = [
@@ -33,12 +35,16 @@ def embedder() -> EmbeddedEmbedder:
     return EmbeddedEmbedder()
 
 
-@pytest.fixture(scope="module")
-def reranker() -> EmbeddedReranker:
-    return EmbeddedReranker()
+@pytest.fixture(scope="module", params=[EmbeddedReranker, LateInteractionReranker])
+def reranker(request: pytest.FixtureRequest) -> Reranker:
+    made: Reranker = request.param()
+    return made
 
 
-@pytest.mark.parametrize(("folder", "most"), [(EMBEDDER, 50 * MEGABYTE), (RERANKER, 35 * MEGABYTE)])
+@pytest.mark.parametrize(
+    ("folder", "most"),
+    [(EMBEDDER, 42 * MEGABYTE), (RERANKER, 31 * MEGABYTE), (LATE_INTERACTION, 7 * MEGABYTE)],
+)
 def test_a_folder_is_complete_small_and_what_its_hash_says(folder: Path, most: int) -> None:
     """Weights cannot be exchanged without their revision, which is in the collection's fingerprint."""
     assert sum(file.stat().st_size for file in folder.iterdir()) <= most
@@ -71,20 +77,20 @@ def test_a_query_and_a_document_are_different_inputs(embedder: EmbeddedEmbedder)
         ("如何读取 JSON 文件？", "json.load 函数读取 JSON 文件。", "洪水过后，这座桥被关闭了。"),
     ],
 )
-def test_the_relevant_text_scores_higher(reranker: EmbeddedReranker, query: str, relevant: str, other: str) -> None:
+def test_the_relevant_text_scores_higher(reranker: Reranker, query: str, relevant: str, other: str) -> None:
     """In both languages, wherever the text stands."""
     first, second = reranker.score(query, [relevant, other])
     assert first.raw > second.raw
     assert 0.0 < second.probability < first.probability < 1.0
 
 
-def test_a_long_query_leaves_room_for_the_text(reranker: EmbeddedReranker) -> None:
+def test_a_long_query_leaves_room_for_the_text(reranker: Reranker) -> None:
     """It is cut to half of the model's length, so texts still differ."""
     scores = reranker.score("What closed the bridge? " * 500, ["The flood closed the bridge.", "如何读取 JSON 文件。"])
     assert scores[0].raw != scores[1].raw
 
 
-def test_of_a_long_pair_only_the_end_of_the_text_is_cut(reranker: EmbeddedReranker) -> None:
+def test_of_a_long_pair_only_the_end_of_the_text_is_cut(reranker: Reranker) -> None:
     """What lies behind the model's length changes nothing; what lies before it does."""
     text = "The river rose for three days and the bridge was closed. " * 60
     whole, longer, other = reranker.score("Why was it closed?", [text, text + "More.", "No. " + text])
@@ -97,7 +103,8 @@ def test_neither_torch_nor_transformers_is_loaded() -> None:
     script = (
         "import sys; from pipeline.embedders.embedded import EmbeddedEmbedder as E;"
         "from pipeline.rerankers.embedded import EmbeddedReranker as R;"
-        "E().embed_query('a'); R().score('a', ['b']);"
+        "from pipeline.rerankers.late_interaction import LateInteractionReranker as L;"
+        "E().embed_query('a'); R().score('a', ['b']); L().score('a', ['b']);"
         "print([name for name in ('torch', 'transformers', 'sentence_transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.build import build_reranker
+from pipeline.build import build_embedder, build_reranker
+from pipeline.core import Pipeline
+from pipeline.embedders.embedded import EmbeddedEmbedder
 from pipeline.errors import SettingsError
+from pipeline.inference.token_vectors import TokenVectors
 from pipeline.models import EMBEDDER, LATE_INTERACTION, RERANKER
 from pipeline.rerankers.embedded import EmbeddedReranker
 from pipeline.rerankers.late_interaction import LateInteractionReranker
 from pipeline.settings import Settings
-from pipeline.types import RerankScore
+from pipeline.types import Document, RerankScore
 
 QUERY = "Why was the bridge closed?"
 TEXTS = [
@@ -57,10 +60,10 @@ def test_a_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_next_process_finds_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the file; the scores are those of the first one to the last digit."""
     path = tmp_path / "cache" / "vectors.sqlite"
-    first = LateInteractionReranker(kept_in=path)
+    first = LateInteractionReranker(token_vectors=TokenVectors(path))
     expected = raws(first.score(QUERY, TEXTS))
     first.close()
-    second = LateInteractionReranker(kept_in=path)
+    second = LateInteractionReranker(token_vectors=TokenVectors(path))
     assert [False] * 4 + [True] == second.unread([*TEXTS, "another"])
     seen = reads(second, monkeypatch)
     assert expected == raws(second.score(QUERY, TEXTS))
@@ -71,7 +74,7 @@ def test_the_next_process_finds_what_was_read(tmp_path: Path, monkeypatch: pytes
 def test_another_model_does_not_find_them(tmp_path: Path) -> None:
     """The revision is part of the key."""
     path = tmp_path / "vectors.sqlite"
-    reranker = LateInteractionReranker(kept_in=path)
+    reranker = LateInteractionReranker(token_vectors=TokenVectors(path))
     reranker.score(QUERY, TEXTS)
     reranker.identity = "late-interaction@other"
     assert [True] * 4 == reranker.unread(TEXTS)
@@ -80,7 +83,7 @@ def test_another_model_does_not_find_them(tmp_path: Path) -> None:
 
 def test_room_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """With none, every text is read each time; the scores are the same."""
-    reranker = LateInteractionReranker(kept_mb=0)
+    reranker = LateInteractionReranker(token_vectors=TokenVectors(megabytes=0))
     seen = reads(reranker, monkeypatch)
     first, second = reranker.score(QUERY, TEXTS), reranker.score(QUERY, TEXTS)
     assert TEXTS * 2 == seen
@@ -89,7 +92,7 @@ def test_room_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_was_not_used_for_long_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A megabyte holds some twenty texts of 400 tokens each, but not forty."""
-    reranker = LateInteractionReranker(kept_mb=1)
+    reranker = LateInteractionReranker(token_vectors=TokenVectors(megabytes=1))
     texts = [f"Number {i}. " + "The river rose and the bridge was closed. " * 40 for i in range(40)]
     reranker.score(QUERY, texts)
     seen = reads(reranker, monkeypatch)
@@ -122,8 +125,6 @@ def test_it_stands_on_the_embedder_it_was_made_for(tmp_path: Path) -> None:
 
 def test_the_trunk_is_the_embedders(tmp_path: Path) -> None:
     """The mean of the hidden states below is not needed, and the embedder's own answers are what they were."""
-    from pipeline.embedders.embedded import EmbeddedEmbedder
-
     before = EmbeddedEmbedder().embed_query(QUERY)
     LateInteractionReranker(cache_dir=tmp_path).score(QUERY, TEXTS)
     assert np.array_equal(before, EmbeddedEmbedder().embed_query(QUERY))
@@ -141,3 +142,54 @@ def test_embedded_takes_a_folder_of_either_kind(tmp_path: Path) -> None:
     assert isinstance(built["late"], LateInteractionReranker)
     assert isinstance(built["cross"], EmbeddedReranker)
     assert {"embedded"} == {reranker.name for reranker in built.values() if reranker}
+
+
+def test_an_ingest_reads_for_the_reranker_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first query reads nothing, in this process or in another."""
+    settings = Settings(data_dir=tmp_path)
+    documents = [Document(id=str(i), text=text, title="Title") for i, text in enumerate(TEXTS)]
+    with Pipeline.from_settings(settings) as rag:
+        rag.ingest(documents)
+    with Pipeline.from_settings(settings) as rag:
+        assert isinstance(rag.reranker, LateInteractionReranker)
+        seen = reads(rag.reranker, monkeypatch)
+        assert "0" == rag.query(QUERY).hits[0].document_id
+    assert [] == seen
+
+
+def test_what_an_ingest_reads_is_what_the_models_read_alone() -> None:
+    """Embeddings as without a reranker, scores as without an ingest."""
+    kept = TokenVectors()
+    embedder = EmbeddedEmbedder(token_vectors=kept)
+    vectors = embedder.embed_documents(TEXTS)
+    assert np.allclose(EmbeddedEmbedder().embed_documents(TEXTS), vectors, atol=2e-3)
+    prepared, alone = LateInteractionReranker(token_vectors=kept), LateInteractionReranker()
+    assert [False] * 4 == prepared.unread(TEXTS)
+    assert raws(alone.score(QUERY, TEXTS)) == pytest.approx(raws(prepared.score(QUERY, TEXTS)), abs=0.03)
+
+
+def test_a_full_cache_is_not_filled_by_an_ingest() -> None:
+    """It would push out what queries use; embeddings come as ever."""
+    kept = TokenVectors(megabytes=0)
+    assert (4, 384) == EmbeddedEmbedder(token_vectors=kept).embed_documents(TEXTS).shape
+    assert [True] * 4 == LateInteractionReranker(token_vectors=kept).unread(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "prepares"),
+    [
+        ({}, True),
+        ({"reranker": "none"}, False),
+        ({"reranker": "none", "reranker_fallback": "embedded"}, True),
+        ({"embedding_model": str(EMBEDDER)}, False),
+        ({"reranker_model": str(RERANKER)}, False),
+    ],
+)
+def test_an_ingest_reads_only_for_a_reranker_that_will_ask(
+    changes: dict[str, str], prepares: bool, tmp_path: Path
+) -> None:
+    """And only where both models are those of the package."""
+    embedder = build_embedder(Settings(data_dir=tmp_path, **changes))
+    embedder.embed_documents(TEXTS[:1])
+    assert prepares == (tmp_path / "cache" / "token-vectors.sqlite").exists()
+    embedder.close()  # type: ignore[attr-defined]

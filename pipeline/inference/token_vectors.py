@@ -1,0 +1,68 @@
+"""Token vectors of texts that were read, kept for the queries to come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.byte_cache import ByteCache, digest
+
+Int8Vectors = NDArray[np.int8]
+"""Shape (tokens, dimension); the largest component of each vector is 127 or -127."""
+
+_shared: dict[tuple[Path | None, int], TokenVectors] = {}
+_shared_lock = threading.Lock()
+
+
+class TokenVectors:
+    """By model and text, those used longest ago given up first. Safe to share between threads.
+
+    ``megabytes`` bounds them, some 20 KB for a text of 150 tokens; ``path`` is that of
+    :class:`~pipeline.byte_cache.ByteCache`.
+    """
+
+    def __init__(self, path: Path | None = None, megabytes: int = 256) -> None:
+        self._kept = ByteCache(path, megabytes * 1_000_000, "token vector", by_size=True)
+
+    def get(self, model: str, texts: Sequence[str], dimension: int) -> dict[str, Int8Vectors]:
+        """Those that are known; ``model`` is the name with the revision."""
+        keys = {digest(model, text): text for text in texts}
+        return {
+            keys[key]: np.frombuffer(value, np.int8).reshape(-1, dimension)
+            for key, value in self._kept.get(keys).items()
+        }
+
+    def put(self, model: str, vectors: Mapping[str, Int8Vectors]) -> None:
+        """Keeps these."""
+        self._kept.put({digest(model, text): rows.tobytes() for text, rows in vectors.items()})
+
+    def unread(self, model: str, texts: Sequence[str]) -> list[bool]:
+        """Of each text, whether it is not known."""
+        keys = [digest(model, text) for text in texts]
+        known = self._kept.known(keys)
+        return [key not in known for key in keys]
+
+    def room(self) -> bool:
+        """Whether more can be kept without giving up what is there."""
+        return self._kept.weight() < 0.9 * self._kept.limit
+
+    def close(self) -> None:
+        """Closes the file; closing twice is fine, and what is asked later opens it again."""
+        self._kept.close()
+
+
+def shared_token_vectors(path: Path | None, megabytes: int) -> TokenVectors:
+    """The process's one for a file, or for its memory: what an ingest has read a query finds."""
+    with _shared_lock:
+        return _shared.setdefault((path and path.absolute(), megabytes), TokenVectors(path, megabytes))
+
+
+def in_int8(vectors: NDArray[np.float32]) -> Int8Vectors:
+    """Each vector's direction, in a quarter of the size."""
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = vectors * (127 / np.maximum(largest, 1e-12))
+    return np.rint(scaled).astype(np.int8)
