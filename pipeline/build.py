@@ -32,16 +32,16 @@ JINA_MODEL = "jina-reranker-v2-base-multilingual"
 ENTRY_POINTS = "two_stage_rag.rerankers"
 
 
-def build(settings: Settings | None = None) -> Pipeline:
-    """The pipeline that the settings (by default those of the environment) describe.
+def build(settings: Settings | None = None, *, rerank: bool = True) -> Pipeline:
+    """The pipeline that the settings (by default those of the environment) describe, if wanted without a reranker.
 
     Raises:
         SettingsError: a setting that the chosen parts need is missing, or a name is unknown.
     """
     settings = settings or Settings()
     # First the reranker: a missing key should not be found out after a model was loaded.
-    reranker = build_reranker(settings)
-    fallbacks = build_fallbacks(settings)
+    reranker = build_reranker(settings) if rerank else None
+    fallbacks = build_fallbacks(settings) if rerank else []
     return Pipeline(
         embedder=build_embedder(settings),
         store=build_store(settings),

@@ -338,6 +338,5 @@ def _opened() -> Iterator[tuple[Pipeline, Callable[[Progress], None]]]:
     from pipeline.core import Pipeline
     from pipeline.display import ingest_progress
 
-    settings = _settings(reranker="none", reranker_fallback="")
-    with Pipeline.from_settings(settings) as rag, ingest_progress(stderr()) as progress:
+    with Pipeline.from_settings(_settings(), rerank=False) as rag, ingest_progress(stderr()) as progress:
         yield rag, progress

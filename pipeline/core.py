@@ -111,15 +111,17 @@ class Pipeline:
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
 
     @classmethod
-    def from_settings(cls, settings: Settings | None = None) -> Pipeline:
+    def from_settings(cls, settings: Settings | None = None, *, rerank: bool = True) -> Pipeline:
         """The pipeline that the settings describe; without settings, those of the environment.
+
+        With ``rerank=False`` it has no reranker, as suits a program that only ingests: no key for one is needed.
 
         Raises:
             SettingsError: a setting is wrong, or a key or model that it needs is missing.
         """
         from pipeline.build import build
 
-        return build(settings)
+        return build(settings, rerank=rerank)
 
     @property
     def fingerprint(self) -> Fingerprint:

@@ -43,8 +43,7 @@ def reindex(
         "chunk_overlap": chunk_overlap,
     }
     changes = {name: value for name, value in asked.items() if value is not None}
-    settings = Settings(reranker="none", reranker_fallback="", **changes)
-    with Pipeline.from_settings(settings) as rag, ingest_progress(stderr()) as progress:
+    with Pipeline.from_settings(Settings(**changes), rerank=False) as rag, ingest_progress(stderr()) as progress:
         report = rag.reindex(progress=progress)
     lines = {variable(name): value for name, value in changes.items()}
     if as_json:

@@ -51,8 +51,8 @@ def watch(
     from pipeline.watching import run
 
     say = sayer(stderr())
-    settings = Settings(reranker="none", reranker_fallback="")
-    with stopped_by_signals() as stop, Pipeline.from_settings(settings) as rag:
+    settings = Settings()
+    with stopped_by_signals() as stop, Pipeline.from_settings(settings, rerank=False) as rag:
         outcomes = run.watch(
             rag,
             partial(build_store, settings),
