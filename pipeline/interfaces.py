@@ -63,6 +63,7 @@ class Reranker(Protocol):
       calibrated, because both are wrong for another model.
     - ``max_tokens`` (int or None): longest pair of query and text that it reads; longer texts then come as windows.
       ``tokenizer`` (tokenizers.Tokenizer or None) counts them, otherwise the embedder's does.
+    - ``apart`` (True): it reads query and text apart, so that neither takes the other's room in ``max_tokens``.
     - ``unread(texts)`` (list of bool): which texts it has not read before, where it keeps what it has read and such a
       text costs next to nothing. Only for the question how many texts fit into the time that is left.
     - ``load()``: loads its model. A pipeline calls it in a thread at its first query, beside the first stage; what it

@@ -179,7 +179,8 @@ class Scorer:
             return query, [[Window(passage.whole, None)] for passage in passages]
         tokenizer = getattr(self.reranker, "tokenizer", None) or self._tokenizer
         clean = [Passage(well_formed(passage.title), well_formed(passage.text)) for passage in passages]
-        query, room = shorten_query(well_formed(query), tokenizer, max_tokens)
+        apart = getattr(self.reranker, "apart", False)
+        query, room = shorten_query(well_formed(query), tokenizer, max_tokens, apart=apart)
         return query, windows(clean, tokenizer, room)
 
 

@@ -185,8 +185,8 @@ class Settings(BaseSettings):
         256,
         ge=0,
         le=1_000_000,
-        description="room, in MB, for the token vectors of texts that `embedded` has read, some 20 KB each: to score "
-        "such a text again, for any query, costs next to nothing",
+        description="room, in MB, for the token vectors that `embedded` needs, some 20 KB for a text of 150 tokens: an "
+        "ingest fills it, queries keep what they use; to score such a text takes next to no time",
     )
     token_vectors_disk: bool = Field(
         True, description="keep them in a file under `RAG_DATA_DIR`, for the next process, instead of in memory"

@@ -40,13 +40,17 @@ class Passage:
         return f"{self.title}\n{self.text}" if self.title else self.text
 
 
-def shorten_query(query: str, tokenizer: Tokenizer, max_tokens: int) -> tuple[str, int]:
-    """The query, cut to half of what the model reads of a pair, and the tokens that are left for a passage."""
+def shorten_query(query: str, tokenizer: Tokenizer, max_tokens: int, *, apart: bool = False) -> tuple[str, int]:
+    """The query, cut to half of what the model reads of a pair, and the tokens that are left for a passage.
+
+    To a model that reads the two ``apart`` each may be as long as it takes.
+    """
     room = max(2, max_tokens - _SPARE)
+    most = room if apart else room // 2
     encoding = tokenizer.encode(query, add_special_tokens=False)
-    if len(encoding) > room // 2:
-        return query[: encoding.offsets[room // 2 - 1][1]], room - room // 2
-    return query, room - len(encoding)
+    if len(encoding) > most:
+        query = query[: encoding.offsets[most - 1][1]]
+    return query, room if apart else room - min(len(encoding), most)
 
 
 def windows(passages: Sequence[Passage], tokenizer: Tokenizer, room: int) -> list[list[Window]]:

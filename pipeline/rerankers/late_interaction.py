@@ -29,6 +29,7 @@ class LateInteractionReranker:
     """
 
     scale: ScoreScale = "logit"
+    apart = True
 
     def __init__(
         self,

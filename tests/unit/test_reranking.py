@@ -84,6 +84,19 @@ def test_a_long_query_leaves_room_for_the_passage() -> None:
     assert {16} == {len(text.split()) for text in texts}
 
 
+def test_a_query_that_is_read_apart_takes_no_room_from_the_passage() -> None:
+    """So the windows of a passage are the same for every query."""
+    reranker = Named(max_tokens=18)
+    reranker.apart = True  # type: ignore[attr-defined]
+    text = " ".join("abcdefghij")
+    scorer(reranker).score("apple", passages(text))
+    scorer(reranker).score("apple " * 7, passages(text))
+    scorer(reranker).score("apple " * 20, passages(text + " k"))
+    assert [text] == reranker.calls[0][1] == reranker.calls[1][1]
+    assert 10 == len(reranker.calls[2][0].split())
+    assert 2 == len(reranker.calls[2][1])
+
+
 def test_probabilities_are_calibrated_and_raw_scores_are_not() -> None:
     """The map belongs to this model; the cache keeps what the model gave."""
     halved = Calibration("fake model@1", "platt", ((1.0, -1.0),), "d", 1, 1, 1, None, 0.9, "")

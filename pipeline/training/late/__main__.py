@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.training.late", description=__doc__)
     parser.add_argument("data", type=Path, help="folder of datasets in BEIR's layout: " + ", ".join(SHARES))
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=700, help="batches of 32 questions")
+    parser.add_argument("--steps", type=int, default=350, help="batches of 32 questions")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
