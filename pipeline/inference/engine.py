@@ -50,7 +50,7 @@ class _Slot:
     engine: Engine | None = None
 
 
-_slots: defaultdict[tuple[Path, Path | None, bool], _Slot] = defaultdict(_Slot)
+_slots: defaultdict[tuple[Path, bool], _Slot] = defaultdict(_Slot)
 _slots_lock = threading.Lock()
 
 
@@ -66,9 +66,9 @@ class Trunk:
 
 
 def shared_engine(model: Path, cache_dir: Path | None = None, pad_id: int = 0, *, trunk: Trunk | None = None) -> Engine:
-    """The process's one engine for a model file, whatever the number of its users."""
+    """The process's one engine for a model file, whatever the number of its users; kept in the first one's cache."""
     with _slots_lock:
-        slot = _slots[(model.resolve(), cache_dir.resolve() if cache_dir else None, trunk is not None and trunk.whole)]
+        slot = _slots[(model.resolve(), trunk is not None and trunk.whole)]
     with slot.lock:
         if slot.engine is None:
             slot.engine = Engine(model, cache_dir, pad_id, trunk=trunk)

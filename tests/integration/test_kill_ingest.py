@@ -226,19 +226,13 @@ def moments(scenario: str, seen: dict[str, int]) -> list[Moment]:
     """Seeded: half are lines anywhere in the write path, half are calls of the engine or the file system, in turn."""
     random_ = random.Random(scenario)
     lines = sorted(seen)
-    inside = [line for line in lines if any(call in source(line) for call in ENGINE)]
+    inside = [line for line in lines if any(call in killing.source_until(line)[-1] for call in ENGINE)]
     random_.shuffle(inside)
     half = SCENARIOS[scenario] // 2
     return [
         *(Moment(line, random_.randint(1, seen[line]), outside=False) for line in random_.sample(lines, half)),
         *(Moment(line, random_.randint(1, seen[line]), outside=True) for line in islice(cycle(inside), half)),
     ]
-
-
-def source(line: str) -> str:
-    name, number = line.split(":")
-    (file,) = (ROOT / "pipeline").rglob(name) if name != "run.py" else [ROOT / "pipeline/ingestion/run.py"]
-    return file.read_text(encoding="utf-8").splitlines()[int(number) - 1]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +246,8 @@ def test_killed_at_any_moment(rig: Rig, undisturbed: dict[str, Undisturbed], sce
     if wanted.start is not None:
         copy(wanted.start, store)
     told = rig.run(store, wanted.state, moment)
-    print(f"{moment.line} {source(moment.line).strip()!r}, time {moment.occurrence} of {wanted.seen[moment.line]}")
+    code = killing.source_until(moment.line)[-1].strip()
+    print(f"{moment.line} {code!r}, time {moment.occurrence} of {wanted.seen[moment.line]}")
     assert -signal.SIGKILL == told["exit"]
 
     with killing.open_pipeline(store) as rag:

@@ -95,10 +95,8 @@ def moments(seen: dict[str, int]) -> list[tuple[str, int]]:
 
 def function(line: str) -> str:
     """Name of the function that a line is in: the last one that begins above it."""
-    name, number = line.split(":")
-    (file,) = [path for path in (ROOT / "pipeline").rglob(name) if str(path).endswith(killing.REINDEX_FILES)]
-    above = file.read_text(encoding="utf-8").splitlines()[: int(number)]
-    return next(text.split("def ")[1].split("(")[0] for text in reversed(above) if text.lstrip().startswith("def "))
+    above = reversed(killing.source_until(line))
+    return next(text.split("def ")[1].split("(")[0] for text in above if text.lstrip().startswith("def "))
 
 
 @pytest.mark.parametrize("number", range(MOMENTS))
