@@ -11,6 +11,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler
@@ -117,7 +118,8 @@ class Loopback:
         with self._lock:
             for connection in self._open:
                 # Wakes the threads that wait for the next request of a kept connection.
-                connection.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # its client is gone
+                    connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
         self._thread.join()
         if self._errors and value is None:
@@ -145,7 +147,11 @@ class Loopback:
                 pass
 
             def _answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                length = int(self.headers.get("content-length", 0))
+                body = self.rfile.read(length)
+                if len(body) < length:  # the client ran out of time in the middle of its request
+                    self.close_connection = True
+                    return
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 request = Request(self.command, self.path, headers, body)
                 with loopback._lock:
