@@ -8,7 +8,9 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,15 +19,21 @@ log = logging.getLogger(__name__)
 
 # Keys in one statement; SQLite allows 32,766.
 _AT_ONCE = 10_000
-_WEIGHT = "SELECT total(weight) FROM kept"
+# Bytes in one transaction, for which other threads and processes wait.
+_PIECE = 1_000_000
+# How long a writer waits for others.
+_PATIENCE_MS = 1000
+# Bytes before each value that tell a damaged one: a file system may give back anything.
+_CHECK = 4
+_WEIGHT = "SELECT total(weight) FROM kept WHERE used >= ?"
 
 
 class ByteCache:
     """Byte strings by key, those used longest ago given up first. Safe to share between threads.
 
     ``limit`` is on their number, or with ``by_size`` on their bytes. ``path`` names a file, which several processes
-    may share; None keeps all in memory. A cache that cannot be read or written is as good as empty: nothing fails for
-    it. ``what`` names it in the log.
+    may share; None keeps all in memory. A cache that cannot be read or written is as good as empty, and so is a
+    value that was damaged: nothing fails for it. ``what`` names it in the log.
     """
 
     def __init__(self, path: Path | None, limit: int, what: str, *, by_size: bool = False) -> None:
@@ -33,6 +41,8 @@ class ByteCache:
         self._path = path
         self._what = what
         self._by_size = by_size
+        # More than one at once, so that not every call has to make room; few, so that none takes long.
+        self._surplus = min(limit // 10, 2 * _PIECE if by_size else 1000)
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
         self._said = False
@@ -42,61 +52,76 @@ class ByteCache:
         wanted = list(keys)
 
         def look_up(database: sqlite3.Connection) -> dict[bytes, bytes]:
-            rows = _select(database, "key, value", wanted)
             now = time.time_ns()
-            database.executemany("UPDATE kept SET used = ? WHERE key = ?", [(now, key) for key, _ in rows])
-            return dict(rows)
+            rows = _select(database, "key, value", wanted)
+            whole = {key: value[_CHECK:] for key, value in rows if value[:_CHECK] == _check(value[_CHECK:])}
+            damaged = [(key,) for key, _ in rows if key not in whole]
+            with contextlib.suppress(sqlite3.OperationalError):  # another process writes: what is found is found
+                database.executemany("UPDATE kept SET used = ? WHERE key = ?", [(now, key) for key in whole])
+                database.executemany("DELETE FROM kept WHERE key = ?", damaged)
+            return whole
 
-        return self._try(look_up) or {}
+        return self._try(look_up, wait_ms=0) or {}
 
     def known(self, keys: Iterable[bytes]) -> set[bytes]:
         """Those keys that have a value; nothing is read, and nothing counts as used."""
         wanted = list(keys)
         return {key for (key,) in self._try(lambda database: _select(database, "key", wanted)) or []}
 
-    def weight(self) -> int:
-        """What counts towards the limit."""
-        (total,) = self._try(lambda database: database.execute(_WEIGHT).fetchone()) or (0,)
-        return int(total)
+    def weight(self, seconds: float | None = None) -> int | None:
+        """What counts towards the limit, or what of it was used in the last seconds; None if it cannot be known."""
+        since = 0 if seconds is None else time.time_ns() - int(seconds * 1e9)
+        found = self._try(lambda database: database.execute(_WEIGHT, (since,)).fetchone())
+        return None if found is None else int(found[0])
 
     def put(self, values: Mapping[bytes, bytes]) -> None:
         """Keeps these values, but none that would take nearly all the room."""
         now = time.time_ns()
-        room = self.limit - self.limit // 10
-        rows = [(key, now, weight, value) for key, value in values.items() if (weight := self._weight(value)) <= room]
-
-        def keep(database: sqlite3.Connection) -> None:
-            database.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)", rows)
-            (total,) = database.execute(_WEIGHT).fetchone()
-            if total > self.limit:
-                # A tenth at once, so that not every call has to make room.
-                newer = "SELECT key, sum(weight) OVER (ORDER BY used DESC, rowid DESC) AS newer FROM kept"
-                database.execute(f"DELETE FROM kept WHERE key IN (SELECT key FROM ({newer}) WHERE newer > ?)", [room])
-
-        if rows:
-            self._try(keep)
+        room = self.limit - self._surplus
+        fitting = {key: value for key, value in values.items() if self._weight(value) <= room}
+        for piece in _pieces(fitting):
+            rows = [(key, now, self._weight(value), _check(value) + value) for key, value in piece.items()]
+            self._try(partial(self._keep, rows), wait_ms=_PATIENCE_MS)
 
     def close(self) -> None:
         """Closes the file; closing twice is fine."""
         with self._lock:
             self._close()
 
+    def __del__(self) -> None:
+        self._close()
+
+    def _keep(self, rows: Sequence[tuple[bytes, int, int, bytes]], database: sqlite3.Connection) -> None:
+        database.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)", rows)
+        (total,) = database.execute(_WEIGHT, (0,)).fetchone()
+        if total > self.limit:
+            # Where the limit was lowered, bit by bit: others wait for this.
+            most = 2 * self._surplus + sum(weight for _, _, weight, _ in rows)
+            too_much = min(total - self.limit + self._surplus, most)
+            database.executemany("DELETE FROM kept WHERE key = ?", list(_oldest(database, too_much)))
+
     def _weight(self, value: bytes) -> int:
         return len(value) if self._by_size else 1
 
-    def _try(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
-        """Result of ``work`` in one transaction; None where the cache cannot be used."""
+    def _try(self, work: Callable[[sqlite3.Connection], T], wait_ms: int = 200) -> T | None:
+        """Result of ``work`` in one transaction; None where the cache cannot be used.
+
+        ``wait_ms`` is how long another process that writes is waited for.
+        """
         with self._lock:
             try:
                 database = self._open()
                 with database:
+                    database.execute(f"PRAGMA busy_timeout = {wait_ms}")
                     return work(database)
             except (sqlite3.OperationalError, OSError) as error:  # busy, no space, no permission: not the content
                 self._give_up(error)
             except sqlite3.DatabaseError as error:  # no database, or a damaged one; it is only a cache
                 self._give_up(error)
                 if self._path is not None:
-                    self._path.unlink(missing_ok=True)
+                    for name in (self._path, f"{self._path}-wal", f"{self._path}-shm"):
+                        with contextlib.suppress(OSError):
+                            Path(name).unlink()
             return None
 
     def _give_up(self, error: Exception) -> None:
@@ -117,9 +142,9 @@ class ByteCache:
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
             database = self._database = sqlite3.connect(self._path or ":memory:", timeout=0.2, check_same_thread=False)
-            # A cache that loses its last entries in a power cut is still right, so nothing waits for the disk.
+            # After a power cut the last entries may be missing, and no file is damaged.
             database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=OFF")
+            database.execute("PRAGMA synchronous=NORMAL")
             # The value last: marking a row as used then rewrites no more than its beginning.
             database.execute(
                 "CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, used INTEGER, weight INTEGER, value BLOB)"
@@ -144,3 +169,30 @@ def _select(database: sqlite3.Connection, columns: str, keys: list[bytes]) -> li
         marks = ",".join("?" * len(part))
         rows += database.execute(f"SELECT {columns} FROM kept WHERE key IN ({marks})", part).fetchall()
     return rows
+
+
+def _pieces(values: Mapping[bytes, bytes]) -> Iterator[dict[bytes, bytes]]:
+    """The values in parts of about the bytes that go into one transaction."""
+    piece: dict[bytes, bytes] = {}
+    size = 0
+    for key, value in values.items():
+        if size > _PIECE:
+            yield piece
+            piece, size = {}, 0
+        piece[key] = value
+        size += len(value)
+    if piece:
+        yield piece
+
+
+def _oldest(database: sqlite3.Connection, weight: int) -> Iterator[tuple[bytes]]:
+    """The keys used longest ago that come to this weight together."""
+    for key, its in database.execute("SELECT key, weight FROM kept ORDER BY used, rowid"):
+        if weight <= 0:
+            break
+        weight -= its
+        yield (key,)
+
+
+def _check(value: bytes) -> bytes:
+    return zlib.crc32(value).to_bytes(_CHECK, "little")

@@ -49,7 +49,8 @@ class ScoreCache:
 
 
 def _bytes(score: RerankScore) -> bytes:
-    return json.dumps([score.raw, score.probability, score.window]).encode()  # floats come back as they were
+    # Floats come back as they were; float() because a reranker may give NumPy's.
+    return json.dumps([float(score.raw), float(score.probability), score.window]).encode()
 
 
 def _score(value: bytes) -> RerankScore:

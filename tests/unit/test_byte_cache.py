@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,86 @@ def test_thousands_of_keys_at_once() -> None:
 def test_keys_tell_apart_what_only_looks_equal_when_joined() -> None:
     """Where a part ends counts."""
     assert 4 == len({digest("ab", "c"), digest("a", "bc"), digest("abc"), digest("ab", "c", "")})
+
+
+def test_what_another_process_is_writing_keeps_nobody_from_reading(tmp_path: Path) -> None:
+    """It only cannot be marked as used."""
+    path = tmp_path / "kept.sqlite"
+    cache = ByteCache(path, 1000, "test")
+    cache.put({b"a": b"x"})
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        assert {b"a": b"x"} == cache.get([b"a", b"b"])
+    cache.close()
+
+
+def test_many_writers_wait_for_each_other(tmp_path: Path) -> None:
+    """Each has a connection of its own, as processes have; nothing is lost and nothing is said."""
+    path = tmp_path / "kept.sqlite"
+    caches = [ByteCache(path, 10_000, "test") for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for i, cache in enumerate(caches):
+            pool.submit(cache.put, {f"{i} {j}".encode(): b"x" * 20_000 for j in range(200)})
+    assert 800 == caches[0].weight()
+    for cache in caches:
+        cache.close()
+
+
+def test_a_damaged_value_is_as_good_as_none(tmp_path: Path) -> None:
+    """A disk gives back anything; a wrong score for good would be worse than reading again."""
+    path = tmp_path / "kept.sqlite"
+    cache = ByteCache(path, 1000, "test")
+    cache.put({b"a": b"xyz", b"b": b"xyz"})
+    with closing(sqlite3.connect(path)) as other:
+        (value,) = other.execute("SELECT value FROM kept WHERE key = ?", (b"a",)).fetchone()
+        other.execute("UPDATE kept SET value = ? WHERE key = ?", (value.replace(b"y", b"\0"), b"a"))
+        other.commit()
+    assert {b"b": b"xyz"} == cache.get([b"a", b"b"])
+    assert {b"b"} == cache.known([b"a", b"b"])
+    cache.close()
+
+
+def test_a_damaged_file_that_cannot_be_removed_is_an_empty_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that can only be read."""
+    path = tmp_path / "kept.sqlite"
+    path.write_bytes(b"no database" * 1000)
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(f"{self} is read only")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    cache = ByteCache(path, 1000, "test")
+    cache.put({b"a": b"x"})
+    assert ({}, None) == (cache.get([b"a"]), cache.weight())
+    cache.close()
+
+
+def test_a_lower_limit_is_reached_bit_by_bit(tmp_path: Path) -> None:
+    """No single call has to remove it all, for which others would wait."""
+    path = tmp_path / "kept.sqlite"
+    large = ByteCache(path, 10_000, "test")
+    large.put({i.to_bytes(4, "big"): b"" for i in range(10_000)})
+    large.close()
+    small = ByteCache(path, 1000, "test")
+    weights = []
+    for i in range(100):
+        small.put({f"new {i}".encode(): b""})
+        weights.append(small.weight() or 0)
+    assert 9000 < weights[0] < 10_000
+    assert weights[-1] <= 1000
+    assert b"new 99" in small.known([b"new 99"])
+    small.close()
+
+
+def test_recent_weight(cache: ByteCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was put or used in the last seconds."""
+    clock = [1000.0]
+    monkeypatch.setattr("time.time_ns", lambda: int(clock[0] * 1e9))
+    cache.put({b"a": b"x" * 100, b"b": b"x" * 200})
+    clock[0] += 60
+    cache.put({b"c": b"x" * 300})
+    cache.get([b"a"])
+    assert (600, 400, 600) == (cache.weight(), cache.weight(seconds=30), cache.weight(seconds=61))
+    cache.close()

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.score_cache import ScoreCache
@@ -42,6 +43,15 @@ def test_the_file_outlives_the_process(tmp_path: Path) -> None:
     assert {A: SCORE} == second.get("m@1", "q", [A])
     first.close()
     second.close()
+
+
+def test_numbers_of_numpy_come_back_as_plain_ones(cache: ScoreCache) -> None:
+    """As a reranker of one's own may give them."""
+    cache.put("m@1", "q", {A: RerankScore(np.float32(1.25), np.float32(0.75))})  # type: ignore[arg-type]
+    (found,) = cache.get("m@1", "q", [A]).values()
+    assert RerankScore(1.25, 0.75) == found
+    assert {float} == {type(found.raw), type(found.probability)}
+    cache.close()
 
 
 def test_it_stays_bounded_and_forgets_what_was_used_longest_ago(cache: ScoreCache) -> None:
