@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from tokenizers import Tokenizer
 
@@ -25,10 +27,12 @@ log = logging.getLogger(__name__)
 
 # Where nothing is known of a reranker's pace yet: few enough to be soon done, enough to measure by.
 _FIRST_SLICE = 4
+# Characters that a passage counts with at least: the query and whatever each call takes cost something, too.
+_LEAST = 64
 # Share of the time left that one slice may be expected to take; what is over is used by the next one.
 _CAUTION = 0.7
-# Weight of the newest measurement of the pace.
-_NEWEST = 0.5
+# Weight of the measurements before the newest one.
+_BEFORE = 0.5
 # What the pace is multiplied by where it left no room for a single passage.
 _FORGETTING = 0.8
 
@@ -57,7 +61,7 @@ class Scorer:
         self._cache = cache
         self._calibrations = calibrations
         self._calibration: tuple[str, Calibration | None] | None = None
-        self._pace: float | None = None  # seconds a character
+        self._seconds = self._characters = 0.0  # what reading took, and how much was read
         self._lock = threading.Lock()
 
     @property
@@ -121,40 +125,39 @@ class Scorer:
             with deadline.until(until) if until is not None and keeps else nullcontext():
                 best = self._judged(query, part)
             scores.update(zip(passages[len(scores) :], best, strict=False))
-            self._measured(sum(efforts[: len(part)]), time.monotonic() - start)
+            self._measured(efforts[: len(part)], time.monotonic() - start)
         return scores
 
     def _efforts(self, cut: Sequence[Sequence[Window]]) -> list[int]:
-        """How many characters must be read to score each passage, given its windows."""
+        """How many characters must be read to score each passage, given its windows; 0 where nothing must be."""
         unread = getattr(self.reranker, "unread", None)
         texts = [window.text for one in cut for window in one]
         fresh = iter([True] * len(texts) if unread is None else unread(texts))
-        return [sum(len(window.text) for window in one if next(fresh)) for one in cut]
+        return [sum(max(len(window.text), _LEAST) for window in one if next(fresh)) for one in cut]
 
     def _fitting(self, efforts: Sequence[int], left: float) -> int:
         """How many of the passages, from the first on, can be expected to be scored in the seconds that are left."""
         if left <= 0:
             return 0
-        if self._pace is None:
-            return _FIRST_SLICE
-        characters = left * _CAUTION / self._pace
-        count = 0
-        for effort in efforts:
-            characters -= effort
-            if characters < 0:
-                break
-            count += 1
+        with self._lock:
+            seconds, characters = self._seconds, self._characters
+        if not characters:
+            unread = list(accumulate(effort > 0 for effort in efforts))
+            return bisect_right(unread, _FIRST_SLICE)
+        count = bisect_right(list(accumulate(efforts)), left * _CAUTION * characters / max(seconds, 1e-9))
         if not count:
             with self._lock:  # so that one slow call does not keep the reranker out for good
-                self._pace *= _FORGETTING
+                self._seconds *= _FORGETTING
         return count
 
-    def _measured(self, characters: int, seconds: float) -> None:
-        if not characters:  # nothing was read: this says nothing of what reading takes
+    def _measured(self, efforts: Sequence[int], seconds: float) -> None:
+        """Learns the pace, in sums, so that a call counts by what it read."""
+        read = [effort for effort in efforts if effort]
+        if len(read) < min(_FIRST_SLICE, len(efforts)):  # what the other passages took would count as reading
             return
-        pace = seconds / characters
         with self._lock:
-            self._pace = pace if self._pace is None else (1 - _NEWEST) * self._pace + _NEWEST * pace
+            self._seconds = _BEFORE * self._seconds + seconds
+            self._characters = _BEFORE * self._characters + sum(read)
 
     def _judged(self, query: str, cut: Sequence[Sequence[Window]]) -> list[RerankScore]:
         """One score a passage: that of its best window."""

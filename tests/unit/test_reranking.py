@@ -159,25 +159,62 @@ def test_one_slow_call_does_not_keep_a_reranker_out_for_good(monkeypatch: pytest
     assert reached > 1
 
 
+class Keeping(Named):
+    """Keeps what it has read, as late interaction does: 0.1 s for a text that is new, 0.04 s for the query."""
+
+    def __init__(self, clock: list[float]) -> None:
+        super().__init__()
+        self.clock = clock
+        self.read: set[str] = set()
+
+    def unread(self, texts: Sequence[str]) -> list[bool]:
+        return [text not in self.read for text in texts]
+
+    def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+        self.clock[0] += 0.04 + 0.1 * sum(self.unread(texts))
+        self.read |= set(texts)
+        return super().score(query, texts)
+
+
+def test_all_that_was_read_before_is_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a new process, which has not read anything itself and knows no pace."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    reranker = Keeping(clock)
+    reranker.read = set("abcdefghijklmnopqrst")
+    found = scorer(reranker).score("apple", passages(*reranker.read), until=0.15)
+    assert None not in found
+    assert 1 == len(reranker.calls)
+
+
+def test_one_new_text_among_many_known_says_little_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the query and the other texts take would count as reading it."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    reranker = Keeping(clock)
+    reranker.read = set("abcdefghij")
+    tried = scorer(reranker)
+    tried.score("apple", passages(*"abcdefghijk"))
+    new = passages(*(letter * 1000 for letter in "klmnopqrst"))
+    assert None not in tried.score("pear", new, until=clock[0] + 4)
+
+
+def test_a_short_text_alone_does_not_hold_the_next_query_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes as long as the query does, which says nothing of a long one; the pace is soon known better."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    tried = scorer(Keeping(clock))
+    tried.score("apple", passages("k"))
+    new = passages(*(letter * 1000 for letter in "klmnopqrst"))
+    assert None not in tried.score("pear", new, until=clock[0] + 8)
+
+
 def test_what_was_read_before_needs_no_time_and_tells_nothing_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reranker that keeps what it has read is quick with that; the rest still takes what it takes."""
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
 
-    class Keeping(Named):
-        def __init__(self) -> None:
-            super().__init__()
-            self.read: set[str] = set()
-
-        def unread(self, texts: Sequence[str]) -> list[bool]:
-            return [text not in self.read for text in texts]
-
-        def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
-            clock[0] += 0.1 * sum(self.unread(texts))
-            self.read |= set(texts)
-            return super().score(query, texts)
-
-    tried = scorer(Keeping())
+    tried = scorer(Keeping(clock))
     seen, unseen = passages(*"abcdefghij"), passages(*"klmnopqrst")
     for query in ["apple", "pear", "plum"]:
         tried.score(query, seen)
