@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.answering import answer, complete_versions
 from pipeline.calibration import Calibration
+from pipeline.closing import close
 from pipeline.errors import FingerprintError, SettingsError
 from pipeline.ingestion import collection, transfer
 from pipeline.ingestion.chunking import Chunker
@@ -374,14 +375,7 @@ class Pipeline:
         """Releases files and connections of all parts. Closing twice is fine."""
         if self._loading is not None:
             self._loading.join()
-        self.store.close()
-        for part in (self.embedder, self.reranker, *self.fallbacks):
-            # Only parts that talk to an endpoint hold anything.
-            close = getattr(part, "close", None)
-            if close is not None:
-                close()
-        if self.score_cache is not None:
-            self.score_cache.close()
+        close(self.store, self.embedder, self.reranker, *self.fallbacks, self.score_cache)
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.build import build_embedder, build_reranker, build_store
+from pipeline.closing import close
 from pipeline.errors import RagError
 from pipeline.settings import Settings
 
@@ -50,16 +51,22 @@ def examine(settings: Settings) -> list[Check]:
 
     def embedder() -> str:
         model = build_embedder(settings)
-        model.embed_documents(_TEXTS)
-        return f"{model.name}, {model.dimension} dimensions, up to {model.max_tokens} tokens{_runs_on(model)}"
+        try:
+            model.embed_documents(_TEXTS)
+            return f"{model.name}, {model.dimension} dimensions, up to {model.max_tokens} tokens{_runs_on(model)}"
+        finally:
+            close(model)
 
     def reranker() -> str:
         model = build_reranker(settings)
         if model is None:
             return "none: hits keep the order of the first stage"
-        scores = model.score(_QUERY, _TEXTS)
-        shown = ", ".join(f"{score.probability:.3f}" for score in scores)
-        return f"{model.name}{_runs_on(model)}: probabilities {shown} for a fitting and an unfitting text"
+        try:
+            scores = model.score(_QUERY, _TEXTS)
+            shown = ", ".join(f"{score.probability:.3f}" for score in scores)
+            return f"{model.name}{_runs_on(model)}: probabilities {shown} for a fitting and an unfitting text"
+        finally:
+            close(model)
 
     checks = {"settings": _settings_source, "data directory": data_dir, "store": store}
     checks |= {"embedder": embedder, "reranker": reranker}

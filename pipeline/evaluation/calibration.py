@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.build import build_embedder, build_reranker, calibration_dir
 from pipeline.calibration import Calibration, Method, save_calibration
+from pipeline.closing import close
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError
 from pipeline.evaluation.collection import open_dataset
@@ -92,8 +94,10 @@ def calibrate_dataset(
     if reranker is None:
         raise SettingsError("RAG_RERANKER=none has no scores to calibrate: choose a reranker with --reranker")
     embedder = build_embedder(settings)
-    dataset, store = open_dataset(name, settings, embedder, max_queries=max_queries, say=say)
-    try:
+    with ExitStack() as open_parts:
+        open_parts.callback(close, embedder, reranker)
+        dataset, store = open_dataset(name, settings, embedder, max_queries=max_queries, say=say)
+        open_parts.callback(store.close)
         rag = Pipeline(
             embedder=embedder,
             store=store,
@@ -106,8 +110,6 @@ def calibrate_dataset(
             chunk_overlap=settings.chunk_overlap,
         )
         pairs = judged_pairs(rag, dataset, say)
-    finally:
-        store.close()
     identity = Scorer(reranker, tokenizer=embedder.tokenizer).identity
     if identity is None:
         raise SettingsError(f"reranker {reranker.name} does not say which model it runs, so nothing can be kept for it")

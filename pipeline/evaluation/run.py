@@ -10,6 +10,7 @@ from functools import partial
 
 from pipeline.build import build_embedder, build_reranker, calibration_dir
 from pipeline.calibration import load_calibration
+from pipeline.closing import close
 from pipeline.core import Pipeline
 from pipeline.evaluation.collection import Say, open_dataset
 from pipeline.evaluation.dataset import Dataset
@@ -97,11 +98,7 @@ def evaluate(
     rerankers = {spec.reranker: build_reranker(settings.updated(reranker=spec.reranker)) for spec in specs}
     embedder = build_embedder(settings)
     with ExitStack() as open_parts:
-        for part in (embedder, *rerankers.values()):
-            # Only parts that talk to an endpoint hold anything.
-            close = getattr(part, "close", None)
-            if close is not None:
-                open_parts.callback(close)
+        open_parts.callback(close, embedder, *rerankers.values())
         dataset, store = open_dataset(
             name, settings, embedder, max_queries=max_queries, whole_documents=whole_documents, say=say
         )

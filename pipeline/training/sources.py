@@ -13,6 +13,7 @@ from typing import Protocol, Self
 from tokenizers import Tokenizer
 
 from pipeline.build import build_embedder, build_store
+from pipeline.closing import close
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError
 from pipeline.evaluation.collection import Say, ingested
@@ -97,8 +98,7 @@ class Sources:
         self._open = ExitStack()
         self._own: Store | None = None
         self._embedder = build_embedder(settings)
-        if hasattr(self._embedder, "close"):
-            self._open.callback(self._embedder.close)
+        self._open.callback(close, self._embedder)
 
     def open(self, path: Path) -> Source:
         """A folder in BEIR's layout, a ``questions.jsonl``, or feedback (``{"query", "chosen", "shown"}`` a line).
