@@ -116,12 +116,15 @@ def build_embedder(settings: Settings) -> Embedder:
     from pipeline.embedders.embedded import EmbeddedEmbedder
 
     folder = Path(settings.embedding_model) if settings.embedding_model else None
-    rerankers = [settings.reranker, *_fallback_names(settings)]
-    # Only for the two models of the package: others may have other lower layers.
-    prepares = folder is None and settings.reranker_model is None and "embedded" in rerankers
-    return EmbeddedEmbedder(
-        folder, cache_dir=model_cache(settings), token_vectors=_token_vectors(settings) if prepares else None
-    )
+    token_vectors = _token_vectors(settings) if _reads_for_reranker(settings) else None
+    return EmbeddedEmbedder(folder, cache_dir=model_cache(settings), token_vectors=token_vectors)
+
+
+def _reads_for_reranker(settings: Settings) -> bool:
+    """Whether the embedder computes token vectors: both models are those of the package and share lower layers."""
+    asked = settings.reranker == "embedded" and settings.reranker_model is None
+    own = settings.embedder == "embedded" and settings.embedding_model is None
+    return own and (asked or "embedded" in _fallback_names(settings))
 
 
 # ---------------------------------------------------------------- rerankers
@@ -196,6 +199,7 @@ def _embedded(settings: Settings) -> Reranker:
         cache_dir=model_cache(settings),
         name="embedded",
         token_vectors=_token_vectors(settings),
+        early=not _reads_for_reranker(settings) or settings.search == "sparse",
     )
 
 

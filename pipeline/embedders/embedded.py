@@ -19,9 +19,9 @@ from pipeline.models import EMBEDDER, LATE_INTERACTION
 class EmbeddedEmbedder:
     """An :class:`~pipeline.interfaces.Embedder` from a model folder; the weights are loaded at the first text.
 
-    ``cache_dir`` keeps the compiled model between processes; None compiles anew in each. While ``token_vectors`` has
-    room it gets those that the late-interaction reranker will want of each document; as most layers are the same, that
-    takes a sixth more time than the embeddings alone.
+    ``cache_dir`` keeps the compiled model between processes; None compiles anew in each. ``token_vectors`` gets what
+    the late-interaction reranker will want of each query and, while there is room, of each document; as most layers are
+    the same, that takes a sixth more time than the embeddings alone.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class EmbeddedEmbedder:
         """Vectors of shape (len(texts), dimension), of length 1."""
         if texts and self._with_tokens is not None and self._token_vectors is not None and self._token_vectors.room():
             with _named_errors(self.name):
-                vectors, tokens = self._with_tokens.both_vectors(texts)
-            read = {text: in_int8(rows) for text, rows in zip(texts, tokens, strict=True)}
+                vectors, tokens = self._with_tokens.both_vectors(texts, query=False)
+            read = {text: in_int8(rows) for text, (rows, _) in zip(texts, tokens, strict=True)}
             self._token_vectors.put(self._with_tokens.name, read)
             return vectors
         with _named_errors(self.name):
@@ -57,13 +57,22 @@ class EmbeddedEmbedder:
     def embed_query(self, text: str) -> NDArray[np.float32]:
         """Vector of shape (dimension,), of length 1."""
         with _named_errors(self.name):
-            vector: NDArray[np.float32] = self._model.embed([text], query=True)[0]
-        return vector
+            if self._with_tokens is None or self._token_vectors is None:
+                return _only(self._model.embed([text], query=True))
+            self._with_tokens.load()
+            vectors, (asked,) = self._with_tokens.both_vectors([text], query=True)
+        self._token_vectors.put_query(self._with_tokens.name, text, asked)
+        return _only(vectors)
 
     def close(self) -> None:
         """Closes the file of token vectors; closing twice is fine."""
         if self._token_vectors is not None:
             self._token_vectors.close()
+
+
+def _only(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    vector: NDArray[np.float32] = vectors[0]
+    return vector
 
 
 @contextmanager

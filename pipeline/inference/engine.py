@@ -7,6 +7,7 @@ activations quantised as they come use the CPU's integer dot products; what stay
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import queue
@@ -24,6 +25,8 @@ from pipeline.inference.combining import Combiner
 
 if TYPE_CHECKING:
     import openvino
+
+log = logging.getLogger(__name__)
 
 # Padded tokens in one batch: enough to fill a core's matrix units, few enough to stay in its cache.
 TOKEN_BUDGET = 1024
@@ -234,8 +237,11 @@ def _compile(model: Path, cache_dir: Path | None, *, exact: bool, trunk: Trunk |
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0" if exact else str(ACTIVATION_GROUP),
     }
     if cache_dir is not None:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        options["CACHE_DIR"] = str(cache_dir)
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            options["CACHE_DIR"] = str(cache_dir)
+        except OSError as error:
+            log.warning("compiled models are not kept for the next process: %s", error)
     if trunk is None:
         return core.compile_model(str(model), "CPU", options)
     return core.compile_model(_joined(core, model, trunk), "CPU", options)

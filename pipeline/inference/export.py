@@ -50,8 +50,8 @@ def traced(module: Any, inputs: Sequence[str], *, width: int = 0) -> Any:
         return openvino.convert_model(module.eval(), example_input=example, input=shapes)
 
 
-def write_folder(model: Any, tokenizer: Tokenizer, config: dict[str, Any], folder: Path) -> None:
-    """Writes an OpenVINO model, its tokenizer and its configuration as a model folder."""
+def write_folder(model: Any, tokenizer: Tokenizer | None, config: dict[str, Any], folder: Path) -> None:
+    """Writes an OpenVINO model, its tokenizer (None: that of its trunk) and its configuration as a model folder."""
     import openvino
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,8 @@ def write_folder(model: Any, tokenizer: Tokenizer, config: dict[str, Any], folde
     with tempfile.TemporaryDirectory(dir=folder) as name:
         new = Path(name)
         openvino.save_model(model, str(new / "model.xml"), compress_to_fp16=False)
-        tokenizer.save(str(new / "tokenizer.json"), pretty=False)
+        if tokenizer is not None:
+            tokenizer.save(str(new / "tokenizer.json"), pretty=False)
         revision = hashlib.sha256((new / "model.bin").read_bytes()).hexdigest()
         text = json.dumps({**config, "revision": revision}, indent=2, ensure_ascii=False)
         (new / "config.json").write_text(text + "\n", encoding="utf-8")

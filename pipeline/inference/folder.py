@@ -7,7 +7,7 @@ query, between it and the text, and after the text). Exchanging a model is excha
 
 A late-interaction model has what an embedder has, ``scale`` and ``bias``, which make a logit of its score, and
 ``default_alpha``. Its weights are the upper layers alone: ``trunk`` has the revision of the embedder that the lower
-ones are taken from, and the ``node`` of that model at which they end.
+ones are taken from, and the ``node`` of that model at which they end. Its tokenizer is that embedder's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,8 @@ from pipeline.text import well_formed
 
 _Array = NDArray[np.float32]
 Kind = Literal["embedder", "cross-encoder", "late-interaction"]
-FILES = ("model.xml", "model.bin", "tokenizer.json", "config.json")
+_TOKENIZER = "tokenizer.json"
+FILES = ("model.xml", "model.bin", _TOKENIZER, "config.json")
 
 _tokenizers: dict[bytes, Tokenizer] = {}
 _tokenizers_lock = threading.Lock()
@@ -56,7 +58,9 @@ class ModelFolder:
         trunk: Path | None = None,
         whole_trunk: bool = False,
     ) -> None:
-        missing = [name for name in FILES if not (folder / name).is_file()]
+        self._reads = folder if trunk is None else trunk
+        places = {name: self._reads if name == _TOKENIZER else folder for name in FILES}
+        missing = [name for name, place in places.items() if not (place / name).is_file()]
         if missing:
             raise SettingsError(f"{folder.absolute()} is no model folder: {', '.join(missing)} missing")
         self.folder = folder
@@ -84,7 +88,7 @@ class ModelFolder:
 
         The embedder and the reranker have equal files, and reading one takes longer than comparing them.
         """
-        content = (self.folder / "tokenizer.json").read_bytes()
+        content = (self._reads / _TOKENIZER).read_bytes()
         key = hashlib.sha256(content).digest()
         with _tokenizers_lock:
             if key not in _tokenizers:
@@ -101,8 +105,13 @@ class ModelFolder:
         return self._engine
 
     def load(self) -> None:
-        """Loads now what the first use would load."""
-        _ = self.tokenizer, self.engine
+        """Loads now what the first use would load: the tokenizer beside the weights."""
+        if self._engine is not None and "tokenizer" in self.__dict__:
+            return
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(lambda: self.tokenizer)
+            _ = self.engine
+            reading.result()
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
@@ -115,13 +124,12 @@ class ModelFolder:
 
     def token_vectors(self, texts: Sequence[str], *, query: bool) -> list[tuple[_Array, _Array]]:
         """For each text, special tokens and prefix included, unit vectors (tokens, dimension) and weights (tokens,)."""
-        rows = self.engine.token_rows(self.sequences(texts, query=query))
-        return [(_unit(row[:, :-1]), row[:, -1]) for row in rows]
+        return [_with_weights(row) for row in self.engine.token_rows(self.sequences(texts, query=query))]
 
-    def both_vectors(self, texts: Sequence[str]) -> tuple[_Array, list[_Array]]:
-        """The trunk's own embeddings of documents, as :meth:`embed` gives them, and the token vectors of each."""
-        rows = self.engine.both_rows(self.sequences(texts, query=False))
-        return _unit(np.stack([own for _, own in rows])), [_unit(tokens[:, :-1]) for tokens, _ in rows]
+    def both_vectors(self, texts: Sequence[str], *, query: bool) -> tuple[_Array, list[tuple[_Array, _Array]]]:
+        """The trunk's own embeddings, as :meth:`embed` gives them, and what :meth:`token_vectors` gives."""
+        rows = self.engine.both_rows(self.sequences(texts, query=query))
+        return _unit(np.stack([own for _, own in rows])), [_with_weights(tokens) for tokens, _ in rows]
 
     def logits(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
         """One logit for each pair of query and text; the query is tokenized once.
@@ -166,6 +174,11 @@ def _unit(vectors: _Array) -> _Array:
     """In float32 and outside the graph, whatever precision that runs in."""
     unit: _Array = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return unit
+
+
+def _with_weights(rows: _Array) -> tuple[_Array, _Array]:
+    """A late-interaction model's output for one sequence: the last column is each token's weight."""
+    return _unit(rows[:, :-1]), rows[:, -1]
 
 
 def kind_of(folder: Path) -> str | None:

@@ -13,7 +13,12 @@ from pipeline.byte_cache import ByteCache, digest
 
 Int8Vectors = NDArray[np.int8]
 """Shape (tokens, dimension); the largest component of each vector is 127 or -127."""
+QueryVectors = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Of shape (tokens, dimension), each of length 1, and the tokens' weights, of shape (tokens,)."""
 
+# Queries whose vectors wait for the reranker: more than are under way at once.
+_QUERIES = 256
+_DAY = 24 * 60 * 60.0
 _shared: dict[tuple[Path | None, int], TokenVectors] = {}
 _shared_lock = threading.Lock()
 
@@ -26,7 +31,10 @@ class TokenVectors:
     """
 
     def __init__(self, path: Path | None = None, megabytes: int = 256) -> None:
+        self._path = path
         self._kept = ByteCache(path, megabytes * 1_000_000, "token vector", by_size=True)
+        self._queries: dict[tuple[str, str], QueryVectors] = {}
+        self._lock = threading.Lock()
 
     def get(self, model: str, texts: Sequence[str], dimension: int) -> dict[str, Int8Vectors]:
         """Those that are known; ``model`` is the name with the revision."""
@@ -40,6 +48,18 @@ class TokenVectors:
         """Keeps these."""
         self._kept.put({digest(model, text): rows.tobytes() for text, rows in vectors.items()})
 
+    def query(self, model: str, text: str) -> QueryVectors | None:
+        """Those of a query that was embedded a moment ago; None if it was not."""
+        with self._lock:
+            return self._queries.get((model, text))
+
+    def put_query(self, model: str, text: str, vectors: QueryVectors) -> None:
+        """Keeps those of a query, in memory, until some hundred others came."""
+        with self._lock:
+            self._queries[model, text] = vectors
+            if len(self._queries) > _QUERIES:
+                del self._queries[next(iter(self._queries))]
+
     def unread(self, model: str, texts: Sequence[str]) -> list[bool]:
         """Of each text, whether it is not known."""
         keys = [digest(model, text) for text in texts]
@@ -47,12 +67,14 @@ class TokenVectors:
         return [key not in known for key in keys]
 
     def room(self) -> bool:
-        """Whether more can be kept without giving up what is there."""
-        return self._kept.weight() < 0.9 * self._kept.limit
+        """Whether more can be kept without giving up what was kept or used in the last day."""
+        recent = self._kept.weight(seconds=_DAY)
+        return recent is not None and recent < 0.9 * self._kept.limit
 
     def close(self) -> None:
-        """Closes the file; closing twice is fine, and what is asked later opens it again."""
-        self._kept.close()
+        """Closes the file; closing twice is fine, and what is asked later opens it again. Memory stays as it is."""
+        if self._path is not None:
+            self._kept.close()
 
 
 def shared_token_vectors(path: Path | None, megabytes: int) -> TokenVectors:

@@ -124,7 +124,7 @@ def export_upper_layers(model: Any, trained: Path, embedder: Path, folder: Path)
         **{name: chosen[name] for name in ("scale", "bias", "default_alpha")},
         "trunk": {"revision": below.config["revision"], "node": TRUNK_NODE},
     }
-    write_folder(graph, below.tokenizer, config, folder)
+    write_folder(graph, None, config, folder)
 
 
 def main() -> None:

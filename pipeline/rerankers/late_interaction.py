@@ -25,7 +25,8 @@ class LateInteractionReranker:
     """A :class:`~pipeline.interfaces.Reranker` from a model folder; the weights are loaded at the first call.
 
     ``cache_dir`` keeps the compiled model between processes; None compiles anew in each. What was read is kept in
-    ``token_vectors``, by default in memory.
+    ``token_vectors``, by default in memory. ``early`` is False where the embedder reads queries and documents for it,
+    too, so that its own weights may never be needed.
     """
 
     scale: ScoreScale = "logit"
@@ -38,6 +39,7 @@ class LateInteractionReranker:
         *,
         name: str = "embedded",
         token_vectors: TokenVectors | None = None,
+        early: bool = True,
     ) -> None:
         self._model = ModelFolder(folder or LATE_INTERACTION, "late-interaction", cache_dir, trunk=EMBEDDER)
         self.name = name
@@ -46,6 +48,7 @@ class LateInteractionReranker:
         self.default_alpha = float(self._model.config["default_alpha"])
         self._scale, self._bias = float(self._model.config["scale"]), float(self._model.config["bias"])
         self._kept = token_vectors or TokenVectors()
+        self._early = early
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -53,8 +56,9 @@ class LateInteractionReranker:
         return self._model.tokenizer
 
     def load(self) -> None:
-        """Loads the model now; the first call would do it otherwise."""
-        self._model.load()
+        """Loads the model now if it is sure to be used; the first call that needs it would do it otherwise."""
+        if self._early:
+            self._model.load()
 
     def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
         """One score a text, in input order: the logit that the similarity stands for, and its sigmoid in float64."""
@@ -62,7 +66,8 @@ class LateInteractionReranker:
             return []
         distinct = list(dict.fromkeys(texts))  # where a text stands may change its last digits: a tie must be a tie
         try:
-            ((asked, weights),) = self._model.token_vectors([query], query=True)
+            known = self._kept.query(self.identity, query)
+            asked, weights = known or self._model.token_vectors([query], query=True)[0]
             found = self._vectors(distinct, len(asked[0]))
         except RuntimeError as error:  # OpenVINO's only exception: out of memory, mostly, or a damaged file
             raise RerankerError(f"{self.model} failed: {error}", provider=self.name, retryable=True) from error
@@ -82,7 +87,7 @@ class LateInteractionReranker:
         """Token vectors of each text, computed where they are not known."""
         known = self._kept.get(self.identity, texts, dimension)
         fresh = [text for text in texts if text not in known]
-        computed = self._model.token_vectors(fresh, query=False)
+        computed = self._model.token_vectors(fresh, query=False) if fresh else []
         read = {text: in_int8(vectors) for text, (vectors, _) in zip(fresh, computed, strict=True)}
         self._kept.put(self.identity, read)
         known |= read
@@ -97,12 +102,13 @@ def max_sim(
     ``query`` has shape (tokens, dimension), its rows length 1, and ``weights`` (tokens,); each text has shape (its
     tokens, dimension). The result has shape (len(texts),).
     """
-    starts = np.cumsum([0, *(len(text) for text in texts[:-1])])
-    vectors = np.concatenate(texts).astype(np.float32)
-    lengths = np.sqrt(np.einsum("td,td->t", vectors, vectors))
-    cosines = (vectors @ query.T) / np.maximum(lengths, 1e-12)[:, np.newaxis]
-    best = np.maximum.reduceat(cosines, starts, axis=0).astype(np.float64)
-    averages: NDArray[np.float64] = best @ (weights.astype(np.float64) / weights.sum(dtype=np.float64))
+    shares = weights.astype(np.float64) / weights.sum(dtype=np.float64)
+    averages = np.empty(len(texts))
+    for i, text in enumerate(texts):  # one at a time: its cosines then stay in the cache
+        vectors = text.astype(np.float32)
+        lengths = np.sqrt(np.einsum("td,td->t", vectors, vectors))
+        cosines = (vectors @ query.T) / np.maximum(lengths, 1e-12)[:, np.newaxis]
+        averages[i] = cosines.max(axis=0).astype(np.float64) @ shares
     return averages
 
 

@@ -168,6 +168,65 @@ def test_what_an_ingest_reads_is_what_the_models_read_alone() -> None:
     assert raws(alone.score(QUERY, TEXTS)) == pytest.approx(raws(prepared.score(QUERY, TEXTS)), abs=0.03)
 
 
+def test_the_embedder_reads_the_query_for_the_reranker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an ingest has read the texts, too, the reranker's own model has nothing to do, and is not loaded."""
+    with Pipeline.from_settings(Settings(data_dir=tmp_path, chunk_tokens=64, chunk_overlap=8)) as rag:
+        rag.ingest([Document(id=str(i), text=text) for i, text in enumerate(TEXTS)])
+        reranker = rag.reranker
+        assert isinstance(reranker, LateInteractionReranker)
+
+        def refuse(texts: list[str], *, query: bool) -> object:
+            raise AssertionError(f"read by itself: {texts}")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(reranker._model, "token_vectors", refuse)
+            hits = rag.query(QUERY).hits
+        assert reranker._model._engine is None
+        alone = LateInteractionReranker().score(QUERY, [hit.chunk.full_text for hit in hits])
+        assert raws(alone) == pytest.approx([hit.rerank.raw for hit in hits if hit.rerank], abs=0.03)
+
+
+def test_queries_in_memory_are_few() -> None:
+    """Those of long ago are read again."""
+    kept = TokenVectors()
+    for i in range(300):
+        kept.put_query("model", str(i), (np.ones((2, 4), np.float32), np.ones(2, np.float32)))
+    assert kept.query("model", "0") is None
+    assert kept.query("model", "299") is not None
+    assert kept.query("another", "299") is None
+
+
+def test_an_ingest_does_not_push_out_what_was_used_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But what was used longer ago, such as vectors of texts that are gone, makes room for what is new."""
+    clock = [1e9]
+    monkeypatch.setattr("time.time_ns", lambda: int(clock[0] * 1e9))
+    kept = TokenVectors(megabytes=1)
+    kept.put("model", {f"old {i}": np.ones((950, 128), np.int8) for i in range(8)})
+    assert not kept.room()
+    embedder, reranker = EmbeddedEmbedder(token_vectors=kept), LateInteractionReranker(token_vectors=kept)
+    embedder.embed_documents(TEXTS)
+    assert [True] * 4 == reranker.unread(TEXTS)
+    clock[0] += 25 * 60 * 60
+    embedder.embed_documents(TEXTS)
+    assert [False] * 4 == reranker.unread(TEXTS)
+
+
+def test_memory_stays_when_one_of_its_users_is_closed(tmp_path: Path) -> None:
+    """All pipelines of a process share it: what one has read the next one finds."""
+    settings = Settings(data_dir=tmp_path, token_vectors_disk=False)
+    first, second = build_reranker(settings), build_reranker(settings)
+    assert isinstance(first, LateInteractionReranker)
+    assert isinstance(second, LateInteractionReranker)
+    first.score(QUERY, TEXTS)
+    first.close()
+    assert [False] * 4 == second.unread(TEXTS)
+
+
+def test_the_package_has_the_tokenizer_once() -> None:
+    """That of the embedder, whose lower layers it stands on: reading a second one takes time and 55 MB."""
+    assert LateInteractionReranker().tokenizer is EmbeddedEmbedder().tokenizer
+
+
 def test_a_full_cache_is_not_filled_by_an_ingest() -> None:
     """It would push out what queries use; embeddings come as ever."""
     kept = TokenVectors(megabytes=0)
@@ -181,6 +240,7 @@ def test_a_full_cache_is_not_filled_by_an_ingest() -> None:
         ({}, True),
         ({"reranker": "none"}, False),
         ({"reranker": "none", "reranker_fallback": "embedded"}, True),
+        ({"reranker": "jina", "reranker_model": "another", "reranker_fallback": "none,embedded"}, True),
         ({"embedding_model": str(EMBEDDER)}, False),
         ({"reranker_model": str(RERANKER)}, False),
     ],
