@@ -68,13 +68,15 @@ class Trunk:
     """Whether that model is computed to its end, too: its own output comes second."""
 
 
-def shared_engine(model: Path, cache_dir: Path | None = None, pad_id: int = 0, *, trunk: Trunk | None = None) -> Engine:
+def shared_engine(
+    model: Path, cache_dir: Path | None = None, pad_id: int = 0, *, exact: bool = False, trunk: Trunk | None = None
+) -> Engine:
     """The process's one engine for a model file, whatever the number of its users; kept in the first one's cache."""
     with _slots_lock:
         slot = _slots[(model.resolve(), trunk is not None and trunk.whole)]
     with slot.lock:
         if slot.engine is None:
-            slot.engine = Engine(model, cache_dir, pad_id, trunk=trunk)
+            slot.engine = Engine(model, cache_dir, pad_id, exact=exact, trunk=trunk)
         return slot.engine
 
 

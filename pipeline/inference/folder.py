@@ -3,7 +3,8 @@
 ``config.json`` says what the weights are: ``kind`` ("embedder" or "cross-encoder"), ``name``, ``revision`` (the
 sha256 of ``model.bin``), ``max_tokens``, ``pad_id``, and by kind ``dimension``, ``query_prefix``, ``document_prefix``
 and ``around`` (the special tokens before and after a text), or ``default_alpha`` and ``around`` (those before the
-query, between it and the text, and after the text). Exchanging a model is exchanging these files.
+query, between it and the text, and after the text). ``exact`` asks for float32 on every CPU. Exchanging a model is
+exchanging these files.
 
 A late-interaction model has what an embedder has, ``scale`` and ``bias``, which make a logit of its score, and
 ``default_alpha``. Its weights are the upper layers alone: ``trunk`` has the revision of the embedder that the lower
@@ -100,7 +101,11 @@ class ModelFolder:
         """The compiled model: the one given, or the one that all users of the folder share."""
         if self._engine is None:
             self._engine = shared_engine(
-                self.folder / "model.xml", self._cache_dir, int(self.config["pad_id"]), trunk=self._trunk
+                self.folder / "model.xml",
+                self._cache_dir,
+                int(self.config["pad_id"]),
+                exact=bool(self.config.get("exact")),
+                trunk=self._trunk,
             )
         return self._engine
 

@@ -28,6 +28,8 @@ TEXTS = [
     "How a JSON file is read in Python.",
     "The central bank raised interest rates.",
 ]
+# How much a score may differ where a text is read in another batch, or by the embedder: bfloat16 rounds.
+ROUNDED = 0.03
 
 
 def raws(scores: list[RerankScore]) -> list[float]:
@@ -54,7 +56,9 @@ def test_a_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     reranker.score("What does the bank do?", TEXTS[2:])
     found = reranker.score(QUERY, TEXTS)
     assert [*TEXTS[2:], *TEXTS[:2]] == seen
-    assert raws(LateInteractionReranker().score(QUERY, TEXTS)) == pytest.approx(raws(found), abs=0.03)
+    assert raws(LateInteractionReranker().score(QUERY, TEXTS)) == pytest.approx(
+        raws(found), rel=ROUNDED, abs=2 * ROUNDED
+    )
 
 
 def test_the_next_process_finds_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +113,9 @@ def test_threads_share_what_they_read() -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda query: raws(reranker.score(query, TEXTS)), queries))
     for query, scores in zip(queries, found, strict=True):
-        assert raws(LateInteractionReranker().score(query, TEXTS)) == pytest.approx(scores, abs=0.03)
+        assert raws(LateInteractionReranker().score(query, TEXTS)) == pytest.approx(
+            scores, rel=ROUNDED, abs=2 * ROUNDED
+        )
 
 
 def test_it_stands_on_the_embedder_it_was_made_for(tmp_path: Path) -> None:
@@ -165,7 +171,9 @@ def test_what_an_ingest_reads_is_what_the_models_read_alone() -> None:
     assert np.allclose(EmbeddedEmbedder().embed_documents(TEXTS), vectors, atol=2e-3)
     prepared, alone = LateInteractionReranker(token_vectors=kept), LateInteractionReranker()
     assert [False] * 4 == prepared.unread(TEXTS)
-    assert raws(alone.score(QUERY, TEXTS)) == pytest.approx(raws(prepared.score(QUERY, TEXTS)), abs=0.03)
+    assert raws(alone.score(QUERY, TEXTS)) == pytest.approx(
+        raws(prepared.score(QUERY, TEXTS)), rel=ROUNDED, abs=2 * ROUNDED
+    )
 
 
 def test_the_embedder_reads_the_query_for_the_reranker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +191,9 @@ def test_the_embedder_reads_the_query_for_the_reranker(tmp_path: Path, monkeypat
             hits = rag.query(QUERY).hits
         assert reranker._model._engine is None
         alone = LateInteractionReranker().score(QUERY, [hit.chunk.full_text for hit in hits])
-        assert raws(alone) == pytest.approx([hit.rerank.raw for hit in hits if hit.rerank], abs=0.03)
+        assert raws(alone) == pytest.approx(
+            [hit.rerank.raw for hit in hits if hit.rerank], rel=ROUNDED, abs=2 * ROUNDED
+        )
 
 
 def test_queries_in_memory_are_few() -> None:
