@@ -14,10 +14,12 @@ from pipeline.evaluation.benchmarks.ingest import LOOPS, measure_ingest
 from pipeline.evaluation.benchmarks.limit import model_flops
 from pipeline.evaluation.benchmarks.measures import Run
 from pipeline.evaluation.benchmarks.peers import Measured, Plan, run_peers, summaries, summary
+from pipeline.evaluation.benchmarks.rerank import PAIR_TOKENS, measure_rerank, pairs_of
 from pipeline.evaluation.benchmarks.scale import copies, run_scale
 from pipeline.evaluation.benchmarks.systems import SystemSpec, command, environment, systems
 from pipeline.evaluation.benchmarks.worker import Worker, WorkerError
 from pipeline.evaluation.dataset import read_dataset
+from pipeline.rerankers.cross_encoder import CrossEncoderReranker
 from pipeline.settings import Settings
 from pipeline.stores.storage import Storage
 from tests.tiny_models import save_cross_encoder, save_embedder
@@ -47,6 +49,21 @@ def test_ingest_beside_a_plain_loop(tmp_path: Path) -> None:
     assert all(rate > 0 for rate in result["documents_per_second"].values())
     assert result["cosine"]["least"] > 0.999
     assert not (tmp_path / "data").exists()
+
+
+def test_reranking_beside_the_library_s_own(tmp_path: Path) -> None:
+    """Pairs of one length, cut out of longer texts; both ways rank them alike."""
+    folder = save_cross_encoder(tmp_path / "model", max_length=256)
+    tokenizer = CrossEncoderReranker(str(folder), device="cpu").tokenizer
+    assert tokenizer is not None
+    long = [f"{'json dog vitamin '[i % 5 :]}{'the fox reads json ' * (30 + i)}" for i in range(12)]
+    texts = pairs_of("How do I read JSON?", ["too short", *long], tokenizer, 10)
+    assert [PAIR_TOKENS] * 10 == [len(tokenizer.encode("How do I read JSON?", text).ids) for text in texts]
+    result = measure_rerank("How do I read JSON?", texts, str(folder), tmp_path, rounds=2, say=print)
+    assert (10, 2, "OpenVINO") == (result["texts"], result["rounds"], result["engine"])
+    assert result["ms"].keys() == {"ours", "CrossEncoder.predict"}
+    assert all(value > 0 for value in [*result["ms"].values(), result["times_as_fast"]])
+    assert result["rank_correlation"] > 0.8
 
 
 def test_our_system_is_measured_from_start_to_end(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``python -m pipeline.evaluation.benchmarks peers|limit|scale|ingest|all``: see ``--help``."""
+"""``python -m pipeline.evaluation.benchmarks peers|limit|scale|ingest|rerank|all``: see ``--help``."""
 
 from __future__ import annotations
 
@@ -117,6 +117,19 @@ def ingest(
 ) -> None:
     """Ingest beside a plain loop of sentence-transformers with the same model."""
     _run(out, lambda run: measures.ingest(run, dataset, embedder, work, documents=documents, rounds=rounds))
+
+
+@app.command()
+def rerank(
+    dataset: DatasetArgument,
+    reranker: RerankerOption,
+    out: OutOption = _OUT,
+    work: WorkOption = _WORK,
+    candidates: Annotated[int, typer.Option(min=1, help="Texts that are reranked for one query.")] = 100,
+    rounds: RoundsOption = 5,
+) -> None:
+    """Reranking beside CrossEncoder.predict of sentence-transformers with the same model."""
+    _run(out, lambda run: measures.rerank(run, dataset, reranker, work, candidates=candidates, rounds=rounds))
 
 
 @app.command(name="all")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import SettingsError
 from pipeline.evaluation.benchmarks import report
 from pipeline.stores.storage import Storage
 
@@ -158,3 +159,21 @@ def ingest(run: Run, folder: Path, embedder: str, work: Path, *, documents: int,
     )
     texts = [passage["text"] for passage in cut(read_dataset(folder, 1), build_embedder(settings).tokenizer, documents)]
     run.save(ingest=measure_ingest(texts, embedder, settings, rounds=rounds, say=run.say))
+
+
+def rerank(run: Run, folder: Path, reranker: str, work: Path, *, candidates: int, rounds: int) -> None:
+    """Reranking beside sentence-transformers with the same model."""
+    from pipeline.evaluation.benchmarks.rerank import measure_rerank, pairs_of
+    from pipeline.evaluation.dataset import read_dataset
+    from pipeline.rerankers.cross_encoder import CrossEncoderReranker
+
+    dataset = read_dataset(folder, 1)
+    query = next(iter(dataset.queries.values()))
+    tokenizer = CrossEncoderReranker(reranker, device="cpu", cache_dir=work / "models").tokenizer
+    if tokenizer is None:
+        raise SettingsError(f"--reranker {reranker}: it has no fast tokenizer to cut texts with")
+    long = [f"{document.title}\n{document.text}" for document in dataset.documents()]
+    texts = pairs_of(query, long, tokenizer, candidates)
+    if len(texts) < candidates:
+        raise SettingsError(f"{dataset.name} has {len(texts)} texts that are long enough, not {candidates}")
+    run.save(rerank=measure_rerank(query, texts, reranker, work, rounds=rounds, say=run.say))

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.evaluation.benchmarks.ingest import print_ingest
+from pipeline.evaluation.benchmarks.rerank import print_rerank
 
 _WIDTH, _BAR, _LABEL = 640, 22, 200
 
@@ -97,6 +98,8 @@ def print_all(result: Mapping[str, Any], console: Console) -> None:
         print_scale(result["scale"], console)
     if "ingest" in result:
         print_ingest(result["ingest"], console)
+    if "rerank" in result:
+        print_rerank(result["rerank"], console)
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
