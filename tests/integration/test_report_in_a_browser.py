@@ -43,7 +43,10 @@ def browser(tmp_path: Path) -> Iterator[Chromium]:
 
 def pictures(name: str) -> Path | None:
     folder = os.environ.get("RAG_TEST_PICTURES")
-    return Path(folder) / name if folder else None
+    if not folder:
+        return None
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder) / name
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
