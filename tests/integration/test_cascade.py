@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pipeline.core import Pipeline
+from pipeline.evaluation.plan import RunSpec
+from pipeline.evaluation.run import evaluate
 from pipeline.rerankers.embedded import EmbeddedReranker
 from pipeline.rerankers.late_interaction import LateInteractionReranker
 from pipeline.settings import Settings
@@ -60,3 +63,18 @@ def test_a_collection_that_was_not_read_for_it_is_reranked_as_ever(tmp_path: Pat
     for mode, reranked in (("auto", 9), ("on", 3), ("auto", 3), ("off", 9)):
         with Pipeline.from_settings(settings.updated(cascade=mode)) as rag:
             assert reranked == rag.query(QUERY).reranked
+
+
+@pytest.mark.parametrize(("mode", "reranked"), [("auto", 3), ("off", 9)])
+def test_an_evaluation_has_the_cascade_that_queries_have(mode: str, reranked: int, tmp_path: Path) -> None:
+    """Its ingest reads for what it measures, whatever reranker the settings name."""
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    lines = [json.dumps({"_id": str(i), "text": text}, ensure_ascii=False) for i, text in enumerate(TEXTS)]
+    (folder / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": QUERY}), encoding="utf-8")
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t0\t1\n", encoding="utf-8")
+    settings = Settings(data_dir=tmp_path / "data", reranker="none", cascade=mode, top_k=2)
+    found = evaluate(str(folder), settings, [RunSpec("hybrid", "embedded-cross-encoder", 50)], say=print)
+    (answer,) = found.runs[0].answers.values()
+    assert (reranked, 9, "0") == (len(answer.scores), len(answer.ranking), answer.ranking[0])
