@@ -41,18 +41,18 @@ def answer(
     """The best ``top_k`` hits over the threshold.
 
     Where a fallback answered, or no reranker in time, weight and threshold are not applied, which were chosen for the
-    one that was asked for, and the answer is degraded. Where time ran out before all candidates were reranked, the
-    others stand below; they are under every threshold, because nothing is known of them.
+    one that was asked for, and the answer is degraded. Candidates that were not reranked, because time ran out or a
+    cascade left them out, stand below; they are under every threshold, because nothing is known of them.
     """
-    warnings = [f"reranker {error.provider} failed: {error}" for error in outcome.failures]
+    warnings = [*outcome.warnings, *(f"reranker {error.provider} failed: {error}" for error in outcome.failures)]
     if outcome.failures:
         warnings.append(f"{outcome.name} answered instead")
         alpha = None
     reranked = sum(score is not None for score in outcome.scores or [])
     degraded = bool(outcome.failures)
-    if outcome.scores is not None and reranked < len(candidates):
+    if outcome.scores is not None and reranked < outcome.asked:
         warnings.append(
-            f"the deadline of {deadline_ms or 0:g} ms left time to rerank {reranked} of {len(candidates)} candidates"
+            f"the deadline of {deadline_ms or 0:g} ms left time to rerank {reranked} of {outcome.asked} candidates"
         )
         if not reranked:
             outcome = replace(outcome, reranker=None, scores=None)
@@ -74,12 +74,13 @@ def _hits(
     threshold: float | None,
 ) -> list[Hit]:
     rerank = outcome.scores
+    standing = candidates if outcome.standing is None else outcome.standing
     if outcome.reranker is None or rerank is None:
-        scores = scoring.first_stage_scores(candidates)
+        scores = scoring.first_stage_scores(standing)
     else:
         weight = outcome.reranker.default_alpha if alpha is None else alpha
-        scores = scoring.final_scores(candidates, rerank, alpha=weight, fusion=fusion)
-    order = scoring.order(candidates, scores, rerank)
+        scores = scoring.final_scores(standing, rerank, alpha=weight, fusion=fusion)
+    order = scoring.order(standing, scores, rerank)
     if rerank is not None and threshold is not None:
         order = [i for i in order if (score := rerank[i]) is not None and score.probability >= threshold]
     return [

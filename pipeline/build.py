@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.calibration import load_calibration
+from pipeline.cascade import Cascade
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError
 from pipeline.inference.token_vectors import TokenVectors, shared_token_vectors
@@ -30,6 +31,11 @@ BGE_MODEL = "BAAI/bge-reranker-base"
 COHERE_MODEL = "rerank-v3.5"
 JINA_MODEL = "jina-reranker-v2-base-multilingual"
 ENTRY_POINTS = "two_stage_rag.rerankers"
+# Rerankers that read query and text together, on this machine.
+_CROSS_ENCODERS = frozenset({"bge", "cross-encoder", "embedded-cross-encoder"})
+# Share of the candidates that the first step of a cascade may have to read: it takes two or three times as long over a
+# text as the embedded cross-encoder, so that more would undo what the cascade spares.
+_MOST_UNREAD = 0.1
 
 
 def build(settings: Settings | None = None, *, rerank: bool = True) -> Pipeline:
@@ -42,11 +48,13 @@ def build(settings: Settings | None = None, *, rerank: bool = True) -> Pipeline:
     # First the reranker: a missing key should not be found out after a model was loaded.
     reranker = build_reranker(settings) if rerank else None
     fallbacks = build_fallbacks(settings) if rerank else []
+    cascade = build_cascade(settings) if rerank else None
     return Pipeline(
         embedder=build_embedder(settings),
         store=build_store(settings),
         reranker=reranker,
         fallbacks=fallbacks,
+        cascade=cascade,
         search=settings.search,
         hybrid_fusion=settings.hybrid_fusion,
         top_n=settings.top_n,
@@ -116,15 +124,19 @@ def build_embedder(settings: Settings) -> Embedder:
     from pipeline.embedders.embedded import EmbeddedEmbedder
 
     folder = Path(settings.embedding_model) if settings.embedding_model else None
-    token_vectors = _token_vectors(settings) if _reads_for_reranker(settings) else None
+    token_vectors = _token_vectors(settings) if reads_for_reranker(settings) else None
     return EmbeddedEmbedder(folder, cache_dir=model_cache(settings), token_vectors=token_vectors)
 
 
-def _reads_for_reranker(settings: Settings) -> bool:
+def reads_for_reranker(settings: Settings) -> bool:
     """Whether the embedder computes token vectors: both models are those of the package and share lower layers."""
     asked = settings.reranker == "embedded" and settings.reranker_model is None
-    own = settings.embedder == "embedded" and settings.embedding_model is None
-    return own and (asked or "embedded" in _fallback_names(settings))
+    wanted = asked or cascades(settings) or "embedded" in _fallback_names(settings)
+    return wanted and _own_embedder(settings)
+
+
+def _own_embedder(settings: Settings) -> bool:
+    return settings.embedder == "embedded" and settings.embedding_model is None
 
 
 # ---------------------------------------------------------------- rerankers
@@ -143,6 +155,31 @@ def build_fallbacks(settings: Settings) -> list[Reranker | None]:
 
 def _fallback_names(settings: Settings) -> list[str]:
     return [name.strip() for name in settings.reranker_fallback.split(",") if name.strip()]
+
+
+def build_cascade(settings: Settings) -> Cascade | None:
+    """What goes before the reranker that ``RAG_RERANKER`` names, if ``RAG_CASCADE`` says so."""
+    if not cascades(settings):
+        return None
+    quick = _embedded(settings.updated(reranker="embedded", reranker_model=None))
+    return Cascade(quick, most_unread=_MOST_UNREAD if settings.cascade == "auto" else 1.0)
+
+
+def cascades(settings: Settings) -> bool:
+    """Whether late interaction goes before the reranker; there is nothing to spare before itself and ``none``."""
+    cross_encoder = settings.reranker in _CROSS_ENCODERS or _is_cross_encoder(settings)
+    if settings.cascade == "auto":
+        return cross_encoder and _own_embedder(settings)
+    return settings.cascade == "on" and (cross_encoder or settings.reranker not in ("embedded", "none"))
+
+
+def _is_cross_encoder(settings: Settings) -> bool:
+    """Whether ``embedded`` is a cross-encoder of the user's."""
+    if settings.reranker != "embedded" or settings.reranker_model is None:
+        return False
+    from pipeline.inference.folder import kind_of
+
+    return kind_of(Path(settings.reranker_model)) == "cross-encoder"
 
 
 def build_score_cache(settings: Settings) -> ScoreCache | None:
@@ -188,18 +225,17 @@ def _none(_: Settings) -> None:
 
 
 def _embedded(settings: Settings) -> Reranker:
-    from pipeline.inference.folder import kind_of
     from pipeline.rerankers.late_interaction import LateInteractionReranker
 
-    folder = Path(settings.reranker_model) if settings.reranker_model else None
-    if folder is not None and kind_of(folder) == "cross-encoder":
+    if _is_cross_encoder(settings):
         return _embedded_cross_encoder(settings, name="embedded")
+    folder = Path(settings.reranker_model) if settings.reranker_model else None
     return LateInteractionReranker(
         folder,
         cache_dir=model_cache(settings),
         name="embedded",
         token_vectors=_token_vectors(settings),
-        early=not _reads_for_reranker(settings) or settings.search == "sparse",
+        early=not reads_for_reranker(settings) or settings.search == "sparse",
     )
 
 

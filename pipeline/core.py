@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.answering import answer, complete_versions
 from pipeline.calibration import Calibration
+from pipeline.cascade import Cascade, rerank_candidates
 from pipeline.closing import close
 from pipeline.errors import FingerprintError, SettingsError
 from pipeline.ingestion import collection, transfer
@@ -22,7 +23,7 @@ from pipeline.ingestion.reindexing import reindex
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.ingestion.verify import verify as verify_store
 from pipeline.interfaces import Embedder, Reranker, Store
-from pipeline.reranking import Scorer, rerank
+from pipeline.reranking import Scorer
 from pipeline.score_cache import ScoreCache
 from pipeline.types import (
     Document,
@@ -39,7 +40,6 @@ from pipeline.types import (
     StoredDocument,
     VerifyReport,
 )
-from pipeline.windows import Passage
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -52,10 +52,11 @@ _CHUNKING = frozenset({"chunk_tokens", "chunk_overlap"})
 class Pipeline:
     """Two-stage retrieval. Safe to share between threads; close it, or use it in a ``with`` block.
 
-    ``reranker=None`` answers in first-stage order; ``fallbacks`` are asked in turn where it fails. ``alpha=None`` takes
-    the reranker's own default. ``deadline_ms`` is the time that a query may take, in milliseconds: recall is not cut
-    short, reranking is. ``score_cache`` spares scoring what was scored before. ``calibrations`` looks up how a
-    reranker (its name, model and revision) maps raw scores to probabilities.
+    ``reranker=None`` answers in first-stage order; ``fallbacks`` are asked in turn where it fails. After a ``cascade``
+    it reads the best third of the candidates only, or as many as hits are asked for. ``alpha=None`` takes the
+    reranker's own default. ``deadline_ms`` is the time that a query may take, in milliseconds: recall is not cut short,
+    reranking is. ``score_cache`` spares scoring what was scored before. ``calibrations`` looks up how a reranker (its
+    name, model and revision) maps raw scores to probabilities.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Pipeline:
         store: Store,
         reranker: Reranker | None = None,
         fallbacks: Sequence[Reranker | None] = (),
+        cascade: Cascade | None = None,
         search: SearchMode = "hybrid",
         hybrid_fusion: HybridFusion = "dbsf",
         top_n: int = 50,
@@ -84,12 +86,14 @@ class Pipeline:
         self.reranker = reranker
         self.fallbacks = tuple(fallbacks)
         self.score_cache = score_cache
-        self._chain = [
+        self.cascade = cascade
+        self._rerankers = (None if cascade is None else cascade.reranker, reranker, *fallbacks)
+        self._quick, *self._chain = (
             None
             if one is None
             else Scorer(one, tokenizer=embedder.tokenizer, cache=score_cache, calibrations=calibrations)
-            for one in (reranker, *fallbacks)
-        ]
+            for one in self._rerankers
+        )
         self.fallbacks_taken: Counter[str] = Counter()
         """How often each reranker failed and a fallback answered, by the name of the one that failed."""
         self._lock = threading.Lock()
@@ -152,7 +156,7 @@ class Pipeline:
 
         Arguments left out come from the pipeline. ``where`` filters on metadata in the first stage (see
         :meth:`pipeline.interfaces.Store.search`). ``threshold`` drops hits whose rerank probability is below it, or
-        that were not reranked because of the deadline.
+        that were not reranked because of the deadline or a cascade.
 
         Raises:
             SettingsError: an argument is wrong.
@@ -180,8 +184,9 @@ class Pipeline:
         )
         candidates = complete_versions(candidates, self.store, self._complete)
         searched = time.perf_counter()
-        passages = [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in candidates]
-        outcome = rerank(text, passages, self._chain, until)
+        outcome = rerank_candidates(
+            text, candidates, self._chain, until, cascade=self.cascade, quick=self._quick, top_k=top_k
+        )
         reranked = time.perf_counter()
 
         if outcome.failures:
@@ -375,7 +380,7 @@ class Pipeline:
         """Releases files and connections of all parts. Closing twice is fine."""
         if self._loading is not None:
             self._loading.join()
-        close(self.store, self.embedder, self.reranker, *self.fallbacks, self.score_cache)
+        close(self.store, self.embedder, *self._rerankers, self.score_cache)
 
     def __enter__(self) -> Self:
         return self
@@ -387,11 +392,11 @@ class Pipeline:
 
     def _load_reranker(self) -> None:
         """At the first query, beside the first stage: its answer then waits for the slower of the two only."""
-        load = getattr(self.reranker, "load", None)
+        loads = [one.load for one in self._rerankers[:2] if one is not None and hasattr(one, "load")]
         with self._lock:
-            if load is None or self._loading is not None or not self._checked:
+            if not loads or self._loading is not None or not self._checked:
                 return
-            self._loading = threading.Thread(target=_without_errors, args=(load,), name="load reranker")
+            self._loading = threading.Thread(target=_without_errors, args=loads, name="load reranker")
             self._loading.start()
 
     # --------------------------------------------------------------- checks
@@ -429,6 +434,7 @@ class Pipeline:
             )
 
 
-def _without_errors(load: Callable[[], None]) -> None:
-    with suppress(Exception):  # scoring raises it again, where somebody hears it
-        load()
+def _without_errors(*loads: Callable[[], None]) -> None:
+    for load in loads:
+        with suppress(Exception):  # scoring raises it again, where somebody hears it
+            load()

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import build_embedder, build_reranker, build_store
+from pipeline.build import build_embedder, build_reranker, build_store, cascades
 from pipeline.closing import close
 from pipeline.errors import RagError
 from pipeline.settings import Settings
@@ -64,7 +64,8 @@ def examine(settings: Settings) -> list[Check]:
         try:
             scores = model.score(_QUERY, _TEXTS)
             shown = ", ".join(f"{score.probability:.3f}" for score in scores)
-            return f"{model.name}{_runs_on(model)}: probabilities {shown} for a fitting and an unfitting text"
+            part = ", for the best third of the candidates" if cascades(settings) else ""
+            return f"{model.name}{_runs_on(model)}{part}: probabilities {shown} for a fitting and an unfitting text"
         finally:
             close(model)
 

@@ -20,7 +20,7 @@ from pipeline.interfaces import Reranker
 from pipeline.score_cache import ScoreCache
 from pipeline.scoring import logit
 from pipeline.text import well_formed
-from pipeline.types import RerankScore
+from pipeline.types import Candidate, RerankScore
 from pipeline.windows import Passage, Window, shorten_query, windows
 
 log = logging.getLogger(__name__)
@@ -194,9 +194,15 @@ class Reranked:
     reranker: Reranker | None
     """Who answered; None keeps the order of the first stage."""
     scores: list[RerankScore | None] | None
-    """One a candidate, None for those that time did not reach; None as a whole where no reranker answered."""
+    """One a candidate, None for those that were not asked for or that time did not reach; None as a whole where no
+    reranker answered."""
     failures: list[RerankerError] = field(default_factory=list)
     """Of those asked before; not empty means that a fallback answered."""
+    asked: int = 0
+    """For how many candidates a score was asked for."""
+    standing: Sequence[Candidate] | None = None
+    """The candidates with the ranks and scores that the reranker's are fused with; None: those of the first stage."""
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -205,9 +211,15 @@ class Reranked:
 
 
 def rerank(
-    query: str, passages: Sequence[Passage], chain: Sequence[Scorer | None], until: float | None = None
+    query: str,
+    passages: Sequence[Passage],
+    chain: Sequence[Scorer | None],
+    until: float | None = None,
+    best: Sequence[int] | None = None,
 ) -> Reranked:
     """Asks the first of the chain, and the next one where it fails; None in the chain never fails.
+
+    ``best`` are the places of those passages that the first of the chain is to score, in this order; None: all.
 
     Until ``until`` (a moment on ``time.monotonic``) there is an answer. So a reranker that waits for others may take
     half of what is left where a fallback stands behind it that needs time, too.
@@ -228,11 +240,15 @@ def rerank(
         if until is not None and any(chain[place + 1 :]) and getattr(scorer.reranker, "keeps_deadline", False):
             now = time.monotonic()
             limit = now + (until - now) / 2
+        places = range(len(passages)) if best is None or place else best
         try:
-            return Reranked(scorer.reranker, scorer.score(query, passages, limit), failures)
+            found = scorer.score(query, [passages[i] for i in places], limit)
         except RerankerError as error:
             if error.operator or place + 1 == len(chain):
                 raise
             log.warning("reranker %s failed, the next one is asked: %s", error.provider, error)
             failures.append(error)
+            continue
+        scores = dict(zip(places, found, strict=True))
+        return Reranked(scorer.reranker, [scores.get(i) for i in range(len(passages))], failures, len(places))
     raise ValueError("the chain of rerankers is empty")

@@ -178,6 +178,12 @@ class Settings(BaseSettings):
         description="how first stage and reranker make the final order: `linear` adds their standardised scores, `rrf` "
         "their reciprocal ranks, both weighted by `RAG_ALPHA`",
     )
+    cascade: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="`embedded` looks at all candidates first, and the reranker reads the best third only, at least "
+        "`RAG_TOP_K`; `auto`: if it is a cross-encoder that runs here, and an ingest with the embedded embedder has "
+        "read the texts; `on`: whichever it is; `off`: never",
+    )
     deadline_ms: float | None = Field(
         None, gt=0, description="milliseconds that a query may take; reranking is cut short or falls back to keep it"
     )
@@ -185,8 +191,8 @@ class Settings(BaseSettings):
         256,
         ge=0,
         le=1_000_000,
-        description="room, in MB, for the token vectors that `embedded` needs, some 20 KB for a text of 150 tokens: an "
-        "ingest fills it, queries keep what they use; to score such a text takes next to no time",
+        description="room, in MB, for the token vectors that `embedded` and `RAG_CASCADE` need, some 20 KB for a text "
+        "of 150 tokens: an ingest fills it, queries keep what they use; to score such a text takes next to no time",
     )
     token_vectors_disk: bool = Field(
         True, description="keep them in a file under `RAG_DATA_DIR`, for the next process, instead of in memory"

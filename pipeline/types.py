@@ -212,7 +212,7 @@ class Hit:
     """Final score in [0, 1]: see :func:`pipeline.scoring.final_scores`."""
     first_stage: FirstStage
     rerank: RerankScore | None
-    """None where no reranker ran, or time ran out before it came to this one."""
+    """None where no reranker ran, time ran out before it came to this one, or a cascade left this one out."""
 
     @property
     def text(self) -> str:
@@ -273,7 +273,7 @@ class QueryResult:
     timings_ms: Mapping[str, float]
     """Milliseconds for "embed", "search", "rerank" and "total"."""
     reranked: int = 0
-    """How many of the candidates a reranker scored: fewer than all where a deadline cut it short."""
+    """How many of the candidates the reranker scored: fewer than all after a cascade, or where time ran out."""
     degraded: bool = False
     """True where not the reranker that was asked for answered."""
     warnings: list[str] = field(default_factory=list)

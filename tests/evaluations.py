@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.cascade import Cascade
 from pipeline.core import Pipeline
 from pipeline.evaluation.dataset import Dataset
 from pipeline.evaluation.plan import RunSpec
@@ -60,6 +61,7 @@ def evaluation(
     rerankers: Mapping[str, Reranker | None] | None = None,
     settings: Settings | None = None,
     queries: Sequence[str] = tuple(QUERIES),
+    cascades: Mapping[str, Cascade | None] | None = None,
 ) -> Evaluation:
     return run_all(
         dataset(queries),
@@ -68,5 +70,6 @@ def evaluation(
         FakeEmbedder(),
         filled_store(),
         {"none": None, "contrary": contrary()} if rerankers is None else rerankers,
+        cascades,
         say=lambda line: None,
     )

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
-from pipeline.build import build_embedder, build_reranker, calibration_dir
+from pipeline.build import build_cascade, build_embedder, build_reranker, calibration_dir, reads_for_reranker
 from pipeline.calibration import load_calibration
+from pipeline.cascade import Cascade
 from pipeline.closing import close
 from pipeline.core import Pipeline
 from pipeline.evaluation.collection import Say, open_dataset
@@ -95,16 +96,19 @@ def evaluate(
         RerankerError, StoreError, EmbedderError: that part failed.
     """
     # Built before any work, so that a wrong name or a missing key is found at once.
-    rerankers = {spec.reranker: build_reranker(settings.updated(reranker=spec.reranker)) for spec in specs}
-    embedder = build_embedder(settings)
+    asked = {spec.reranker: settings.updated(reranker=spec.reranker) for spec in specs}
+    rerankers = {name: build_reranker(one) for name, one in asked.items()}
+    cascades = {name: build_cascade(one) for name, one in asked.items()}
+    embedder = build_embedder(next(filter(reads_for_reranker, asked.values()), settings))
     with ExitStack() as open_parts:
-        open_parts.callback(close, embedder, *rerankers.values())
+        quick = [cascade.reranker for cascade in cascades.values() if cascade is not None]
+        open_parts.callback(close, embedder, *quick, *rerankers.values())
         dataset, store = open_dataset(
             name, settings, embedder, max_queries=max_queries, whole_documents=whole_documents, say=say
         )
         open_parts.callback(store.close)
         say(f"{dataset.name}: {len(specs)} runs of {len(dataset.queries)} queries")
-        found = run_all(dataset, settings, specs, embedder, store, rerankers, metrics=metrics, say=say)
+        found = run_all(dataset, settings, specs, embedder, store, rerankers, cascades, metrics=metrics, say=say)
         return replace(found, whole_documents=whole_documents)
 
 
@@ -115,15 +119,16 @@ def run_all(
     embedder: Embedder,
     store: Store,
     rerankers: Mapping[str, Reranker | None],
+    cascades: Mapping[str, Cascade | None] | None = None,
     *,
     metrics: Mapping[str, str] = METRICS,
     say: Say,
 ) -> Evaluation:
-    """:func:`evaluate` over parts that are there already."""
+    """:func:`evaluate` over parts that are there already; ``cascades`` are those of the rerankers, by their names."""
     depth = max(RECALL_DEPTH, *(spec.top_n for spec in specs))
     modes = dict.fromkeys(spec.search for spec in specs)
     firsts = {mode: RunSpec(mode, "none", depth) for mode in modes}
-    parts = _Parts(settings, embedder, store, rerankers)
+    parts = _Parts(settings, embedder, store, rerankers, cascades or {})
     answers: dict[RunSpec, dict[str, Answer]] = {spec: {} for spec in (*specs, *firsts.values())}
     parts.warm_up(answers, next(iter(dataset.queries.values())))
     said = time.monotonic()
@@ -154,13 +159,27 @@ class _Parts:
     """The pipelines of all runs, over shared parts that remember."""
 
     def __init__(
-        self, settings: Settings, embedder: Embedder, store: Store, rerankers: Mapping[str, Reranker | None]
+        self,
+        settings: Settings,
+        embedder: Embedder,
+        store: Store,
+        rerankers: Mapping[str, Reranker | None],
+        cascades: Mapping[str, Cascade | None],
     ) -> None:
         self._settings = settings
         self._embedder = RememberedEmbedder(embedder)
         self._store = RememberedStore(store)
         self._rerankers = {
             name: None if reranker is None else RememberedReranker(reranker) for name, reranker in rerankers.items()
+        }
+        self._quick = {
+            name: RememberedReranker(cascade.reranker) for name, cascade in cascades.items() if cascade is not None
+        }
+        # All hits are looked at, but the cascade is to be that of a query with the settings.
+        self._cascades = {
+            name: replace(cascade, reranker=self._quick[name], least=settings.top_k)
+            for name, cascade in cascades.items()
+            if cascade is not None
         }
         self._pipelines: dict[RunSpec, Pipeline] = {}
 
@@ -171,7 +190,7 @@ class _Parts:
         self.forget()
 
     def forget(self) -> None:
-        for part in (self._embedder, self._store, *self._rerankers.values()):
+        for part in (self._embedder, self._store, *self._rerankers.values(), *self._quick.values()):
             if part is not None:
                 part.forget()
 
@@ -183,15 +202,17 @@ class _Parts:
 
     def answer(self, spec: RunSpec, text: str, relevant: set[str]) -> Answer:
         reranker = self._rerankers.get(spec.reranker)
-        timed = {"embed": self._embedder, "search": self._store, "rerank": reranker}
-        for part in timed.values():
-            if part is not None:
-                part.ms = 0.0
+        steps = [part for part in (self._quick.get(spec.reranker), reranker) if part is not None]
+        timed = [("embed", self._embedder), ("search", self._store), *(("rerank", part) for part in steps)]
+        for _, part in timed:
+            part.ms = 0.0
         if reranker is not None:
             # It is not asked where nothing was recalled.
             reranker.texts = []
         result = self._pipeline(spec).query(text)
-        latency = {stage: 0.0 if part is None else part.ms for stage, part in timed.items()}
+        latency = dict.fromkeys(STAGES, 0.0)
+        for stage, part in timed:
+            latency[stage] += part.ms
         # The pipeline's own share: everything that is in no stage.
         rest = result.timings_ms["total"] - sum(result.timings_ms[stage] for stage in STAGES)
         hits = result.hits
@@ -215,6 +236,7 @@ class _Parts:
                 embedder=self._embedder,
                 store=self._store,
                 reranker=self._rerankers.get(spec.reranker),
+                cascade=self._cascades.get(spec.reranker),
                 search=spec.search,
                 hybrid_fusion=self._settings.hybrid_fusion,
                 top_n=spec.top_n,

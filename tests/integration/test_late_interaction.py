@@ -252,7 +252,8 @@ def test_a_full_cache_is_not_filled_by_an_ingest() -> None:
         ({"reranker": "none", "reranker_fallback": "embedded"}, True),
         ({"reranker": "jina", "reranker_model": "another", "reranker_fallback": "none,embedded"}, True),
         ({"embedding_model": str(EMBEDDER)}, False),
-        ({"reranker_model": str(RERANKER)}, False),
+        ({"reranker_model": str(RERANKER)}, True),
+        ({"reranker_model": str(RERANKER), "cascade": "off"}, False),
     ],
 )
 def test_an_ingest_reads_only_for_a_reranker_that_will_ask(

@@ -4,8 +4,17 @@ from pathlib import Path
 import pytest
 
 import pipeline.build
-from pipeline.build import build_fallbacks, build_reranker, register_reranker, reranker_factory
+from pipeline.build import (
+    build_cascade,
+    build_fallbacks,
+    build_reranker,
+    cascades,
+    reads_for_reranker,
+    register_reranker,
+    reranker_factory,
+)
 from pipeline.errors import SettingsError
+from pipeline.models import EMBEDDER, LATE_INTERACTION, RERANKER
 from pipeline.settings import Settings
 from tests.fakes import FakeReranker
 
@@ -90,6 +99,52 @@ def test_fallbacks_are_built_in_order_without_the_first_ones_model() -> None:
     built = build_fallbacks(Settings(reranker="one", reranker_model="m", reranker_fallback="two, one,none"))
     assert ["two", "one", None] == [reranker and reranker.name for reranker in built]
     assert [None, None] == seen
+
+
+@pytest.mark.parametrize(
+    ("values", "auto", "on"),
+    [
+        ({"reranker": "embedded-cross-encoder"}, True, True),
+        ({"reranker": "bge"}, True, True),
+        ({"reranker": "cross-encoder", "reranker_model": "a/model"}, True, True),
+        ({"reranker": "embedded", "reranker_model": str(RERANKER)}, True, True),
+        ({"reranker": "bge", "embedder": "sentence-transformers"}, False, True),
+        ({"reranker": "bge", "embedding_model": str(EMBEDDER)}, False, True),
+        ({"reranker": "cohere"}, False, True),
+        ({"reranker": "registered"}, False, True),
+        ({"reranker": "embedded"}, False, False),
+        ({"reranker": "embedded", "reranker_model": str(LATE_INTERACTION)}, False, False),
+        ({"reranker": "none"}, False, False),
+    ],
+)
+def test_a_cascade_goes_before_what_reads_slowly(values: dict[str, str], auto: bool, on: bool) -> None:
+    """``auto``: cross-encoders here, where an ingest reads for it; ``on``: whatever it can go before."""
+    assert (auto, on, False) == tuple(cascades(Settings(cascade=mode, **values)) for mode in ("auto", "on", "off"))
+    assert auto == cascades(Settings(**values))
+
+
+def test_a_cascade_is_the_embedded_late_interaction_whatever_the_rerankers_model() -> None:
+    """``RAG_RERANKER_MODEL`` is the full one's; only ``on`` insists where much must still be read."""
+    made = {mode: build_cascade(Settings(reranker="bge", reranker_model="m", cascade=mode)) for mode in ("auto", "on")}
+    assert {"embedded"} == {cascade.reranker.name for cascade in made.values() if cascade}
+    assert {LATE_INTERACTION} == {cascade.reranker._model.folder for cascade in made.values() if cascade}  # type: ignore[attr-defined]
+    assert (0.1, 1.0) == tuple(cascade and cascade.most_unread for cascade in made.values())
+    assert build_cascade(Settings(reranker="bge", cascade="off")) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "reads"),
+    [
+        ({"reranker": "bge"}, True),
+        ({"reranker": "bge", "cascade": "off"}, False),
+        ({"reranker": "cohere"}, False),
+        ({"reranker": "cohere", "cascade": "on"}, True),
+        ({"reranker": "bge", "cascade": "on", "embedder": "http"}, False),
+    ],
+)
+def test_an_ingest_reads_for_a_cascade(values: dict[str, str], reads: bool) -> None:
+    """With the embedder whose lower layers are the same."""
+    assert reads == reads_for_reranker(Settings(**values))
 
 
 def test_an_unknown_fallback_is_found_at_the_start() -> None:

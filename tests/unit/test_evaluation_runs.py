@@ -1,5 +1,6 @@
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pipeline.cascade import Cascade
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError
 from pipeline.evaluation.plan import RunSpec
@@ -15,7 +17,7 @@ from pipeline.evaluation.saved import compare, load, save
 from pipeline.evaluation.summary import outcome
 from pipeline.evaluation.terminal import print_comparison, print_eval
 from pipeline.settings import Settings
-from pipeline.types import SearchMode
+from pipeline.types import RerankScore, SearchMode
 from tests.evaluations import QUERIES, contrary, dataset, evaluation, filled_store
 from tests.fakes import FakeEmbedder, FakeReranker
 
@@ -43,6 +45,33 @@ def test_runs_share_what_they_have_in_common() -> None:
     run_all(dataset(), Settings(data_dir=Path("x")), specs, embedder, filled_store(), {"contrary": reranker}, say=print)
     warm_up = 1
     assert len(QUERIES) + warm_up == len(reranker.calls)
+
+
+def test_a_cascade_is_that_of_a_query_and_its_first_step_is_part_of_reranking() -> None:
+    """Though all hits are looked at, the full reranker reads no more than for a query; the time is that of both."""
+
+    class Unhurried(FakeReranker):
+        def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+            time.sleep(0.01)
+            return super().score(query, texts)
+
+    quick, full = Unhurried(name="quick"), contrary()
+    settings = Settings(data_dir=Path("x"), top_k=2)
+    specs = [RunSpec("hybrid", "contrary", 6), RunSpec("hybrid", "contrary", 6, 0.3), RunSpec("hybrid", "none", 100)]
+    rerankers = {"contrary": full, "none": None}
+    found = evaluation(specs, rerankers, settings, cascades={"contrary": Cascade(quick), "none": None})
+    rag = Pipeline(
+        embedder=FakeEmbedder(), store=filled_store(), reranker=contrary(), cascade=Cascade(FakeReranker()), top_k=2
+    )
+    for id_, text in QUERIES.items():
+        expected = rag.query(text)
+        answer = found.runs[0].answers[id_]
+        assert tuple(hit.document_id for hit in expected.hits) == answer.ranking[:2]
+        assert (6, 2) == (len(answer.ranking), len(answer.scores))
+        assert all(run.answers[id_].latency_ms["rerank"] >= 10 for run in found.runs[:2])
+    warm_up = 1
+    assert [len(QUERIES) + warm_up] * 2 == [len(quick.calls), len(full.calls)]
+    assert 0 == found.runs[2].answers["q1"].latency_ms["rerank"]
 
 
 def test_a_threshold_drops_hits_and_keeps_the_first_stage() -> None:

@@ -73,6 +73,7 @@ def test_a_mistyped_variable_is_an_error_with_a_suggestion(monkeypatch: pytest.M
         ("RAG_TOP_K", "60", r"RAG_TOP_K \(60\) must not be larger than RAG_TOP_N \(50\)"),
         ("RAG_CHUNK_OVERLAP", "128", "RAG_CHUNK_OVERLAP .* less than half"),
         ("RAG_COLLECTION", "../x", "RAG_COLLECTION: "),
+        ("RAG_CASCADE", "true", "RAG_CASCADE: .*'auto', 'on' or 'off'"),
         ("RAG_QUANTIZATION", "int4", "RAG_QUANTIZATION: .*'none' or 'int8'"),
         ("RAG_OVERSAMPLING", "0.5", "RAG_OVERSAMPLING: .*greater than or equal to 1"),
         ("RAG_ON_DISK", "perhaps", "RAG_ON_DISK: .*boolean"),

@@ -1,0 +1,91 @@
+"""The cascade: a quick reranker looks at all candidates, and the pipeline's own then reads the best third of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.errors import RerankerError
+from pipeline.interfaces import Reranker
+from pipeline.reranking import Reranked, Scorer, rerank
+from pipeline.scoring import final_scores, logit, order
+from pipeline.types import Candidate
+from pipeline.windows import Passage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """What goes before a slow reranker, so that it need not read every candidate."""
+
+    reranker: Reranker
+    """The quick one, of the first step."""
+    least: int | None = None
+    """Candidates that the second step reads where a third is fewer; None: as many as hits are asked for."""
+    most_unread: float = 1.0
+    """Share of the candidates that the quick one may still have to read (its ``unread``): beyond, it would be a slow
+    one, too, and the second step reads all."""
+
+
+def rerank_candidates(
+    query: str,
+    candidates: Sequence[Candidate],
+    chain: Sequence[Scorer | None],
+    until: float | None,
+    *,
+    cascade: Cascade | None,
+    quick: Scorer | None,
+    top_k: int,
+) -> Reranked:
+    """The second stage over a query's candidates, in two steps where there is a cascade; ``quick`` scores the first.
+
+    Only who was asked for gets the best third: a fallback gets all candidates, as the first stage had them.
+
+    Raises:
+        RerankerError: no reranker of the chain answered, or one is set up wrongly.
+    """
+    passages = [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in candidates]
+    asked = chain[0]
+    if cascade is None or quick is None or asked is None or _unread(quick, passages) > cascade.most_unread:
+        return rerank(query, passages, chain, until)
+    try:
+        standing = first_step(query, candidates, passages, quick, until)
+    except RerankerError as error:
+        if error.operator:
+            raise
+        log.warning("the first step %s failed, %s reads all: %s", error.provider, asked.reranker.name, error)
+        outcome = rerank(query, passages, chain, until)
+        return replace(outcome, warnings=[f"the first step {error.provider} failed, so there was none: {error}"])
+    best = sorted(range(len(standing)), key=lambda i: standing[i].rank)
+    outcome = rerank(query, passages, chain, until, best[: max(math.ceil(len(best) / 3), cascade.least or top_k)])
+    return outcome if outcome.failures else replace(outcome, standing=standing)
+
+
+def first_step(
+    query: str, candidates: Sequence[Candidate], passages: Sequence[Passage], quick: Scorer, until: float | None
+) -> list[Candidate]:
+    """The candidates, in the order given, with the ranks and scores that they would end with were there only ``quick``.
+
+    A score is a logit, on which scale the second step is fused with it. It may take half of the time that is left, as
+    it is nothing without the second.
+    """
+    if until is not None:
+        now = time.monotonic()
+        until = now + (until - now) / 2
+    scores = quick.score(query, passages, until)
+    final = final_scores(candidates, scores, alpha=quick.reranker.default_alpha)
+    ranks = {i: rank for rank, i in enumerate(order(candidates, final, scores), 1)}
+    return [Candidate(candidate.chunk, logit(final[i]), ranks[i]) for i, candidate in enumerate(candidates)]
+
+
+def _unread(quick: Scorer, passages: Sequence[Passage]) -> float:
+    """Share of the passages that must still be read; 0 where the reranker does not say."""
+    unread = getattr(quick.reranker, "unread", None)
+    if unread is None or not passages:
+        return 0.0
+    count: int = sum(unread([passage.whole for passage in passages]))
+    return count / len(passages)
