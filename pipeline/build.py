@@ -33,9 +33,6 @@ JINA_MODEL = "jina-reranker-v2-base-multilingual"
 ENTRY_POINTS = "two_stage_rag.rerankers"
 # Rerankers that read query and text together, on this machine.
 _CROSS_ENCODERS = frozenset({"bge", "cross-encoder", "embedded-cross-encoder"})
-# Share of the candidates that the first step of a cascade may have to read: it takes two or three times as long over a
-# text as the embedded cross-encoder, so that more would undo what the cascade spares.
-_MOST_UNREAD = 0.1
 
 
 def build(settings: Settings | None = None, *, rerank: bool = True) -> Pipeline:
@@ -162,15 +159,22 @@ def build_cascade(settings: Settings) -> Cascade | None:
     if not cascades(settings):
         return None
     quick = _embedded(settings.updated(reranker="embedded", reranker_model=None))
-    return Cascade(quick, most_unread=_MOST_UNREAD if settings.cascade == "auto" else 1.0)
+    return Cascade(quick)
 
 
 def cascades(settings: Settings) -> bool:
     """Whether late interaction goes before the reranker; there is nothing to spare before itself and ``none``."""
     cross_encoder = settings.reranker in _CROSS_ENCODERS or _is_cross_encoder(settings)
     if settings.cascade == "auto":
-        return cross_encoder and _own_embedder(settings)
+        return cross_encoder and _own_embedder(settings) and _on_cpu(settings)
     return settings.cascade == "on" and (cross_encoder or settings.reranker not in ("embedded", "none"))
+
+
+def _on_cpu(settings: Settings) -> bool:
+    """Whether the cross-encoder runs there: a GPU is through with all candidates before there is much to spare."""
+    from pipeline.inference.choice import on_cpu
+
+    return settings.reranker.startswith("embedded") or on_cpu(settings.device)
 
 
 def _is_cross_encoder(settings: Settings) -> bool:

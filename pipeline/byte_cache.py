@@ -53,8 +53,9 @@ class ByteCache:
 
         def look_up(database: sqlite3.Connection) -> dict[bytes, bytes]:
             now = time.time_ns()
-            rows = _select(database, "key, value", wanted)
-            whole = {key: value[_CHECK:] for key, value in rows if value[:_CHECK] == _check(value[_CHECK:])}
+            # As bytes, whatever a damaged row says that its value is.
+            rows = _select(database, "key, CAST(value AS BLOB)", wanted)
+            whole = {key: value[_CHECK:] for key, value in rows if value and value[:_CHECK] == _check(value[_CHECK:])}
             damaged = [(key,) for key, _ in rows if key not in whole]
             with contextlib.suppress(sqlite3.OperationalError):  # another process writes: what is found is found
                 database.executemany("UPDATE kept SET used = ? WHERE key = ?", [(now, key) for key in whole])
@@ -81,7 +82,8 @@ class ByteCache:
         fitting = {key: value for key, value in values.items() if self._weight(value) <= room}
         for piece in _pieces(fitting):
             rows = [(key, now, self._weight(value), _check(value) + value) for key, value in piece.items()]
-            self._try(partial(self._keep, rows), wait_ms=_PATIENCE_MS)
+            if not self._try(partial(self._keep, rows), wait_ms=_PATIENCE_MS):
+                break
 
     def close(self) -> None:
         """Closes the file; closing twice is fine."""
@@ -91,7 +93,7 @@ class ByteCache:
     def __del__(self) -> None:
         self._close()
 
-    def _keep(self, rows: Sequence[tuple[bytes, int, int, bytes]], database: sqlite3.Connection) -> None:
+    def _keep(self, rows: Sequence[tuple[bytes, int, int, bytes]], database: sqlite3.Connection) -> bool:
         database.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)", rows)
         (total,) = database.execute(_WEIGHT, (0,)).fetchone()
         if total > self.limit:
@@ -99,6 +101,7 @@ class ByteCache:
             most = 2 * self._surplus + sum(weight for _, _, weight, _ in rows)
             too_much = min(total - self.limit + self._surplus, most)
             database.executemany("DELETE FROM kept WHERE key = ?", list(_oldest(database, too_much)))
+        return True
 
     def _weight(self, value: bytes) -> int:
         return len(value) if self._by_size else 1

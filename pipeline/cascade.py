@@ -26,9 +26,6 @@ class Cascade:
     """The quick one, of the first step."""
     least: int | None = None
     """Candidates that the second step reads where a third is fewer; None: as many as hits are asked for."""
-    most_unread: float = 1.0
-    """Share of the candidates that the quick one may still have to read (its ``unread``): beyond, it would be a slow
-    one, too, and the second step reads all."""
 
 
 def rerank_candidates(
@@ -50,7 +47,7 @@ def rerank_candidates(
     """
     passages = [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in candidates]
     asked = chain[0]
-    if cascade is None or quick is None or asked is None or _unread(quick, passages) > cascade.most_unread:
+    if cascade is None or quick is None or asked is None:
         return rerank(query, passages, chain, until)
     try:
         standing = first_step(query, candidates, passages, quick, until)
@@ -68,7 +65,7 @@ def rerank_candidates(
 def first_step(
     query: str, candidates: Sequence[Candidate], passages: Sequence[Passage], quick: Scorer, until: float | None
 ) -> list[Candidate]:
-    """The candidates, in the order given, with the ranks and scores that they would end with were there only ``quick``.
+    """The candidates, in the order given, with the ranks and scores that ``quick`` and the first stage give together.
 
     A score is a logit, on which scale the second step is fused with it. It may take half of the time that is left, as
     it is nothing without the second.
@@ -80,12 +77,3 @@ def first_step(
     final = final_scores(candidates, scores, alpha=quick.reranker.default_alpha)
     ranks = {i: rank for rank, i in enumerate(order(candidates, final, scores), 1)}
     return [Candidate(candidate.chunk, logit(final[i]), ranks[i]) for i, candidate in enumerate(candidates)]
-
-
-def _unread(quick: Scorer, passages: Sequence[Passage]) -> float:
-    """Share of the passages that must still be read; 0 where the reranker does not say."""
-    unread = getattr(quick.reranker, "unread", None)
-    if unread is None or not passages:
-        return 0.0
-    count: int = sum(unread([passage.whole for passage in passages]))
-    return count / len(passages)

@@ -80,8 +80,9 @@ def print_result(console: Console, result: QueryResult) -> None:
     for hit in result.hits:
         console.print(_hit(hit, result.query))
     t = result.timings_ms
+    read = f" read {result.reranked}" if 0 < result.reranked < result.candidates else ""
     console.print(
-        f"[dim]{len(result.hits)} of {result.candidates} candidates · reranker {escape(result.reranker)} · "
+        f"[dim]{len(result.hits)} of {result.candidates} candidates · reranker {escape(result.reranker)}{read} · "
         f"embed {t['embed']:.0f} ms · search {t['search']:.0f} ms · rerank {t['rerank']:.0f} ms[/]"
     )
 

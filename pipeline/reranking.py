@@ -192,7 +192,7 @@ class Reranked:
     """What the second stage came to."""
 
     reranker: Reranker | None
-    """Who answered; None keeps the order of the first stage."""
+    """Who answered; None keeps the order that there was before."""
     scores: list[RerankScore | None] | None
     """One a candidate, None for those that were not asked for or that time did not reach; None as a whole where no
     reranker answered."""

@@ -181,8 +181,8 @@ class Settings(BaseSettings):
     cascade: Literal["auto", "on", "off"] = Field(
         "auto",
         description="`embedded` looks at all candidates first, and the reranker reads the best third only, at least "
-        "`RAG_TOP_K`; `auto`: if it is a cross-encoder that runs here, and an ingest with the embedded embedder has "
-        "read the texts; `on`: whichever it is; `off`: never",
+        "`RAG_TOP_K`; `auto`: if it is a cross-encoder on this CPU and the embedder is the embedded one; `on`: "
+        "whichever they are; `off`: never",
     )
     deadline_ms: float | None = Field(
         None, gt=0, description="milliseconds that a query may take; reranking is cut short or falls back to keep it"

@@ -61,6 +61,7 @@ def save(evaluation: Evaluation, outcome: Mapping[str, Any], folder: Path) -> Pa
         "chunk_tokens": evaluation.settings.chunk_tokens,
         "chunk_overlap": evaluation.settings.chunk_overlap,
         "reranker_model": evaluation.settings.reranker_model,
+        "cascade": evaluation.settings.cascade,
     }
     _write(into / "evaluation.json", json.dumps({**outcome, "made": made}, ensure_ascii=False, indent=1))
     for place, (run, summary) in enumerate(zip(evaluation.runs, outcome["runs"], strict=True), 1):

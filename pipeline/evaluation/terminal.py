@@ -22,7 +22,9 @@ def print_eval(console: Console, outcome: Mapping[str, Any]) -> None:
         console.print(Text.assemble((f"{place:>3}  ", "dim"), run["label"]))
     console.print()
     quality = _table("", "nDCG@10", "95 % interval", "against 1", "p", "MRR@10", "recall@5", "recall@100")
-    stages = _table("", "recall", "nDCG before", "after", "p50 ms", "p95 ms", "embed", "search", "rerank", "pairs/s")
+    stages = _table(
+        "", "recall", "nDCG before", "after", "p50 ms", "p95 ms", "embed", "search", "rerank", "read", "pairs/s"
+    )
     for place, run in enumerate(runs, 1):
         low, high = run["interval_95"]["ndcg@10"]
         test = run["against_first"]["ndcg@10"] if run["against_first"] else None
@@ -42,10 +44,15 @@ def print_eval(console: Console, outcome: Mapping[str, Any]) -> None:
             f"{run['ndcg@10']:.4f}",
             *(f"{latency[p]:.1f}" for p in ("p50", "p95")),
             *(f"{latency[stage]['p50']:.1f}" for stage in ("embed", "search", "rerank")),
+            f"{run['reranked']:g}" if run["reranked"] else "",
             "" if run["pairs_per_second"] is None else f"{run['pairs_per_second']:.0f}",
         )
     console.print(quality)
-    console.print("\nThe stages apart: recall of all candidates, the ceiling of reranking; nDCG@10; times", style="dim")
+    console.print(
+        "\nThe stages apart: recall of all candidates, the ceiling of reranking; nDCG@10; times; how many the reranker "
+        "read",
+        style="dim",
+    )
     console.print(stages)
     for run in runs:
         if run["cost_per_1000_queries"] is not None:

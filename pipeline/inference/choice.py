@@ -49,7 +49,7 @@ def open_model(
     Raises:
         ModelError: "openvino" was asked for, and the engine cannot run this model.
     """
-    if engine == "torch" or (engine == "auto" and (cache_dir is None or not _on_cpu(device))):
+    if engine == "torch" or (engine == "auto" and (cache_dir is None or not on_cpu(device))):
         return open_torch()
     if cache_dir is None:
         raise ModelError("RAG_ENGINE=openvino needs a folder to keep converted models in")
@@ -78,7 +78,7 @@ def runs_on(model: ModelFolder | Convertible) -> str:
     return "OpenVINO" if isinstance(model, ModelFolder) else "PyTorch"
 
 
-def _on_cpu(device: str) -> bool:
+def on_cpu(device: str) -> bool:
     """Whether a model will run on the CPU. PyTorch, which takes seconds to load, is asked only where it may not."""
     if device != "auto":
         return device == "cpu"

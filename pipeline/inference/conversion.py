@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pipeline.inference.engine import Engine
+from pipeline.inference.engine import Engine, has_bf16
 from pipeline.inference.export import compress_weights, finite_masks, traced, write_folder
 from pipeline.inference.folder import FILES, Kind, ModelFolder
 
 _log = logging.getLogger(__name__)
 # Counted up when the form of what is written, or the check before it, changes.
-_FORM = 1
+_FORM = 2
 _REFUSED = "refused.json"
 _one_at_a_time = threading.Lock()
 # In float32, what PyTorch and the engine make of one model differs in the last digits alone.
@@ -88,8 +88,11 @@ def samples(kind: Kind) -> list[tuple[str, str]]:
 
 
 def place(cache: Path, kind: Kind, identity: str, variant: str = "") -> Path:
-    """The folder of a model's conversion. ``variant`` is what else changes its answers, such as another length."""
-    key = hashlib.sha256(json.dumps([_FORM, kind, identity, variant]).encode()).hexdigest()[:16]
+    """The folder of a model's conversion. ``variant`` is what else changes its answers, such as another length.
+
+    A CPU with bfloat16 has one of its own, as the check is one of what it computes.
+    """
+    key = hashlib.sha256(json.dumps([_FORM, kind, identity, variant, has_bf16()]).encode()).hexdigest()[:16]
     name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in identity.partition("@")[0])
     return cache / "converted" / f"{name[-60:]}-{key}"
 
@@ -173,7 +176,7 @@ def write(source: Source, folder: Path) -> None:
             return
     _log.info("%s stays in floating point: int8 changes its answers by %.1f %%", config["name"], 100 * far)
     far = deviation(_answers(folder), source.answers)
-    if far > ROUNDED:
+    if not far <= ROUNDED:  # also where it is no number
         _log.info("%s is computed in float32: bfloat16 changes its answers by %.1f %%", config["name"], 100 * far)
         described = folder / "config.json"
         kept = json.loads(described.read_text(encoding="utf-8"))

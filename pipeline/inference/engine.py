@@ -98,6 +98,7 @@ class Engine:
         trunk: Trunk | None = None,
     ) -> None:
         compiled = _compile(model, cache_dir, exact=exact, trunk=trunk)
+        self.exact = exact
         self._pad_id = pad_id
         self._typed = len(compiled.inputs) == 3
         self._streams = int(compiled.get_property("NUM_STREAMS"))
@@ -227,13 +228,19 @@ def padded(length: int) -> int:
     return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
+def has_bf16() -> bool:
+    """Whether the CPU computes in bfloat16, which the engine then does where it is not to be exact."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def _compile(model: Path, cache_dir: Path | None, *, exact: bool, trunk: Trunk | None) -> openvino.CompiledModel:
     import openvino
 
     core = openvino.Core()
-    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     options: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "bf16" if "BF16" in capabilities and not exact else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if has_bf16() and not exact else "f32",
         "NUM_STREAMS": str(_cores()),
         "INFERENCE_NUM_THREADS": str(_cores()),
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0" if exact else str(ACTIVATION_GROUP),

@@ -56,6 +56,7 @@ class TokenVectors:
     def put_query(self, model: str, text: str, vectors: QueryVectors) -> None:
         """Keeps those of a query, in memory, until some hundred others came."""
         with self._lock:
+            self._queries.pop((model, text), None)  # so that it is the newest
             self._queries[model, text] = vectors
             if len(self._queries) > _QUERIES:
                 del self._queries[next(iter(self._queries))]

@@ -55,14 +55,21 @@ def test_the_cross_encoder_reads_the_best_third_and_the_first_step_nothing(
     assert None not in [hit.rerank for hit in result.hits]
 
 
-def test_a_collection_that_was_not_read_for_it_is_reranked_as_ever(tmp_path: Path) -> None:
-    """A query that read all candidates would take longer than without a cascade; ``on`` insists, and they are kept."""
+def test_what_no_ingest_has_read_the_first_query_reads(tmp_path: Path) -> None:
+    """The answer does not depend on it."""
     settings = Settings(data_dir=tmp_path, reranker="embedded-cross-encoder", top_k=2)
     with Pipeline.from_settings(settings.updated(cascade="off"), rerank=False) as rag:
         rag.ingest(DOCUMENTS)
-    for mode, reranked in (("auto", 9), ("on", 3), ("auto", 3), ("off", 9)):
-        with Pipeline.from_settings(settings.updated(cascade=mode)) as rag:
-            assert reranked == rag.query(QUERY).reranked
+    for unread in (9, 0):
+        with Pipeline.from_settings(settings) as rag:
+            assert rag.cascade is not None
+            quick = rag.cascade.reranker
+            assert isinstance(quick, LateInteractionReranker)
+            assert unread == sum(quick.unread([f"News\n{text}" for text in TEXTS]))
+            result = rag.query(QUERY)
+        assert (3, ["0", "1"]) == (result.reranked, [hit.document_id for hit in result.hits])
+    with Pipeline.from_settings(settings.updated(cascade="off")) as rag:
+        assert 9 == rag.query(QUERY).reranked
 
 
 @pytest.mark.parametrize(("mode", "reranked"), [("auto", 3), ("off", 9)])

@@ -204,6 +204,9 @@ def test_queries_in_memory_are_few() -> None:
     assert kept.query("model", "0") is None
     assert kept.query("model", "299") is not None
     assert kept.query("another", "299") is None
+    kept.put_query("model", "44", (np.ones((2, 4), np.float32), np.ones(2, np.float32)))
+    kept.put_query("model", "300", (np.ones((2, 4), np.float32), np.ones(2, np.float32)))
+    assert kept.query("model", "44") is not None
 
 
 def test_an_ingest_does_not_push_out_what_was_used_today(monkeypatch: pytest.MonkeyPatch) -> None:

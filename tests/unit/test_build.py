@@ -109,6 +109,8 @@ def test_fallbacks_are_built_in_order_without_the_first_ones_model() -> None:
         ({"reranker": "cross-encoder", "reranker_model": "a/model"}, True, True),
         ({"reranker": "embedded", "reranker_model": str(RERANKER)}, True, True),
         ({"reranker": "bge", "embedder": "sentence-transformers"}, False, True),
+        ({"reranker": "bge", "device": "cuda"}, False, True),
+        ({"reranker": "embedded-cross-encoder", "device": "cuda"}, True, True),
         ({"reranker": "bge", "embedding_model": str(EMBEDDER)}, False, True),
         ({"reranker": "cohere"}, False, True),
         ({"reranker": "registered"}, False, True),
@@ -124,11 +126,10 @@ def test_a_cascade_goes_before_what_reads_slowly(values: dict[str, str], auto: b
 
 
 def test_a_cascade_is_the_embedded_late_interaction_whatever_the_rerankers_model() -> None:
-    """``RAG_RERANKER_MODEL`` is the full one's; only ``on`` insists where much must still be read."""
+    """``RAG_RERANKER_MODEL`` is the full one's."""
     made = {mode: build_cascade(Settings(reranker="bge", reranker_model="m", cascade=mode)) for mode in ("auto", "on")}
     assert {"embedded"} == {cascade.reranker.name for cascade in made.values() if cascade}
     assert {LATE_INTERACTION} == {cascade.reranker._model.folder for cascade in made.values() if cascade}  # type: ignore[attr-defined]
-    assert (0.1, 1.0) == tuple(cascade and cascade.most_unread for cascade in made.values())
     assert build_cascade(Settings(reranker="bge", cascade="off")) is None
 
 

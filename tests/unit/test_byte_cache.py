@@ -77,7 +77,7 @@ def test_what_another_process_is_writing_keeps_nobody_from_reading(tmp_path: Pat
     cache.close()
 
 
-def test_many_writers_wait_for_each_other(tmp_path: Path) -> None:
+def test_many_writers_wait_for_each_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Each has a connection of its own, as processes have; nothing is lost and nothing is said."""
     path = tmp_path / "kept.sqlite"
     caches = [ByteCache(path, 10_000, "test") for _ in range(4)]
@@ -85,6 +85,7 @@ def test_many_writers_wait_for_each_other(tmp_path: Path) -> None:
         for i, cache in enumerate(caches):
             pool.submit(cache.put, {f"{i} {j}".encode(): b"x" * 20_000 for j in range(200)})
     assert 800 == caches[0].weight()
+    assert [] == caplog.records
     for cache in caches:
         cache.close()
 
@@ -100,6 +101,36 @@ def test_a_damaged_value_is_as_good_as_none(tmp_path: Path) -> None:
         other.commit()
     assert {b"b": b"xyz"} == cache.get([b"a", b"b"])
     assert {b"b"} == cache.known([b"a", b"b"])
+    cache.close()
+
+
+@pytest.mark.parametrize("damaged", [None, 17, "text", b""])
+def test_a_value_of_another_kind_is_as_good_as_none(tmp_path: Path, damaged: object) -> None:
+    """Damage to a row's header changes what its bytes are read as; the rows beside it are found."""
+    path = tmp_path / "kept.sqlite"
+    cache = ByteCache(path, 1000, "test")
+    cache.put({b"a": b"xyz", b"b": b"xyz"})
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("UPDATE kept SET value = ? WHERE key = ?", (damaged, b"a"))
+        other.commit()
+    assert {b"b": b"xyz"} == cache.get([b"a", b"b"])
+    assert {b"b"} == cache.known([b"a", b"b"])
+    cache.close()
+
+
+def test_a_writer_that_does_not_end_is_waited_for_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not again for each piece of what is to be kept."""
+    path = tmp_path / "kept.sqlite"
+    cache = ByteCache(path, 10_000_000, "test", by_size=True)
+    cache.put({b"a": b"x"})
+    tries: list[object] = []
+    keep = cache._keep
+    cache._keep = lambda rows, database: tries.append(rows) or keep(rows, database)  # type: ignore[method-assign, func-returns-value]
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        cache.put({str(i).encode(): bytes(1_000_001) for i in range(5)})
+    assert 1 == len(tries)
+    assert 1 == len(caplog.records)
     cache.close()
 
 

@@ -282,19 +282,15 @@ def test_a_fallback_reads_all_candidates_as_the_first_stage_had_them() -> None:
     assert expected.warnings == result.warnings
 
 
-# ------------------------------------------------------- what it has not read
+# -------------------------------------------------------------- its resources
 
 
-class Reading(FakeReranker):
-    """Says which texts it has not read yet, and is closed and loaded."""
+class Held(FakeReranker):
+    """Is loaded and closed."""
 
-    def __init__(self, unread: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.left = unread
+    def __init__(self) -> None:
+        super().__init__()
         self.done: list[str] = []
-
-    def unread(self, texts: Sequence[str]) -> list[bool]:
-        return [place < self.left for place, _ in enumerate(texts)]
 
     def load(self) -> None:
         self.done.append("loaded")
@@ -303,26 +299,9 @@ class Reading(FakeReranker):
         self.done.append("closed")
 
 
-@pytest.mark.parametrize(("unread", "most", "reads"), [(0, 0.0, 4), (3, 0.25, 4), (4, 0.25, 12), (12, 1.0, 4)])
-def test_a_first_step_that_would_have_to_read_much_is_left_out(unread: int, most: float, reads: int) -> None:
-    """It is quick for what was read before; reading takes longer than it spares."""
-    quick, full = Reading(unread), preferring()
-    rag = pipeline(None, full)
-    with Pipeline(embedder=rag.embedder, store=rag.store, reranker=full, cascade=Cascade(quick, None, most)) as two:
-        result = two.query(QUERY, top_k=3)
-    assert (reads, reads == 12, []) == (result.reranked, not quick.calls, result.warnings)
-
-
 def test_its_model_is_loaded_beside_the_first_stage_and_closed_with_the_pipeline() -> None:
     """As the full reranker's."""
-    quick = Reading(0)
+    quick = Held()
     with pipeline(quick, preferring()) as rag:
         rag.query(QUERY)
     assert ["loaded", "closed"] == quick.done
-
-
-def test_an_empty_collection_has_no_first_step() -> None:
-    """Nothing is scored."""
-    quick = preferring()
-    rag = Pipeline(embedder=FakeEmbedder(), store=FakeStore(), reranker=preferring(), cascade=Cascade(quick))
-    assert ([], []) == (rag.query("anything").hits, [texts for _, texts in quick.calls if texts])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from pipeline.errors import SettingsError
 from pipeline.rerankers.cross_encoder import CrossEncoderReranker
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def pairs_of(query: str, texts: Sequence[str], tokenizer: Tokenizer, count: int)
     """``count`` texts that make pairs of :data:`PAIR_TOKENS` with the query, out of longer ones, as near as cutting
     at a token's end comes."""
     room = PAIR_TOKENS - len(tokenizer.encode(query, "").ids)
+    if room < 1:
+        raise SettingsError(f"a query of this length leaves no room for a text in {PAIR_TOKENS} tokens: {query}")
     cut = []
     for text in texts:
         encoding = tokenizer.encode(text, add_special_tokens=False)

@@ -29,7 +29,7 @@ def stages(runs: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:
             f"<td>{first['recall']:.3f}</td><td>{first['ndcg@10']:.3f}</td>{after}",
             f'<td><span class="time">{bar}</span></td>',
             *(f"<td>{milliseconds(ms) if ms else '–'}</td>" for ms in times.values()),
-            f"<td>{speed}</td>",
+            f"<td>{run['reranked']:g}</td><td>{speed}</td>" if run["reranked"] else f"<td>–</td><td>{speed}</td>",
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = ("Run", "recall of all<br>candidates", "nDCG@10<br>before", "after<br>reranking", "gain", "median time")
@@ -38,7 +38,8 @@ def stages(runs: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:
         "The two stages apart",
         "What the first stage recalled is the most that any reranker can bring to the top; what it makes of it is the "
         "gain. Times in milliseconds.",
-        table([*head, *STAGES, "pairs/s"], rows) + legend([("box " + stage, "", stage) for stage in STAGES]),
+        table([*head, *STAGES, "texts<br>read", "pairs/s"], rows)
+        + legend([("box " + stage, "", stage) for stage in STAGES]),
     )
 
 
