@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -85,11 +85,13 @@ def evaluate(
     metrics: Mapping[str, str] = METRICS,
     max_queries: int | None = None,
     whole_documents: bool = False,
+    check: Callable[[Dataset], object] | None = None,
     say: Say,
 ) -> Evaluation:
     """Runs every spec over the dataset called ``name`` (see :func:`pipeline.evaluation.collection.open_dataset`).
 
-    Query by query, all runs one after the other: what the machine does meanwhile touches all of them alike.
+    Query by query, all runs one after the other: what the machine does meanwhile touches all of them alike. ``check``
+    may refuse the dataset before any run.
 
     Raises:
         SettingsError: there is no such dataset or reranker, or the dataset's parts do not belong together.
@@ -107,6 +109,8 @@ def evaluate(
             name, settings, embedder, max_queries=max_queries, whole_documents=whole_documents, say=say
         )
         open_parts.callback(store.close)
+        if check is not None:
+            check(dataset)
         say(f"{dataset.name}: {len(specs)} runs of {len(dataset.queries)} queries")
         found = run_all(dataset, settings, specs, embedder, store, rerankers, cascades, metrics=metrics, say=say)
         return replace(found, whole_documents=whole_documents)

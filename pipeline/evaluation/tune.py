@@ -85,7 +85,15 @@ def tune(
     for size in dict.fromkeys([settings.chunk_tokens, *chunk_tokens]):
         overlap = min(settings.chunk_overlap, size // 4)
         cut = settings.updated(chunk_tokens=size, chunk_overlap=overlap)
-        evaluation = evaluate(name, cut, specs, metrics=metrics, max_queries=max_queries, say=say)
+        evaluation = evaluate(
+            name,
+            cut,
+            specs,
+            metrics=metrics,
+            max_queries=max_queries,
+            check=lambda dataset: split(dataset.queries),
+            say=say,
+        )
         trials += [Trial(size, run) for run in evaluation.runs]
     assert evaluation is not None
     return report(evaluation, trials, settings, budget_ms=budget_ms, metric=metric)

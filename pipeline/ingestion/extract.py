@@ -93,4 +93,6 @@ def _why(kind: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if re.search(r"password|encrypt", text, re.IGNORECASE):
         return f"encrypted {kind.upper()}: remove the password first"
-    return f"broken {kind.upper()}: {text[:200]}"
+    # What a parser in a parser says comes with the names of both, and twice.
+    reasons = dict.fromkeys(part for part in text.split(": ") if not re.fullmatch(r"\w+Error", part))
+    return f"broken {kind.upper()}: {': '.join(reasons)[:200]}"

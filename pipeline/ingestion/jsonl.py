@@ -39,7 +39,9 @@ def read_jsonl(path: Path, source: str, max_line: int = MAX_LINE) -> Iterator[Do
                     raise ValueError(f"longer than {max_line / 1e6:g} MB")
                 yield _document(json.loads(_text(raw)), source)
             except json.JSONDecodeError as error:
-                yield Failure(source, f"line {number}: not JSON ({error.msg} at column {error.colno})")
+                yield Failure(
+                    source, f"line {number}: not JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
+                )
             except (ValueError, RecursionError) as error:
                 yield Failure(source, f"line {number}: {error}")
         if not found:

@@ -358,6 +358,10 @@ def test_tune_prints_lines_for_env(rag: Rag, tmp_path: Path) -> None:
     assert (2 * 3, {"tuned_on": 10, "held_out": 10}) == (found["tried"], found["queries"])
     assert {"RAG_SEARCH", "RAG_RERANKER"} <= set(found["env"])
     assert found["chosen"]["ndcg@10"] > 0.5
+    few = rag("tune", str(folder), "--max-queries", "12", RAG_RERANKER="none")
+    assert 2 == few.returncode
+    assert "12 queries are too few" in few.stderr
+    assert "runs of 12 queries" not in few.stderr
 
 
 def test_a_calibration_is_kept_shown_and_used(rag: Rag, tmp_path: Path) -> None:

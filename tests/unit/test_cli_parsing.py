@@ -1,3 +1,4 @@
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def test_equality_and_range_on_one_key_are_refused() -> None:
     """They contradict or repeat each other."""
     with pytest.raises(SettingsError, match="both"):
         parse_where(["year=2020", "year>2019"])
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert f"{version('two-stage-rag')}\n" == CliRunner().invoke(app, ["--version"]).output
 
 
 def test_terms_are_words_and_pairs_of_chinese_characters() -> None:
