@@ -174,7 +174,7 @@ def print_pairs(console: Console, rows: list[tuple[str, str]]) -> None:
     """Names and values in two columns."""
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
-        table.add_row(Text(name, style="bold"), Text(value))
+        table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))  # a path must be whole
     console.print(table)
 
 

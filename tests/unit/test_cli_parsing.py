@@ -1,12 +1,14 @@
+import io
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from pipeline.cli import app, parse_where
-from pipeline.display import query_terms, snippet
+from pipeline.display import print_pairs, query_terms, snippet
 from pipeline.errors import SettingsError
 
 
@@ -77,3 +79,10 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(command: str
     assert isinstance(found.exception, SettingsError)
     assert f"--report {Path(folder, 'page.html')}: there is no folder {folder}" == str(found.exception)
     assert ["file.txt"] == [path.name for path in Path().iterdir()]
+
+
+def test_a_long_value_is_shown_whole() -> None:
+    """As a file's path, which people copy."""
+    stream = io.StringIO()
+    print_pairs(Console(file=stream, width=60), [("kept in", "folder/" + "x" * 100)])
+    assert "x" * 100 in "".join(stream.getvalue().split())
