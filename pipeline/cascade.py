@@ -34,20 +34,20 @@ def rerank_candidates(
     chain: Sequence[Scorer | None],
     until: float | None,
     *,
-    cascade: Cascade | None,
     quick: Scorer | None,
-    top_k: int,
+    least: int,
 ) -> Reranked:
-    """The second stage over a query's candidates, in two steps where there is a cascade; ``quick`` scores the first.
+    """The second stage over a query's candidates, in two steps where there is a ``quick`` one for the first.
 
-    Only who was asked for gets the best third: a fallback gets all candidates, as the first stage had them.
+    The second step reads the best third, but not fewer than ``least``. Only who was asked for does: a fallback gets all
+    candidates, as the first stage had them.
 
     Raises:
         RerankerError: no reranker of the chain answered, or one is set up wrongly.
     """
     passages = [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in candidates]
     asked = chain[0]
-    if cascade is None or quick is None or asked is None:
+    if quick is None or asked is None:
         return rerank(query, passages, chain, until)
     try:
         standing = first_step(query, candidates, passages, quick, until)
@@ -58,7 +58,7 @@ def rerank_candidates(
         outcome = rerank(query, passages, chain, until)
         return replace(outcome, warnings=[f"the first step {error.provider} failed, so there was none: {error}"])
     best = sorted(range(len(standing)), key=lambda i: standing[i].rank)
-    outcome = rerank(query, passages, chain, until, best[: max(math.ceil(len(best) / 3), cascade.least or top_k)])
+    outcome = rerank(query, passages, chain, until, best[: max(math.ceil(len(best) / 3), least)])
     return outcome if outcome.failures else replace(outcome, standing=standing)
 
 

@@ -87,6 +87,7 @@ class Pipeline:
         self.fallbacks = tuple(fallbacks)
         self.score_cache = score_cache
         self.cascade = cascade
+        self._least = None if cascade is None else cascade.least
         self._rerankers = (None if cascade is None else cascade.reranker, reranker, *fallbacks)
         self._quick, *self._chain = (
             None
@@ -184,9 +185,7 @@ class Pipeline:
         )
         candidates = complete_versions(candidates, self.store, self._complete)
         searched = time.perf_counter()
-        outcome = rerank_candidates(
-            text, candidates, self._chain, until, cascade=self.cascade, quick=self._quick, top_k=top_k
-        )
+        outcome = rerank_candidates(text, candidates, self._chain, until, quick=self._quick, least=self._least or top_k)
         reranked = time.perf_counter()
 
         if outcome.failures:

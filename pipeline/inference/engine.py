@@ -15,6 +15,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +229,7 @@ def padded(length: int) -> int:
     return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
+@cache
 def has_bf16() -> bool:
     """Whether the CPU computes in bfloat16, which the engine then does where it is not to be exact."""
     import openvino

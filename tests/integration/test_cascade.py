@@ -14,15 +14,10 @@ from pipeline.rerankers.embedded import EmbeddedReranker
 from pipeline.rerankers.late_interaction import LateInteractionReranker
 from pipeline.settings import Settings
 from pipeline.types import Document
+from tests import texts
+from tests.texts import QUERY
 
-QUERY = "Why was the bridge closed?"
-TEXTS = [
-    "The bridge was closed after the flood.",
-    "洪水过后，这座桥被关闭了。",
-    "How a JSON file is read in Python.",
-    "The central bank raised interest rates.",
-    *(f"Report {i}: the harbour of town {i} was quiet all year." for i in range(5)),
-]
+TEXTS = [*texts.TEXTS, *(f"Report {i}: the harbour of town {i} was quiet all year." for i in range(5))]
 DOCUMENTS = [Document(id=str(i), text=text, title="News") for i, text in enumerate(TEXTS)]
 
 

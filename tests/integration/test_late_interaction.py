@@ -20,14 +20,8 @@ from pipeline.rerankers.embedded import EmbeddedReranker
 from pipeline.rerankers.late_interaction import LateInteractionReranker
 from pipeline.settings import Settings
 from pipeline.types import Document, RerankScore
+from tests.texts import QUERY, TEXTS
 
-QUERY = "Why was the bridge closed?"
-TEXTS = [
-    "The bridge was closed after the flood.",
-    "洪水过后，这座桥被关闭了。",
-    "How a JSON file is read in Python.",
-    "The central bank raised interest rates.",
-]
 # How much a score may differ where a text is read in another batch, or by the embedder: bfloat16 rounds.
 ROUNDED = 0.03
 

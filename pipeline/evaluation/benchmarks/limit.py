@@ -59,10 +59,7 @@ def measure_limit(
 
 def product_kinds() -> list[str]:
     """Kinds of products that this CPU computes in their own arithmetic."""
-    import openvino
-
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ["f32", "int8", *(["bf16"] if "BF16" in capabilities else [])]
+    return ["f32", "int8", *(["bf16"] if engine.has_bf16() else [])]
 
 
 def model_flops(model: Path, lengths: Sequence[int]) -> list[float]:

@@ -23,13 +23,14 @@ def stages(runs: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:
         after = (
             f'<td>{run["ndcg@10"]:.3f}</td><td class="{way}">{signed(change)}</td>' if reranked else "<td>–</td>" * 2
         )
+        read = f"{run['reranked']:g}" if run["reranked"] else "–"
         speed = "–" if run["pairs_per_second"] is None else f"{run['pairs_per_second']:,.0f}"
         cells = [
             f'<td class="run">{run_name(place, label)}</td>',
             f"<td>{first['recall']:.3f}</td><td>{first['ndcg@10']:.3f}</td>{after}",
             f'<td><span class="time">{bar}</span></td>',
             *(f"<td>{milliseconds(ms) if ms else '–'}</td>" for ms in times.values()),
-            f"<td>{run['reranked']:g}</td><td>{speed}</td>" if run["reranked"] else f"<td>–</td><td>{speed}</td>",
+            f"<td>{read}</td><td>{speed}</td>",
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = ("Run", "recall of all<br>candidates", "nDCG@10<br>before", "after<br>reranking", "gain", "median time")
