@@ -250,9 +250,7 @@ class Pipeline:
             raise SettingsError(f"max_delete is a share between 0 and 1, not {max_delete:g}")
         if isinstance(items, Document | str | Path):
             items = [items]
-        stored = self.store.fingerprint()
-        if stored is not None:
-            self._refuse_other(stored, ignore=frozenset())
+        self.check_collection()
         self._complete.clear()
         run = self._ingest_run(dry_run=dry_run, unread=unread, progress=progress)
         return run.execute(items, prune=prune, max_delete=max_delete)
@@ -353,9 +351,7 @@ class Pipeline:
             FingerprintError: texts or collection were made with other settings than these.
             DocumentError: the file is damaged or was cut off; what stands before that is imported.
         """
-        stored = self.store.fingerprint()
-        if stored is not None:
-            self._refuse_other(stored, ignore=frozenset())
+        self.check_collection()
         self._complete.clear()
         return transfer.import_from(self.store, self.embedder, self.fingerprint, Path(path), progress=progress)
 
@@ -372,6 +368,16 @@ class Pipeline:
         self._complete.clear()
         chunker = Chunker(self.embedder.tokenizer, chunk_tokens=self.chunk_tokens, overlap=self.chunk_overlap)
         return reindex(self.store, self.embedder, chunker, self.fingerprint, progress=progress)
+
+    def check_collection(self) -> None:
+        """Whether the collection was made as this pipeline would make it; one that is not there yet fits all.
+
+        Raises:
+            FingerprintError: it was not; says in what they differ.
+        """
+        stored = self.store.fingerprint()
+        if stored is not None:
+            self._refuse_other(stored, ignore=frozenset())
 
     # ------------------------------------------------------------- lifetime
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.build import build_embedder, build_reranker, build_store, cascades
 from pipeline.closing import close
+from pipeline.core import Pipeline
 from pipeline.errors import RagError
 from pipeline.settings import Settings
 
@@ -32,7 +33,7 @@ class Check:
 
 
 def examine(settings: Settings) -> list[Check]:
-    """Uses the data directory, the store, the embedder and the reranker once each."""
+    """Uses the data directory, the store, the embedder and the reranker once each; compares collection and settings."""
 
     def data_dir() -> str:
         folder = settings.data_dir.absolute()
@@ -57,6 +58,12 @@ def examine(settings: Settings) -> list[Check]:
         finally:
             close(model)
 
+    def collection() -> str:
+        with Pipeline.from_settings(settings, rerank=False) as rag:
+            rag.check_collection()
+            cut = f"chunks of up to {rag.chunk_tokens} tokens, {rag.chunk_overlap} shared"
+            return f"made with this embedder, {cut}" if rag.store.fingerprint() else f"none yet; it would have {cut}"
+
     def reranker() -> str:
         model = build_reranker(settings)
         if model is None:
@@ -70,7 +77,7 @@ def examine(settings: Settings) -> list[Check]:
             close(model)
 
     checks = {"settings": _settings_source, "data directory": data_dir, "store": store}
-    checks |= {"embedder": embedder, "reranker": reranker}
+    checks |= {"embedder": embedder, "collection": collection, "reranker": reranker}
     return [_run(name, check) for name, check in checks.items()]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import get_args
 
+from pipeline.build import cascades
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
 from pipeline.types import SearchMode
@@ -24,6 +25,8 @@ class RunSpec:
     top_n: int
     alpha: float | None = None
     threshold: float | None = None
+    cascade: bool = False
+    """Whether the reranker reads the best third only, after another's first step."""
 
     @property
     def label(self) -> str:
@@ -31,6 +34,8 @@ class RunSpec:
         if self.reranker == "none":
             return self.search
         parts = [f"{self.search} + {self.reranker}", f"top {self.top_n}"]
+        if self.cascade:
+            parts.append("cascade")
         if self.alpha is not None:
             parts.append(f"alpha {self.alpha:g}")
         if self.threshold is not None:
@@ -70,7 +75,7 @@ def cross(
     runs = [
         RunSpec(mode, name, max(RECALL_DEPTH, *depths))
         if name == "none"
-        else RunSpec(mode, name, top_n, alpha, threshold)
+        else RunSpec(mode, name, top_n, alpha, threshold, cascades(settings.updated(reranker=name)))
         for mode, name, top_n, alpha, threshold in product(modes, names, depths, weights, cuts)
     ]
     return list(dict.fromkeys(runs))

@@ -13,7 +13,7 @@ import logging
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pipeline.inference.engine import Engine, has_bf16
+from pipeline.inference.engine import ACTIVATION_GROUP, Engine, has_bf16
 from pipeline.inference.export import compress_weights, finite_masks, traced, write_folder
 from pipeline.inference.folder import FILES, Kind, ModelFolder
 
 _log = logging.getLogger(__name__)
 # Counted up when the form of what is written, or the check before it, changes.
-_FORM = 2
+_FORM = 3
 _REFUSED = "refused.json"
 _one_at_a_time = threading.Lock()
 # In float32, what PyTorch and the engine make of one model differs in the last digits alone.
@@ -37,6 +37,9 @@ EXACT = 0.01
 # at 2-6 %, which costs them at most 0.001 nDCG. Past this weights stay in floating point, and where bfloat16 alone goes
 # past it all is computed in float32. (See `deviation`.)
 ROUNDED = 0.08
+
+# Groups of activations that are tried before `ACTIVATION_GROUP`, the largest first; see `groups`.
+_LARGER_GROUPS = (512, 384)
 
 QUERIES = ("How do I read a JSON file in Python?", "谁提出了相对论？", " Which vitamins help older people?\n")
 TEXTS = (
@@ -164,16 +167,17 @@ def write(source: Source, folder: Path) -> None:
     far = deviation(_answers(folder, exact=True), source.answers)
     if not far <= EXACT:  # also where it is no number
         raise ConversionError(f"the engine's answers differ from PyTorch's by {far:.1%} of their spread")
-    compress_weights(model)
+    widths = compress_weights(model)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         small = Path(name)
-        write_folder(model, source.tokenizer, config, small)
-        far = deviation(_answers(small), source.answers)
-        if far <= ROUNDED:
-            _log.debug("%s in int8: the answers change by %.2f %%", config["name"], 100 * far)
-            for file in FILES:
-                (small / file).replace(folder / file)
-            return
+        for group in groups(widths):
+            write_folder(model, source.tokenizer, config | {"activation_group": group}, small)
+            far = deviation(_answers(small), source.answers)
+            if far <= ROUNDED:
+                _log.debug("%s in int8, groups of %d: the answers change by %.2f %%", config["name"], group, 100 * far)
+                for file in FILES:
+                    (small / file).replace(folder / file)
+                return
     _log.info("%s stays in floating point: int8 changes its answers by %.1f %%", config["name"], 100 * far)
     far = deviation(_answers(folder), source.answers)
     if not far <= ROUNDED:  # also where it is no number
@@ -181,6 +185,15 @@ def write(source: Source, folder: Path) -> None:
         described = folder / "config.json"
         kept = json.loads(described.read_text(encoding="utf-8"))
         described.write_text(json.dumps(kept | {"exact": True}, ensure_ascii=False), encoding="utf-8")
+
+
+def groups(widths: Set[int]) -> list[int]:
+    """In what groups the activations of layers may be quantised, the fastest first; ``widths`` are of their inputs.
+
+    The engine multiplies in int8 what is a whole number of groups wide, and the rest in floating point: with layers of
+    384 values groups of 384 are 5 % faster than those of 128, and groups of 768 are 30 % slower.
+    """
+    return [*(group for group in _LARGER_GROUPS if not any(width % group for width in widths)), ACTIVATION_GROUP]
 
 
 def _traced(source: Source) -> Any:

@@ -36,7 +36,8 @@ LENGTH_STEP = 8
 # At least so many padded tokens, where there are more cores than full batches.
 LEAST_BUDGET = 256
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-# Activations are quantised in groups of this many values: smaller is more exact, larger is faster.
+# Activations are quantised in groups of this many values, unless a model says otherwise: smaller is more exact, larger
+# is faster.
 ACTIVATION_GROUP = 128
 # Most sequences that calls of several threads are joined to, as the candidates of two queries. On a CPU longer batches
 # gain nothing, and everyone in one waits for its end.
@@ -70,14 +71,20 @@ class Trunk:
 
 
 def shared_engine(
-    model: Path, cache_dir: Path | None = None, pad_id: int = 0, *, exact: bool = False, trunk: Trunk | None = None
+    model: Path,
+    cache_dir: Path | None = None,
+    pad_id: int = 0,
+    *,
+    exact: bool = False,
+    group: int = ACTIVATION_GROUP,
+    trunk: Trunk | None = None,
 ) -> Engine:
     """The process's one engine for a model file, whatever the number of its users; kept in the first one's cache."""
     with _slots_lock:
         slot = _slots[(model.resolve(), trunk is not None and trunk.whole)]
     with slot.lock:
         if slot.engine is None:
-            slot.engine = Engine(model, cache_dir, pad_id, exact=exact, trunk=trunk)
+            slot.engine = Engine(model, cache_dir, pad_id, exact=exact, group=group, trunk=trunk)
         return slot.engine
 
 
@@ -86,7 +93,8 @@ class Engine:
 
     It has one output row a sequence (:meth:`run`), or one a token (:meth:`token_rows`). A third input, if the model has
     one, is ``token_type_ids``: 0 for the first part of a sequence and 1 for the second. ``exact`` computes in float32
-    whatever the CPU could do faster. With ``trunk`` the model file has the upper layers alone.
+    whatever the CPU could do faster; else activations are quantised in groups of ``group`` values where weights are in
+    int8. With ``trunk`` the model file has the upper layers alone.
     """
 
     def __init__(
@@ -96,9 +104,10 @@ class Engine:
         pad_id: int = 0,
         *,
         exact: bool = False,
+        group: int = ACTIVATION_GROUP,
         trunk: Trunk | None = None,
     ) -> None:
-        compiled = _compile(model, cache_dir, exact=exact, trunk=trunk)
+        compiled = _compile(model, cache_dir, exact=exact, group=group, trunk=trunk)
         self.exact = exact
         self._pad_id = pad_id
         self._typed = len(compiled.inputs) == 3
@@ -237,7 +246,9 @@ def has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _compile(model: Path, cache_dir: Path | None, *, exact: bool, trunk: Trunk | None) -> openvino.CompiledModel:
+def _compile(
+    model: Path, cache_dir: Path | None, *, exact: bool, group: int, trunk: Trunk | None
+) -> openvino.CompiledModel:
     import openvino
 
     core = openvino.Core()
@@ -245,7 +256,7 @@ def _compile(model: Path, cache_dir: Path | None, *, exact: bool, trunk: Trunk |
         "INFERENCE_PRECISION_HINT": "bf16" if has_bf16() and not exact else "f32",
         "NUM_STREAMS": str(_cores()),
         "INFERENCE_NUM_THREADS": str(_cores()),
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0" if exact else str(ACTIVATION_GROUP),
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0" if exact else str(group),
     }
     if cache_dir is not None:
         try:

@@ -85,12 +85,13 @@ def finite_masks(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def compress_weights(model: Any) -> None:
-    """Replaces each weight matrix, in place, by integers and their scales.
+def compress_weights(model: Any) -> set[int]:
+    """Replaces each weight matrix, in place, by integers and their scales; returns the widths of what they multiply.
 
     int8 with a float32 scale a row, symmetric, the largest absolute value of a row at 127: the engine multiplies such
     weights in int8 directly. An embedding table that is exact in 4 bits becomes 4 bits: half the size, nothing lost.
     """
+    widths = set()
     for node in model.get_ordered_ops():
         port = {"MatMul": 1, "Gather": 0}.get(node.get_type_name())
         if port is None:
@@ -103,9 +104,12 @@ def compress_weights(model: Any) -> None:
         weights = np.asarray(constant.data, dtype=np.float32)
         if weights.ndim != 2 or weights.size < _SMALLEST:
             continue
+        if node.get_type_name() == "MatMul":
+            widths.add(weights.shape[1])
         restored = _four_bit(weights) if node.get_type_name() == "Gather" else None
         node.input(port).replace_source_output((restored or _eight_bit(weights)).output(0))
     model.validate_nodes_and_infer_types()
+    return widths
 
 
 def _eight_bit(weights: NDArray[np.float32]) -> Any:

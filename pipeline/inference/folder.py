@@ -3,8 +3,8 @@
 ``config.json`` says what the weights are: ``kind`` ("embedder" or "cross-encoder"), ``name``, ``revision`` (the
 sha256 of ``model.bin``), ``max_tokens``, ``pad_id``, and by kind ``dimension``, ``query_prefix``, ``document_prefix``
 and ``around`` (the special tokens before and after a text), or ``default_alpha`` and ``around`` (those before the
-query, between it and the text, and after the text). ``exact`` asks for float32 on every CPU. Exchanging a model is
-exchanging these files.
+query, between it and the text, and after the text). ``exact`` asks for float32 on every CPU, ``activation_group`` for
+another :data:`~pipeline.inference.engine.ACTIVATION_GROUP`. Exchanging a model is exchanging these files.
 
 A late-interaction model has what an embedder has, ``scale`` and ``bias``, which make a logit of its score, and
 ``default_alpha``. Its weights are the upper layers alone: ``trunk`` has the revision of the embedder that the lower
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
-from pipeline.inference.engine import Engine, Trunk, shared_engine
+from pipeline.inference.engine import ACTIVATION_GROUP, Engine, Trunk, shared_engine
 from pipeline.text import well_formed
 
 _Array = NDArray[np.float32]
@@ -105,6 +105,7 @@ class ModelFolder:
                 self._cache_dir,
                 int(self.config["pad_id"]),
                 exact=bool(self.config.get("exact")),
+                group=int(self.config.get("activation_group", ACTIVATION_GROUP)),
                 trunk=self._trunk,
             )
         return self._engine

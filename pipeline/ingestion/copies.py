@@ -108,6 +108,17 @@ class Sharing:
         ``now``: path -> content hash of all files that were read. ``gone``: paths of those that shall be forgotten.
         Files that were not read keep what they have.
         """
+        plans = self.plans(store, now=now, gone=gone)
+        # A file that has another content now must be named there before it is not named here any more.
+        written = sum(_write(store, embed, plan, {*plan.copies, *plan.lost}) for plan in plans if plan.gains)
+        written += sum(_write(store, embed, plan, {*plan.copies}) for plan in plans if plan.lost)
+        deleted = sum(store.delete_chunks(plan.doomed) for plan in plans if plan.doomed)
+        return written, deleted
+
+    def plans(
+        self, store: Store, *, now: Mapping[str, str] | None = None, gone: Set[str] = frozenset()
+    ) -> list[SharingPlan]:
+        """What :meth:`settle` would do."""
         now = {} if now is None else now
         plans = []
         hashes = iter(self.due)
@@ -123,15 +134,11 @@ class Sharing:
                     if path and path not in gone and now.get(path, content_hash) == content_hash
                 }
                 plans.append(_plan(content_hash, versions, sources))
-        # A file that has another content now must be named there before it is not named here any more.
-        written = sum(_write(store, embed, plan, {*plan.copies, *plan.lost}) for plan in plans if plan.gains)
-        written += sum(_write(store, embed, plan, {*plan.copies}) for plan in plans if plan.lost)
-        deleted = sum(store.delete_chunks(plan.doomed) for plan in plans if plan.doomed)
-        return written, deleted
+        return plans
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class SharingPlan:
     """How one content shall be held."""
 
     content_hash: str
@@ -141,34 +148,38 @@ class _Plan:
     """Id of a document that has it now."""
     gains: bool = False
     """Whether something has to be written that is named nowhere yet."""
+    count: int = 0
+    """Chunks of it."""
     lost: frozenset[str] = frozenset()
     """Copies that the document has now and shall not have."""
     doomed: tuple[str, ...] = ()
     """Chunk ids."""
 
 
-def _plan(content_hash: str, versions: Sequence[DocumentVersion], sources: Set[str]) -> _Plan:
+def _plan(content_hash: str, versions: Sequence[DocumentVersion], sources: Set[str]) -> SharingPlan:
     """Of the documents that have a content one stays, under a name that is among the sources."""
     complete = sorted((version for version in versions if version.complete), key=lambda version: version.document_id)
     if not complete or not sources:
         # Without a complete one there is nothing to write; what is still a source's own will be completed by ingest.
         doomed = [version for version in versions if not sources & {*version.sources}]
-        return _Plan(content_hash, doomed=_chunk_ids(doomed))
+        return SharingPlan(content_hash, doomed=chunk_ids(doomed))
     kept = next((version for version in complete if version.document_id in sources), None)
     document_id = min(sources) if kept is None else kept.document_id
     copies = frozenset(sources - {document_id})
-    return _Plan(
+    return SharingPlan(
         content_hash,
         document_id=document_id,
         copies=copies,
         stored_as=(kept or complete[0]).document_id,
+        count=complete[0].count,
         gains=kept is None or kept.torn or not copies <= {*kept.copies},
         lost=frozenset() if kept is None else frozenset(kept.copies) - copies,
-        doomed=_chunk_ids(version for version in versions if version.document_id != document_id),
+        doomed=chunk_ids(version for version in versions if version.document_id != document_id),
     )
 
 
-def _chunk_ids(versions: Iterable[DocumentVersion]) -> tuple[str, ...]:
+def chunk_ids(versions: Iterable[DocumentVersion]) -> tuple[str, ...]:
+    """Those that whole versions have."""
     return tuple(
         chunk_id(version.document_id, version.content_hash, index)
         for version in versions
@@ -176,7 +187,7 @@ def _chunk_ids(versions: Iterable[DocumentVersion]) -> tuple[str, ...]:
     )
 
 
-def _write(store: Store, embed: Embed, plan: _Plan, copies: Set[str]) -> int:
+def _write(store: Store, embed: Embed, plan: SharingPlan, copies: Set[str]) -> int:
     """Writes what is stored again under its new name and with these copies; returns how many chunks."""
     import numpy as np
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import SettingsError
 from pipeline.ingestion.changes import by_document, compare, plan_prune
 from pipeline.ingestion.chunking import Chunker
-from pipeline.ingestion.copies import Related, Sharing, related
+from pipeline.ingestion.copies import Related, Sharing, chunk_ids, related
 from pipeline.ingestion.loaders import MAX_BYTES
 from pipeline.ingestion.reading import read
 from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
@@ -75,6 +75,7 @@ class IngestRun:
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("new", "changed", "unchanged"), 0))
     _written: int = 0
     _deleted_chunks: int = 0
+    _would_delete: set[str] = field(default_factory=set)
     _failures: list[Failure] = field(default_factory=list)
     _warnings: list[str] = field(default_factory=list)
     _repeated: set[str] = field(default_factory=set)
@@ -110,7 +111,9 @@ class IngestRun:
         if len(self._repeated) > _REPEATED_SHOWN:
             self._warnings.append(f"{len(self._repeated) - _REPEATED_SHOWN} more ids were given more than once")
         gone = self._prune(roots, max_delete) if prune else set()
-        if not self.dry_run:
+        if self.dry_run:
+            self._count_settling(gone)
+        else:
             with self._watch.working("writing"):
                 self._settle(gone)
         written = time.perf_counter()
@@ -200,6 +203,13 @@ class IngestRun:
     def _embed(self, write: Callable[[tuple[_Work, NDArray[np.float32] | None]], None], work: _Work) -> None:
         if self.dry_run:
             self._written += len(work.chunks)
+            self._would_delete.update(
+                chunk_ids(
+                    version
+                    for version in (self.store.versions(list(work.finished)) if work.finished else ())
+                    if version.content_hash != work.finished[version.document_id]
+                )
+            )
         elif work.chunks:
             with self._watch.working("embedding"):
                 vectors = self.embedder.embed_documents([chunk.full_text for chunk in work.chunks])
@@ -244,6 +254,15 @@ class IngestRun:
         self._deleted_chunks += deleted
         if gone:
             self._deleted_chunks += self.store.delete_documents(sorted(gone))
+
+    def _count_settling(self, gone: set[str]) -> None:
+        """What :meth:`_settle` would do."""
+        for plan in self._sharing.plans(self.store, now=self._seen, gone=gone):
+            self._written += plan.count * (plan.gains + bool(plan.lost))
+            self._would_delete.update(plan.doomed)
+        if gone:
+            self._would_delete.update(chunk_ids(self.store.versions(sorted(gone))))
+        self._deleted_chunks = len(self._would_delete)
 
     def _report(self, message: str = "") -> None:
         if self.progress is not None:

@@ -275,9 +275,19 @@ def test_doctor_uses_everything_once(rag: Rag) -> None:
     """On a plain machine all is in reach."""
     outcome = rag.json("doctor")
     assert outcome["ok"]
-    assert ["settings", "data directory", "store", "embedder", "reranker"] == [
+    assert ["settings", "data directory", "store", "embedder", "collection", "reranker"] == [
         check["name"] for check in outcome["checks"]
     ]
+
+
+def test_doctor_says_that_the_collection_was_made_otherwise(rag: Rag, docs: Path) -> None:
+    """Queries would still be answered, but the next ingest would fail."""
+    rag.json("ingest", str(docs))
+    assert rag.json("doctor")["ok"]
+    outcome = rag.json("doctor", code=1, RAG_CHUNK_TOKENS="128")
+    (failed,) = [check for check in outcome["checks"] if not check["ok"]]
+    assert "collection" == failed["name"]
+    assert "chunk_tokens: stored 256, asked for 128" in failed["detail"]
 
 
 def test_doctor_names_what_is_out_of_reach(rag: Rag, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pipeline.errors import EmbedderError, RerankerError
 from pipeline.inference import conversion
 from pipeline.inference.choice import EngineChoice
 from pipeline.inference.conversion import deviation
-from pipeline.inference.engine import has_bf16, shared_engine
+from pipeline.inference.engine import Engine, has_bf16, shared_engine
 from pipeline.inference.folder import ModelFolder
 from pipeline.models import EMBEDDER
 from pipeline.rerankers.cross_encoder import CrossEncoderReranker
@@ -126,6 +126,42 @@ def test_large_weights_become_int8(tmp_path: Path, wide: Path) -> None:
     assert deviation(raws(engine), raws(reranker(wide, tmp_path, "torch"))) < 2 * conversion.ROUNDED
     small = (conversions(tmp_path)[0] / "model.bin").stat().st_size
     assert small < 0.4 * (wide / "model.safetensors").stat().st_size
+
+
+def test_activations_are_quantised_in_the_largest_group_that_keeps_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder says which, and the engine follows it."""
+    model = save_cross_encoder(tmp_path / "model", hidden_size=384, intermediate_size=768)
+    far = iter([0.0, 0.0, 0.0, 1.0, 0.0])  # in float32 and in groups of 384; then of another conversion, and of 128
+    monkeypatch.setattr(conversion, "deviation", lambda *_: next(far))
+    raws(reranker(model, tmp_path / "both"))
+    (folder,) = conversions(tmp_path / "both")
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["activation_group"] == 384
+    texts = [TEXTS[0]]
+    sequences, second = ModelFolder(folder, "cross-encoder").pairs(QUERIES[0], texts)
+    large, small = (Engine(folder / "model.xml", group=group).run(sequences, second) for group in (384, 128))
+    assert not np.array_equal(large, small)
+    assert np.array_equal(ModelFolder(folder, "cross-encoder").logits(QUERIES[0], texts), large[:, 0])
+
+    raws(reranker(model, tmp_path / "one"))
+    (folder,) = conversions(tmp_path / "one")
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["activation_group"] == 128
+
+
+@pytest.mark.parametrize(
+    ("widths", "expected"),
+    [
+        ({384, 1536}, [384, 128]),
+        ({768, 3072}, [384, 128]),
+        ({1024, 4096}, [512, 128]),
+        ({384, 512}, [128]),
+        ({312, 1200}, [128]),
+    ],
+)
+def test_groups_divide_all_layers(widths: set[int], expected: list[int]) -> None:
+    """What is not a whole number of groups wide would stay in floating point."""
+    assert conversion.groups(widths) == expected
 
 
 def test_weights_that_int8_spoils_stay_floating(tmp_path: Path, wide: Path) -> None:

@@ -258,15 +258,25 @@ def test_a_copy_is_one_once_all_chunks_know_of_it(rig: Rig) -> None:
     assert {"a": ["b"]} == rig.stored()
 
 
-def test_a_dry_run_touches_nothing(rig: Rig) -> None:
-    """Neither does it write what files share."""
-    rig.write(a=TEXT, b=TEXT)
-    rig.rag.ingest(rig.path("a"))
+def test_a_dry_run_touches_nothing_and_tells_what_would_be_done(rig: Rig) -> None:
+    """Files that were moved, changed, shrunk, removed, or are no longer a copy: it counts as the run itself does."""
+    rig.write(
+        moved=TEXT, changed=OTHER, shrunk=TEXT + "pears", gone=OTHER + "plums", one=TEXT + "figs", two=TEXT + "figs"
+    )
+    rig.rag.ingest(rig.folder)
     before = dict(rig.store.points)
-    (rig.folder / "a.md").unlink()
-    report = rig.rag.ingest(rig.folder, dry_run=True, prune=True, max_delete=1.0)
-    assert (1, 1, 0) == (report.new, report.deleted, report.chunks_written)
+    (rig.folder / "moved.md").rename(rig.folder / "away.md")
+    (rig.folder / "gone.md").unlink()
+    rig.write(changed=OTHER + "limes", shrunk="Pears.", two=TEXT + "dates")
+    foretold = rig.rag.ingest(rig.folder, dry_run=True, prune=True, max_delete=1.0)
     assert before.items() == rig.store.points.items()
+    done = rig.rag.ingest(rig.folder, prune=True, max_delete=1.0)
+    counted = [
+        (report.new, report.changed, report.unchanged, report.deleted, report.chunks_written, report.chunks_deleted)
+        for report in (foretold, done)
+    ]
+    assert counted[0] == counted[1]
+    assert (1, 3, 1, 2) == counted[0][:4]
 
 
 def test_a_question_may_name_any_of_the_equal_files(rig: Rig) -> None:

@@ -201,6 +201,21 @@ def test_runs_are_crossed_and_a_run_without_reranker_appears_once() -> None:
     assert [("none", 100), ("embedded", 50)] == [(spec.reranker, spec.top_n) for spec in cross(settings)]
 
 
+def test_a_run_says_whether_there_is_a_cascade() -> None:
+    """Else two runs that differ in nothing else would have one name."""
+    labels = [
+        spec.label
+        for mode in ("on", "off")
+        for spec in cross(Settings(data_dir="unused", cascade=mode), rerankers=["embedded", "embedded-cross-encoder"])
+    ]
+    assert [
+        "hybrid + embedded, top 50",
+        "hybrid + embedded-cross-encoder, top 50, cascade",
+        "hybrid + embedded, top 50",
+        "hybrid + embedded-cross-encoder, top 50",
+    ] == labels
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"searches": ["x"]}, "hybrid, dense, sparse"), ({"top_ns": [0]}, "1 and 1000"), ({"alphas": [2.0]}, "--alpha")],

@@ -331,6 +331,8 @@ def test_hits_that_time_did_not_reach_are_under_any_threshold(monkeypatch: pytes
     """Nothing is known of them, and a threshold promises that something is."""
     result = hurried(monkeypatch, 8000).query("apple pear", threshold=0.0)
     assert result.reranked == len(result.hits) < 10
+    assert result.warnings[0].endswith("of 10 candidates; the others are under every threshold")
+    assert "threshold" not in hurried(monkeypatch, 8000).query("apple pear").warnings[0]
 
 
 def test_no_time_at_all_is_the_order_of_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
