@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import SettingsError
-from pipeline.ingestion.loaders import find_files, load
 from pipeline.ingestion.markdown import sections
+from pipeline.ingestion.reading import read
 from pipeline.types import Document, Failure
 
 CAVEAT = (
@@ -47,8 +47,8 @@ def make_questions(paths: Iterable[Path], into: Path) -> dict[str, Any]:
         raise SettingsError(f"{into} exists already and may hold questions of yours: choose another --out")
     documents, failures = 0, 0
     found: dict[str, tuple[str, str, set[str]]] = {}
-    for path in find_files(list(paths)):
-        for document in load(path):
+    for batch in read(list(paths), []):
+        for document in batch.items:
             if isinstance(document, Failure):
                 failures += 1
                 continue

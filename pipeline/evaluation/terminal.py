@@ -94,6 +94,8 @@ def print_questions(console: Console, found: Mapping[str, Any]) -> None:
     console.print(
         Text(f"{found['path']}: {found['questions']} questions ({kinds}) over {found['documents']} documents")
     )
+    if found["unreadable"]:
+        console.print(f"{found['unreadable']} files or lines could not be read: rag ingest names them", style="yellow")
     console.print(Text(found["note"]), style="dim")
 
 

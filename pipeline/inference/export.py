@@ -96,13 +96,8 @@ def compress_weights(model: Any) -> set[int]:
         port = {"MatMul": 1, "Gather": 0}.get(node.get_type_name())
         if port is None:
             continue
-        constant = node.input_value(port).get_node()
-        if constant.get_type_name() == "Convert":
-            constant = constant.input_value(0).get_node()
-        if constant.get_type_name() != "Constant":
-            continue
-        weights = np.asarray(constant.data, dtype=np.float32)
-        if weights.ndim != 2 or weights.size < _SMALLEST:
+        weights = large_weights(node, port)
+        if weights is None:
             continue
         if node.get_type_name() == "MatMul":
             widths.add(weights.shape[1])
@@ -110,6 +105,17 @@ def compress_weights(model: Any) -> set[int]:
         node.input(port).replace_source_output((restored or _eight_bit(weights)).output(0))
     model.validate_nodes_and_infer_types()
     return widths
+
+
+def large_weights(node: Any, port: int) -> NDArray[np.float32] | None:
+    """The matrix that is this input of an operation; None where it is no constant one, or too small to matter."""
+    constant = node.input_value(port).get_node()
+    if constant.get_type_name() == "Convert":
+        constant = constant.input_value(0).get_node()
+    if constant.get_type_name() != "Constant":
+        return None
+    weights = np.asarray(constant.data, dtype=np.float32)
+    return weights if weights.ndim == 2 and weights.size >= _SMALLEST else None
 
 
 def _eight_bit(weights: NDArray[np.float32]) -> Any:

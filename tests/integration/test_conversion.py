@@ -17,10 +17,12 @@ import pytest
 
 from pipeline.embedders.sentence_transformers import SentenceTransformersEmbedder
 from pipeline.errors import EmbedderError, RerankerError
-from pipeline.inference import conversion
+from pipeline.inference import activations, conversion
+from pipeline.inference.activations import scale_activations
 from pipeline.inference.choice import EngineChoice
 from pipeline.inference.conversion import deviation
 from pipeline.inference.engine import Engine, has_bf16, shared_engine
+from pipeline.inference.export import compress_weights
 from pipeline.inference.folder import ModelFolder
 from pipeline.models import EMBEDDER
 from pipeline.rerankers.cross_encoder import CrossEncoderReranker
@@ -133,7 +135,8 @@ def test_activations_are_quantised_in_the_largest_group_that_keeps_the_answers(
 ) -> None:
     """The folder says which, and the engine follows it."""
     model = save_cross_encoder(tmp_path / "model", hidden_size=384, intermediate_size=768)
-    far = iter([0.0, 0.0, 0.0, 1.0, 0.0])  # in float32 and in groups of 384; then of another conversion, and of 128
+    scaled = [0.0, 1.0, 1.0]  # in float32; with all activations scaled beforehand, with most
+    far = iter([*scaled, 0.0, *scaled, 1.0, 0.0])  # in groups of 384; of another conversion, and in groups of 128
     monkeypatch.setattr(conversion, "deviation", lambda *_: next(far))
     raws(reranker(model, tmp_path / "both"))
     (folder,) = conversions(tmp_path / "both")
@@ -147,6 +150,77 @@ def test_activations_are_quantised_in_the_largest_group_that_keeps_the_answers(
     raws(reranker(model, tmp_path / "one"))
     (folder,) = conversions(tmp_path / "one")
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["activation_group"] == 128
+
+
+def test_activations_that_are_scaled_beforehand_are_preferred(
+    tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, or all but those of layers that narrow: the file has a rounding for each."""
+    rounded = []
+    for refused in (0, 1):
+        way = iter([0.0] + [1.0] * refused + [0.0])
+        cache = tmp_path / str(refused)
+        with monkeypatch.context() as patched:
+            patched.setattr(conversion, "deviation", lambda *_, way=way: next(way))
+            answers = raws(reranker(wide, cache))
+        assert deviation(answers, raws(reranker(wide, cache, "torch"))) < 3 * conversion.ROUNDED
+        (folder,) = conversions(cache)
+        rounded.append((folder / "model.xml").read_text(encoding="utf-8").count('type="FakeQuantize"'))
+    assert rounded[1] == rounded[0] - 2 > 0  # of two layers
+
+
+@pytest.fixture
+def layer() -> tuple[Any, np.ndarray, np.ndarray]:
+    """A model of one layer, its weights, and inputs of which some columns are far larger than others."""
+    import openvino
+    import openvino.opset15 as ops
+
+    random = np.random.default_rng(0)
+    weights = random.standard_normal((256, 384)).astype(np.float32)
+    inputs = random.standard_normal((4, 50, 384)).astype(np.float32)
+    inputs[..., ::50] *= 40
+    given = ops.parameter([-1, -1, 384], np.float32)
+    return openvino.Model([ops.matmul(given, ops.constant(weights), False, True)], [given]), weights, inputs
+
+
+def of_layer(model: Any, inputs: np.ndarray) -> tuple[np.ndarray, str]:
+    """What it gives, and in what precision the engine multiplies."""
+    import openvino
+
+    options = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    network = openvino.Core().compile_model(model, "CPU", options)
+    (precision,) = {
+        node.get_rt_info()["runtimePrecision"]
+        for node in network.get_runtime_model().get_ordered_ops()
+        if node.get_rt_info()["layerType"] == "FullyConnected"
+    }
+    return network(inputs)[0], precision
+
+
+def test_a_scaled_layer_is_multiplied_in_int8(
+    layer: tuple[Any, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nearly the same result, on inputs that it was not scaled on, as large columns do not take all steps."""
+    model, weights, inputs = layer
+    expected = (inputs[-1:] @ weights.T)[0]
+    far = []
+    for smoothing in (activations._SMOOTHING, 0.0):
+        monkeypatch.setattr(activations, "_SMOOTHING", smoothing)
+        scaled = model.clone()
+        scale_activations(scaled, [[one[None]] for one in inputs[:-1]])
+        compress_weights(scaled)
+        found, precision = of_layer(scaled, inputs[-1:])
+        assert precision in ("u8", "i8")
+        far.append(deviation(found[0], expected))
+    assert far[0] < 0.05
+    assert far[0] < 0.5 * far[1]
+
+
+def test_a_layer_that_narrows_can_be_left_alone(layer: tuple[Any, np.ndarray, np.ndarray]) -> None:
+    """Its activations stay in floating point, or are scaled as the engine runs."""
+    model, _, inputs = layer
+    scale_activations(model, [[inputs[:1]]], narrowing=False)
+    assert "FakeQuantize" not in {node.get_type_name() for node in model.get_ordered_ops()}
 
 
 @pytest.mark.parametrize(

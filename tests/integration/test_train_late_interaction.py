@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from pipeline.evaluation.dataset import read_dataset
 from pipeline.inference.engine import Engine, Trunk
 from pipeline.inference.export import traced, write_folder
 from pipeline.models.build import mean_pooled
 from pipeline.models.upper_layers import DIMENSION, TRUNK_LAYERS, TRUNK_NODE, upper_layers
-from pipeline.training.late import fitting
+from pipeline.training.late import fitting, unseen
 from pipeline.training.late.__main__ import train
-from pipeline.training.late.questions import Questions, Share, bm25_candidates, fused, read_questions
+from pipeline.training.late.questions import SHARES, Questions, Share, bm25_candidates, fused, read_questions
 from tests.tiny_models import save_embedder
 
 ANIMALS = ("dog", "fox", "quick", "lazy")  # words that the tiny model has
@@ -71,6 +72,21 @@ def test_questions_are_held_back_with_their_passages(questions: Questions) -> No
     assert 40 == len(questions.all) - 20
     assert all(theirs.isdisjoint(one.relevant) for one in questions.all if not one.held_back)
     assert all(question.text in questions.passages[question.candidates[0][0]] for question in questions.all)
+
+
+def test_what_training_has_not_seen_is_the_rest(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No passage is in both, and all of a question's passages are there."""
+    share = Share(passages=150, held_back=5)
+    monkeypatch.setattr(unseen, "DATASETS", ("dogs",))
+    monkeypatch.setitem(SHARES, "dogs", share)
+    seen = read_questions(data, {"dogs": share})
+    counts = unseen.write_unseen(data, tmp_path / "rest")
+    rest = read_dataset(tmp_path / "rest")
+    texts = {document.text for document in rest.documents()}
+    assert 90 == len(texts)
+    assert texts.isdisjoint(seen.passages)
+    assert {question.text for question in seen.all}.isdisjoint(rest.queries.values())
+    assert counts["dogs"] == len(rest.queries) > 0
 
 
 def test_it_learns_what_the_first_stage_cannot_know(

@@ -1,16 +1,19 @@
 import json
 import sys
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from rich.console import Console
 
 from pipeline.core import Pipeline
 from pipeline.errors import MissingExtraError, SettingsError
 from pipeline.evaluation.irds import from_ir_dataset, read_ir_dataset
 from pipeline.evaluation.known_items import CAVEAT, make_questions
 from pipeline.evaluation.questions import read_questions, resolve
+from pipeline.evaluation.terminal import print_questions
 from pipeline.types import Document
 from tests.fakes import FakeEmbedder, FakeStore
 
@@ -155,6 +158,18 @@ def test_made_questions_can_be_read_and_resolved(folder: Path, tmp_path: Path) -
     Pipeline(embedder=FakeEmbedder(), store=store).ingest(folder)
     make_questions([folder], tmp_path / "made.jsonl")
     assert 11 == len(qrels(tmp_path / "made.jsonl", store))
+
+
+def test_of_documents_with_one_id_the_last_is_asked_about(tmp_path: Path) -> None:
+    """As it alone is ingested; what cannot be read is counted, and people are told."""
+    line = {"id": "n1", "title": "An older title", "text": "6333"}
+    file = write(tmp_path / "notes.jsonl", line, line | {"title": "A newer title"}, {"id": "broken"})
+    found = make_questions([file], tmp_path / "made.jsonl")
+    assert (1, 1, 1) == (found["questions"], found["documents"], found["unreadable"])
+    assert "A newer title" in (tmp_path / "made.jsonl").read_text()
+    said = Console(file=StringIO(), width=200)
+    print_questions(said, found)
+    assert "1 files or lines could not be read" in said.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_questions_of_ones_own_are_not_overwritten(folder: Path, tmp_path: Path) -> None:

@@ -16,23 +16,9 @@ from tokenizers import Tokenizer
 from pipeline.models import EMBEDDER
 from pipeline.training.late.choosing import choose
 from pipeline.training.late.fitting import Model, fit, start
-from pipeline.training.late.questions import Questions, Share, read_questions
+from pipeline.training.late.questions import SHARES, Questions, read_questions
 from pipeline.training.late.states import States
 
-# Questions by dataset in proportion to how good and how varied they are.
-SHARES = {
-    "nq": Share(questions=2600, held_back=120),
-    "squad": Share(questions=2800, held_back=120),
-    "boolq": Share(questions=1500, held_back=60),
-    "clapnq": Share(questions=300, held_back=0),
-    "cmrc2018": Share(questions=5000, held_back=120),
-    "drcd-dev": Share(questions=1800, held_back=60),
-    "tldr-zh": Share(passages=2500, questions=700),
-    "tldr-en": Share(passages=4000, questions=900),
-    "tidb-docs-zh": Share(passages=2200, questions=1500, held_back=120),
-    "medquad": Share(passages=1500, questions=700, held_back=60),
-    "scifact": Share(questions=659, held_back=150),
-}
 # Tokens that are read of a question, and of a passage, while training: special tokens and prefix included.
 _QUESTION_TOKENS, _PASSAGE_TOKENS = 64, 192
 # Passages whose tokens the projection starts from.

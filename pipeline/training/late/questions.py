@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -16,6 +16,8 @@ from pipeline.stores import bm25
 from pipeline.types import Document
 
 _DEPTH = 50
+SEED = 7
+"""Of the passages that are drawn where not all are used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,22 @@ class Share:
     """Of the others, at most so many are trained on."""
     held_back: int = 100
     """Questions to choose by; no other question about the same passages is trained on."""
+
+
+SHARES = {
+    "nq": Share(questions=2600, held_back=120),
+    "squad": Share(questions=2800, held_back=120),
+    "boolq": Share(questions=1500, held_back=60),
+    "clapnq": Share(questions=300, held_back=0),
+    "cmrc2018": Share(questions=5000, held_back=120),
+    "drcd-dev": Share(questions=1800, held_back=60),
+    "tldr-zh": Share(passages=2500, questions=700),
+    "tldr-en": Share(passages=4000, questions=900),
+    "tidb-docs-zh": Share(passages=2200, questions=1500, held_back=120),
+    "medquad": Share(passages=1500, questions=700, held_back=60),
+    "scifact": Share(questions=659, held_back=150),
+}
+"""What the model in the package learned from: questions in proportion to how good and how varied they are."""
 
 
 @dataclass(slots=True)
@@ -51,21 +69,26 @@ class Questions:
     all: list[Question] = field(default_factory=list)
 
 
-def read_questions(folder: Path, shares: dict[str, Share], seed: int = 7) -> Questions:
+def read_questions(folder: Path, shares: dict[str, Share], seed: int = SEED) -> Questions:
     """Reads datasets in BEIR's layout, which are folders of ``folder``, by their names."""
     found = Questions()
     for name, share in shares.items():
         dataset = read_dataset(folder / name)
         random = Random(f"{seed} {name}")
         texts = {document.id: _text(document) for document in dataset.documents()}
-        kept = sorted(texts)
-        random.shuffle(kept)
-        texts = {id_: texts[id_] for id_ in kept[: share.passages]}
+        texts = {id_: texts[id_] for id_ in shuffled(texts, random)[: share.passages]}
         numbers = {id_: len(found.passages) + place for place, id_ in enumerate(texts)}
         found.by_dataset[name] = range(len(found.passages), len(found.passages) + len(texts))
         found.passages.extend(texts.values())
         found.all.extend(_questions(dataset, texts, numbers, share, random))
     return found
+
+
+def shuffled(ids: Iterable[str], random: Random) -> list[str]:
+    """The same order for the same random numbers, in whatever order the ids come."""
+    kept = sorted(ids)
+    random.shuffle(kept)
+    return kept
 
 
 def _questions(
