@@ -18,6 +18,14 @@ _TITLE = re.compile(r"<title\b[^>]*>(.*?)</title\s*>", re.IGNORECASE | re.DOTALL
 # What the extractor would print above the text as a heading of its own.
 _HEAD = re.compile(r"<title\b[^>]*>.*?</title\s*>|<(?:meta|link|base)\b[^>]*>", re.IGNORECASE | re.DOTALL)
 _INLINE_IMAGE = re.compile(r"!\[([^\]]*)\]\(data:[^)]*\)")
+# Code, in which brackets mean something else, or a link that leads nowhere outside its site.
+_LOCAL_LINK = re.compile(
+    r"(?P<code>^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)[ \t]*$|(?<!`)(?P<ticks>`+)(?!`)[^\n]+?(?<!`)(?P=ticks)(?!`))"
+    r"|(?<!!)\[(?P<text>[^\[\]\n]*)\]\((?!\w+:|//)(?:<[^<>\n]*>|[^()\s<>]*)(?:\s+\"[^\"\n]*\")?\)",
+    re.MULTILINE | re.DOTALL,
+)
+# What links to a heading's own place show.
+_PERMALINKS = frozenset({"", "#", "¶", "§", "🔗"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,9 @@ def extract(kind: str, data: bytes) -> Extracted:
     pages = found.get("page_count")
     text = clean(_INLINE_IMAGE.sub(r"\1", result.content))
     page_starts: tuple[int, ...] = ()
-    if kind == "pptx":
+    if kind == "html":
+        text = _LOCAL_LINK.sub(_without_link, text)
+    elif kind == "pptx":
         text, page_starts = take_out_marks(text)
         pages = len(page_starts)
     elif kind == "pdf" and result.pages:
@@ -72,6 +82,13 @@ def extract(kind: str, data: bytes) -> Extracted:
         metadata={"pages": pages} if isinstance(pages, int) else {},
         page_starts=page_starts,
     )
+
+
+def _without_link(match: re.Match[str]) -> str:
+    if match["code"] is not None:
+        return match["code"]
+    text = match["text"].strip()
+    return "" if text in _PERMALINKS else text
 
 
 def clean(text: str) -> str:

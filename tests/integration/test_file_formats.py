@@ -264,6 +264,24 @@ def test_the_head_of_a_page_is_not_part_of_its_text(tmp_path: Path) -> None:
     assert ("T & 标题", "# One\n\nText a cat\n") == (document.title, document.text)
 
 
+def test_links_within_a_site_are_their_text(tmp_path: Path) -> None:
+    """Their targets mean nothing elsewhere and would fill the chunks; headings are without marks of permalinks."""
+    body = (
+        '<h1><a href="#m" title="m: (x).">mod</a> - things<a class="headerlink" href="#h" title="Permalink">¶</a></h1>'
+        '<p>Body with <a href="../x.html" title="X (y).">a link</a>, <a href="#F"><code>F</code></a>, '
+        '<a href="https://example.org/a">another</a> and <a href="mailto:a@example.org">mail</a>.</p>'
+        "<p>Use <code>d[k](v)</code>, or:</p><pre><code>handlers[name](argument)\n</code></pre>"
+    )
+    (tmp_path / "a.html").write_text(f"<html><body>{body}</body></html>", encoding="utf-8")
+    document = one(tmp_path / "a.html")
+    assert document.text.strip().split("\n\n") == [
+        "# mod - things",
+        "Body with a link, `F`, [another](https://example.org/a) and [mail](mailto:a@example.org).",
+        "Use `d[k](v)`, or:",
+        "```\nhandlers[name](argument)\n```",
+    ]
+
+
 def test_a_picture_named_html_is_a_picture(tmp_path: Path) -> None:
     """The extractor would make letters of any bytes."""
     (tmp_path / "a.html").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4)
