@@ -8,6 +8,10 @@ document frequency in while searching. Tokens: the engine's ``Multilingual`` tok
 Numbers need help: that tokenizer drops words of digits alone, so "in 1998" would be "in". A run of digits is given a
 prefix that makes it a word. nDCG@10 of BM25 alone, on the queries that hold digits, without and with it: SciFact
 0.680 / 0.690, XQuAD-en 0.957 / 0.988, XQuAD-zh 0.944 / 0.969.
+
+Words of a title count twice. nDCG@10 of the hybrid first stage with titles once and twice, on training questions:
+SciFact 0.697 / 0.702, Natural Questions 0.943 / 0.948, tldr-pages in Chinese 0.747 / 0.757, in English, where a title is
+but the command's name, 0.648 / 0.644.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from qdrant_edge import Bm25, Bm25Config, SparseVector, TokenizerType
 # stop words and no stemmer were within 0.006 nDCG@10 of these or worse, on XQuAD (both), SciFact, CMRC and DRCD.
 _K, _B, _AVERAGE_LENGTH = 1.2, 0.75, 256.0
 
-DESCRIPTION = f"multilingual+numbers english k={_K} b={_B} avg_len={_AVERAGE_LENGTH:g}"
+DESCRIPTION = f"multilingual+numbers+titles english k={_K} b={_B} avg_len={_AVERAGE_LENGTH:g}"
 """What the fingerprint says of the sparse vectors: it must change whenever they do."""
 
 _model = Bm25(Bm25Config(k=_K, b=_B, avg_len=_AVERAGE_LENGTH, tokenizer=TokenizerType.Multilingual, language="english"))
@@ -33,6 +37,11 @@ _NUMBER_PREFIX = "qn"
 def document_vector(text: str) -> SparseVector:
     """Term weights of a text that is stored; no entries if it has no words."""
     return _model.embed_document(_prepare(text))
+
+
+def chunk_vector(title: str, text: str) -> SparseVector:
+    """:func:`document_vector` of a chunk, whose title counts twice."""
+    return document_vector(f"{title}\n{title}\n{text}" if title else text)
 
 
 def query_vector(text: str) -> SparseVector:

@@ -73,7 +73,7 @@ def query(
 
 def point(chunk: Chunk, vector: NDArray[np.float32]) -> edge.Point:
     """A chunk with its vectors, as it is stored."""
-    vectors = {common.DENSE: vector.tolist(), common.SPARSE: bm25.document_vector(chunk.full_text)}
+    vectors = {common.DENSE: vector.tolist(), common.SPARSE: bm25.chunk_vector(chunk.title, chunk.text)}
     return edge.Point(chunk.id, vectors, payload.to_payload(chunk))
 
 

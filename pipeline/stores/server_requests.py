@@ -67,7 +67,7 @@ def query(
 
 def point(chunk: Chunk, vector: NDArray[np.float32]) -> models.PointStruct:
     """A chunk with its vectors, as it is stored."""
-    sparse = bm25.document_vector(chunk.full_text)
+    sparse = bm25.chunk_vector(chunk.title, chunk.text)
     vectors = {
         common.DENSE: vector.tolist(),
         common.SPARSE: models.SparseVector(indices=sparse.indices, values=sparse.values),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.stores.bm25 import document_vector, query_vector
+from pipeline.stores.bm25 import chunk_vector, document_vector, query_vector
 
 
 def words(text: str) -> set[int]:
@@ -62,3 +62,15 @@ def test_weights() -> None:
     assert by_word[steam] > by_word[engine]
     long = document_vector("steam steam engine " + "loom " * 500)
     assert dict(zip(long.indices, long.values, strict=True))[steam] < by_word[steam]
+
+
+def test_words_of_a_title_count_twice() -> None:
+    """So much as if the title stood there twice; without one it is the text's own vector."""
+    (word,) = query_vector("steam").indices
+    weights = [
+        dict(zip(vector.indices, vector.values, strict=True))[word]
+        for vector in (chunk_vector("", "steam engine"), chunk_vector("Steam", "An engine"))
+    ]
+    assert weights[1] > 1.1 * weights[0]
+    assert document_vector("steam steam an engine").values == chunk_vector("steam", "an engine").values
+    assert document_vector("steam engine").values == chunk_vector("", "steam engine").values
