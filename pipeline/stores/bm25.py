@@ -10,8 +10,8 @@ prefix that makes it a word. nDCG@10 of BM25 alone, on the queries that hold dig
 0.680 / 0.690, XQuAD-en 0.957 / 0.988, XQuAD-zh 0.944 / 0.969.
 
 Words of a title count twice. nDCG@10 of the hybrid first stage with titles once and twice, on training questions:
-SciFact 0.697 / 0.702, Natural Questions 0.943 / 0.948, tldr-pages in Chinese 0.747 / 0.757, in English, where titles are
-but names of commands, 0.648 / 0.644.
+SciFact 0.697 / 0.702, Natural Questions 0.943 / 0.948, tldr-pages in Chinese 0.747 / 0.757 and in English, where titles
+are but names of commands, 0.648 / 0.644.
 """
 
 from __future__ import annotations
