@@ -86,6 +86,8 @@ def scale_activations(model: openvino.Model, runs: Iterable[Sequence[NDArray[Any
             source = node.input_value(0)
             key = source.get_node().get_friendly_name(), source.get_index()
             layers.setdefault(key, (source, []))[1].append((node, weights))
+    if not layers:
+        return
     extremes = _extremes(model, [source for source, _ in layers.values()], runs)
     for (source, nodes), (least, most) in zip(layers.values(), extremes, strict=True):
         largest = np.maximum(np.abs(least), np.abs(most)).clip(_TINY)
