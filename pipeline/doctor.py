@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pipeline.build import build_embedder, build_reranker, build_store, cascades
 from pipeline.closing import close
 from pipeline.core import Pipeline
 from pipeline.errors import RagError
+from pipeline.interfaces import Embedder
 from pipeline.settings import Settings
 
 _QUERY = "What does Qdrant store?"
@@ -50,16 +53,26 @@ def examine(settings: Settings) -> list[Check]:
         finally:
             opened.close()
 
-    def embedder() -> str:
+    opened = ExitStack()
+
+    @cache
+    def built() -> Embedder:
         model = build_embedder(settings)
-        try:
-            model.embed_documents(_TEXTS)
-            return f"{model.name}, {model.dimension} dimensions, up to {model.max_tokens} tokens{_runs_on(model)}"
-        finally:
-            close(model)
+        opened.callback(close, model)
+        return model
+
+    def embedder() -> str:
+        model = built()
+        model.embed_documents(_TEXTS)
+        return f"{model.name}, {model.dimension} dimensions, up to {model.max_tokens} tokens{_runs_on(model)}"
 
     def collection() -> str:
-        with Pipeline.from_settings(settings, rerank=False) as rag:
+        with Pipeline(
+            embedder=built(),
+            store=build_store(settings),
+            chunk_tokens=settings.chunk_tokens,
+            chunk_overlap=settings.chunk_overlap,
+        ) as rag:
             rag.check_collection()
             cut = f"chunks of up to {rag.chunk_tokens} tokens, {rag.chunk_overlap} shared"
             return f"made with this embedder, {cut}" if rag.store.fingerprint() else f"none yet; it would have {cut}"
@@ -78,7 +91,8 @@ def examine(settings: Settings) -> list[Check]:
 
     checks = {"settings": _settings_source, "data directory": data_dir, "store": store}
     checks |= {"embedder": embedder, "collection": collection, "reranker": reranker}
-    return [_run(name, check) for name, check in checks.items()]
+    with opened:
+        return [_run(name, check) for name, check in checks.items()]
 
 
 def _runs_on(model: object) -> str:

@@ -72,10 +72,11 @@ def cross(
         for value in values:
             if not 0.0 <= value <= 1.0:
                 raise SettingsError(f"{option} must be between 0 and 1, not {value:g}")
+    in_two_steps = {name: cascades(settings.updated(reranker=name)) for name in names}
     runs = [
         RunSpec(mode, name, max(RECALL_DEPTH, *depths))
         if name == "none"
-        else RunSpec(mode, name, top_n, alpha, threshold, cascades(settings.updated(reranker=name)))
+        else RunSpec(mode, name, top_n, alpha, threshold, in_two_steps[name])
         for mode, name, top_n, alpha, threshold in product(modes, names, depths, weights, cuts)
     ]
     return list(dict.fromkeys(runs))

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.inference.export import large_weights
+
 if TYPE_CHECKING:
     import openvino
 
+# The operation that makes an intermediate result, and which of its outputs it is.
+_Name = tuple[str, int]
+Extremes = dict[_Name, tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""By result: the least and the largest value of each column; see :func:`extremes`."""
+
 # How much of the differences between an input's columns goes into the weights (SmoothQuant: Xiao et al., ICML 2023,
-# eq. 4). all-MiniLM-L6-v2's answers change by 10.0 % with 0.8, by 8.3 % with 0.65; without layers that narrow by 5.3 %
-# with 0.5 and 0.65, by 6.1 % with 0.8.
+# eq. 4). all-MiniLM-L6-v2's answers change by 10.0 % with 0.8 and by 8.3 % with 0.65, then without layers that narrow
+# by 5.1 %.
 _SMOOTHING = 0.65
 _LEVELS = 256
 _TINY = 1e-6
@@ -66,30 +73,46 @@ TEXTS = (
 )
 
 
-def scale_activations(model: openvino.Model, runs: Iterable[Sequence[NDArray[Any]]], *, narrowing: bool = True) -> None:
-    """Has the inputs of large layers rounded to 256 steps between what they are on some texts at least and at most.
+def extremes(model: openvino.Model, runs: Iterable[Sequence[NDArray[Any]]]) -> Extremes:
+    """What each input of a large layer is on some texts, at least and at most, column by column.
 
-    In place; the weights are still to be compressed (:func:`pipeline.inference.export.compress_weights`). Each of
-    ``runs`` has the model's inputs for a text without padding. Columns that are much larger than others are divided,
-    and their weights multiplied, by what makes both more even: else they alone would take most steps. Without
-    ``narrowing`` layers with more inputs than outputs are left alone: behind an activation function a few inputs are
-    often far larger than all others.
+    Each of ``runs`` has the model's inputs for a text without padding.
+    """
+    import openvino
+    import openvino.opset15 as ops
+
+    layers = _layers(model)
+    if not layers:
+        return {}
+    watched = openvino.Model([ops.result(source) for source, _ in layers.values()], model.get_parameters(), "watched")
+    options = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    compiled = openvino.Core().compile_model(watched, "CPU", options)
+    found: Extremes = {}
+    for inputs in runs:
+        output = compiled(dict(enumerate(inputs[: len(model.inputs)])))  # not all models tell the parts apart
+        for place, name in enumerate(layers):
+            rows = output[place].reshape(-1, output[place].shape[-1])
+            least, most = rows.min(axis=0), rows.max(axis=0)
+            low, high = found.get(name, (least, most))
+            found[name] = np.minimum(low, least), np.maximum(high, most)
+    return found
+
+
+def scale_activations(model: openvino.Model, seen: Extremes, *, narrowing: bool = True) -> None:
+    """Has the inputs of large layers rounded to 256 steps between their :func:`extremes`.
+
+    In place; the weights are still to be compressed (:func:`pipeline.inference.export.compress_weights`). Columns that
+    are much larger than others are divided, and their weights multiplied, by what makes both more even: else they alone
+    would take most steps. Without ``narrowing`` layers with more inputs than outputs are left alone: behind an
+    activation function a few inputs are often far larger than all others.
     """
     import openvino.opset15 as ops
 
-    from pipeline.inference.export import large_weights
-
-    layers: dict[tuple[str, int], tuple[Any, list[tuple[Any, NDArray[np.float32]]]]] = {}
-    for node in model.get_ordered_ops():
-        weights = large_weights(node, 1) if node.get_type_name() == "MatMul" else None
-        if weights is not None and (narrowing or weights.shape[1] <= weights.shape[0]):
-            source = node.input_value(0)
-            key = source.get_node().get_friendly_name(), source.get_index()
-            layers.setdefault(key, (source, []))[1].append((node, weights))
-    if not layers:
-        return
-    extremes = _extremes(model, [source for source, _ in layers.values()], runs)
-    for (source, nodes), (least, most) in zip(layers.values(), extremes, strict=True):
+    for name, (source, all_nodes) in _layers(model).items():
+        nodes = [one for one in all_nodes if narrowing or one[1].shape[1] <= one[1].shape[0]]
+        if not nodes:
+            continue
+        least, most = seen[name]
         largest = np.maximum(np.abs(least), np.abs(most)).clip(_TINY)
         heaviest = np.max([np.abs(weights).max(axis=0) for _, weights in nodes], axis=0).clip(_TINY)
         divisor = largest**_SMOOTHING / heaviest ** (1 - _SMOOTHING)
@@ -105,23 +128,15 @@ def scale_activations(model: openvino.Model, runs: Iterable[Sequence[NDArray[Any
     model.validate_nodes_and_infer_types()
 
 
-def _extremes(
-    model: openvino.Model, sources: Sequence[Any], runs: Iterable[Sequence[NDArray[Any]]]
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """The least and the largest value of each column of some of the model's intermediate results."""
-    import openvino
-    import openvino.opset15 as ops
-
-    watched = openvino.Model([ops.result(source) for source in sources], model.get_parameters(), "watched")
-    options = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    compiled = openvino.Core().compile_model(watched, "CPU", options)
-    found: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
-    for inputs in runs:
-        output = compiled(dict(enumerate(inputs[: len(model.inputs)])))  # not all models tell the parts apart
-        columns = [output[place].reshape(-1, output[place].shape[-1]) for place in range(len(sources))]
-        seen = [(rows.min(axis=0), rows.max(axis=0)) for rows in columns]
-        pairs = zip(found or seen, seen, strict=True)
-        found = [(np.minimum(low, least), np.maximum(high, most)) for (low, high), (least, most) in pairs]
+def _layers(model: openvino.Model) -> dict[_Name, tuple[Any, list[tuple[Any, NDArray[np.float32]]]]]:
+    """By its name, each input of large layers, and the layers that it is the input of, with their weights."""
+    found: dict[_Name, tuple[Any, list[tuple[Any, NDArray[np.float32]]]]] = {}
+    for node in model.get_ordered_ops():
+        weights = large_weights(node, 1) if node.get_type_name() == "MatMul" else None
+        if weights is not None:
+            source = node.input_value(0)
+            name = source.get_node().get_friendly_name(), source.get_index()
+            found.setdefault(name, (source, []))[1].append((node, weights))
     return found
 
 

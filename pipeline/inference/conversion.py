@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pipeline.inference import activations
-from pipeline.inference.activations import scale_activations
-from pipeline.inference.engine import ACTIVATION_GROUP, Engine, has_bf16
+from pipeline.inference.activations import extremes, scale_activations
+from pipeline.inference.engine import ACTIVATION_GROUP, has_bf16
 from pipeline.inference.export import compress_weights, finite_masks, traced, write_folder
 from pipeline.inference.folder import FILES, Kind, ModelFolder
 
@@ -194,9 +194,10 @@ def _quantized(model: Any, folder: Path) -> Iterator[tuple[str, Any, dict[str, A
 
     ``folder`` has it in float32. The model itself is changed in the end.
     """
+    seen = extremes(model, _runs(folder))
     for which, narrowing in (("all", True), ("most", False)):
         even = model.clone()
-        scale_activations(even, _runs(folder), narrowing=narrowing)
+        scale_activations(even, seen, narrowing=narrowing)
         group = groups(compress_weights(even))[0]
         yield f"{which} activations scaled beforehand", even, {"activation_group": group}
     widths = compress_weights(model)
@@ -244,9 +245,9 @@ def _answers(folder: Path, *, exact: bool = False) -> NDArray[np.float32]:
     """What the folder's model makes of the samples."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind: Kind = config["kind"]
-    # Not the shared engine: this file is about to move.
-    engine = Engine(folder / "model.xml", None, int(config["pad_id"]), exact=exact)
-    model = ModelFolder(folder, kind, engine=engine)
+    model = ModelFolder(folder, kind, shared=False)  # this file is about to move
+    if exact:
+        model.config["exact"] = True
     try:
         if kind == "cross-encoder":
             return np.concatenate([model.logits(query, TEXTS) for query in QUERIES])[:, None]

@@ -42,8 +42,9 @@ _tokenizers_lock = threading.Lock()
 class ModelFolder:
     """What all kinds of models share: configuration, tokenizer and engine, the latter two loaded at first use.
 
-    ``trunk`` is the folder of the model that the lower layers are taken from, for a kind that lacks them; with
-    ``whole_trunk`` that model's own answer comes with the other (:meth:`both_vectors`).
+    Without ``shared`` the engine is its own, as suits a folder that is about to move. ``trunk`` is the folder of the
+    model that the lower layers are taken from, for a kind that lacks them; with ``whole_trunk`` that model's own answer
+    comes with the other (:meth:`both_vectors`).
 
     Raises:
         SettingsError: a file is missing, or the folder holds a model of another kind, or one for another trunk.
@@ -55,7 +56,7 @@ class ModelFolder:
         kind: Kind,
         cache_dir: Path | None = None,
         *,
-        engine: Engine | None = None,
+        shared: bool = True,
         trunk: Path | None = None,
         whole_trunk: bool = False,
     ) -> None:
@@ -70,7 +71,8 @@ class ModelFolder:
             raise SettingsError(f"{folder.absolute()} holds a model of kind {self.config.get('kind')!r}, not {kind!r}")
         self.max_tokens = int(self.config["max_tokens"])
         self._cache_dir = cache_dir
-        self._engine = engine
+        self._shared = shared
+        self._engine: Engine | None = None
         self._trunk = None if trunk is None else self._trunk_in(trunk, whole_trunk)
 
     @property
@@ -98,9 +100,10 @@ class ModelFolder:
 
     @property
     def engine(self) -> Engine:
-        """The compiled model: the one given, or the one that all users of the folder share."""
+        """The compiled model, which all users of the folder share unless this one is to have its own."""
         if self._engine is None:
-            self._engine = shared_engine(
+            make = shared_engine if self._shared else Engine
+            self._engine = make(
                 self.folder / "model.xml",
                 self._cache_dir,
                 int(self.config["pad_id"]),

@@ -202,20 +202,21 @@ class IngestRun:
 
     def _embed(self, write: Callable[[tuple[_Work, NDArray[np.float32] | None]], None], work: _Work) -> None:
         if self.dry_run:
-            self._written += len(work.chunks)
-            self._would_delete.update(
-                chunk_ids(
-                    version
-                    for version in (self.store.versions(list(work.finished)) if work.finished else ())
-                    if version.content_hash != work.finished[version.document_id]
-                )
-            )
+            self._foretell(work)
         elif work.chunks:
             with self._watch.working("embedding"):
                 vectors = self.embedder.embed_documents([chunk.full_text for chunk in work.chunks])
             write((work, vectors))
         elif work.finished:
             write((work, None))
+
+    def _foretell(self, work: _Work) -> None:
+        """Counts what would be written, and what would go for it."""
+        self._written += len(work.chunks)
+        if work.finished:
+            stored = self.store.versions(list(work.finished))
+            stale = (version for version in stored if version.content_hash != work.finished[version.document_id])
+            self._would_delete.update(chunk_ids(stale))
 
     def _write(self, embedded: tuple[_Work, NDArray[np.float32] | None]) -> None:
         work, vectors = embedded

@@ -18,7 +18,7 @@ import pytest
 from pipeline.embedders.sentence_transformers import SentenceTransformersEmbedder
 from pipeline.errors import EmbedderError, RerankerError
 from pipeline.inference import activations, conversion
-from pipeline.inference.activations import scale_activations
+from pipeline.inference.activations import extremes, scale_activations
 from pipeline.inference.choice import EngineChoice
 from pipeline.inference.conversion import deviation
 from pipeline.inference.engine import Engine, has_bf16, shared_engine
@@ -146,6 +146,8 @@ def test_activations_are_quantised_in_the_largest_group_that_keeps_the_answers(
     large, small = (Engine(folder / "model.xml", group=group).run(sequences, second) for group in (384, 128))
     assert not np.array_equal(large, small)
     assert np.array_equal(ModelFolder(folder, "cross-encoder").logits(QUERIES[0], texts), large[:, 0])
+    checked = [ModelFolder(folder, "cross-encoder").logits(query, conversion.TEXTS) for query in conversion.QUERIES]
+    assert np.array_equal(conversion._answers(folder)[:, 0], np.concatenate(checked))  # as it runs, so it is checked
 
     raws(reranker(model, tmp_path / "one"))
     (folder,) = conversions(tmp_path / "one")
@@ -207,7 +209,7 @@ def test_a_scaled_layer_is_multiplied_in_int8(
     for smoothing in (activations._SMOOTHING, 0.0):
         monkeypatch.setattr(activations, "_SMOOTHING", smoothing)
         scaled = model.clone()
-        scale_activations(scaled, [[one[None]] for one in inputs[:-1]])
+        scale_activations(scaled, extremes(scaled, [[one[None]] for one in inputs[:-1]]))
         compress_weights(scaled)
         found, precision = of_layer(scaled, inputs[-1:])
         assert precision in ("u8", "i8")
@@ -219,7 +221,7 @@ def test_a_scaled_layer_is_multiplied_in_int8(
 def test_a_layer_that_narrows_can_be_left_alone(layer: tuple[Any, np.ndarray, np.ndarray]) -> None:
     """Its activations stay in floating point, or are scaled as the engine runs."""
     model, _, inputs = layer
-    scale_activations(model, [[inputs[:1]]], narrowing=False)
+    scale_activations(model, extremes(model, [[inputs[:1]]]), narrowing=False)
     assert "FakeQuantize" not in {node.get_type_name() for node in model.get_ordered_ops()}
 
 

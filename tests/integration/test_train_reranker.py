@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import MissingExtraError, SettingsError
+from pipeline.inference import conversion
+from pipeline.inference.engine import ACTIVATION_GROUP
 from pipeline.inference.folder import ModelFolder
 from pipeline.models import RERANKER
 from pipeline.rerankers.cross_encoder import CrossEncoderReranker
@@ -75,8 +77,15 @@ def train(
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, dataset: Path, base: Path) -> tuple[Path, dict[str, Any]]:
+    import torch
+
     folder = tmp_path_factory.mktemp("trained")
-    return folder / "out", train(folder, dataset, base)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several add up in another order each time: equal seeds would train differently
+    try:
+        return folder / "out", train(folder, dataset, base)
+    finally:
+        torch.set_num_threads(threads)
 
 
 # ------------------------------------------------------------------ training
@@ -88,7 +97,7 @@ def test_it_learns_and_says_so(trained: tuple[Path, dict[str, Any]]) -> None:
     ndcg = outcome["ndcg@10"]
     assert ndcg["first_stage"] < 0.9
     assert ndcg["before"] < 0.9
-    assert ndcg["after"] > 0.85  # of four queries; threads add up in another order each time
+    assert 1.0 == ndcg["after"]
     assert outcome["loss"]["last"] < outcome["loss"]["first"]
     assert {"train": 32, "choose": 4, "report": 4} == outcome["queries"]
     assert all(test["difference"] > 0 for test in outcome["against"].values())
@@ -109,8 +118,7 @@ def test_the_card_tells_what_it_is_made_of(trained: tuple[Path, dict[str, Any]])
     out, outcome = trained
     card = (out / "README.md").read_text(encoding="utf-8")
     revision = ModelFolder(out, "cross-encoder").config["revision"]
-    after = f"{outcome['ndcg@10']['after']:.4f}"
-    for part in ("`dogs`", "not stated", after, "better than the first stage alone", f"`{revision}`"):
+    for part in ("`dogs`", "not stated", "1.0000", "better than the first stage alone", f"`{revision}`"):
         assert part in card
     assert revision == outcome["sha256"]["model.bin"]
 
@@ -227,13 +235,18 @@ def test_the_embedded_weights_can_be_trained_from(tmp_path: Path) -> None:
         assert exact.score(query, [text])[0].raw == pytest.approx(engine.score(query, [text])[0].raw, abs=0.15)
 
 
-def test_what_comes_back_and_goes_again_is_the_same(tmp_path: Path) -> None:
-    """Weights that are exact in int8 and 4 bits stay so, and do not grow; activations are rounded otherwise."""
+def test_what_comes_back_and_goes_again_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are exact in int8 and 4 bits stay so: no training, no change, and no growth.
+
+    With activations rounded as the embedded reranker's are: those that are scaled beforehand are other ones.
+    """
+    monkeypatch.setattr(conversion, "scale_activations", lambda *_, **__: None)
+    monkeypatch.setattr(conversion, "groups", lambda widths: [ACTIVATION_GROUP])
     to_hugging_face(RERANKER, tmp_path / "model")
     to_engine(tmp_path / "model", tmp_path / "again", "again")
     first, again = EmbeddedReranker(), EmbeddedReranker(tmp_path / "again")
     for query, text in PAIRS:
-        assert first.score(query, [text])[0].raw == pytest.approx(again.score(query, [text])[0].raw, abs=0.15)
+        assert first.score(query, [text])[0].raw == pytest.approx(again.score(query, [text])[0].raw, abs=0.02)
     assert (tmp_path / "again" / "model.bin").stat().st_size <= 1.01 * (RERANKER / "model.bin").stat().st_size
 
 

@@ -83,7 +83,7 @@ def test_many_writers_wait_for_each_other(tmp_path: Path, caplog: pytest.LogCapt
     caches = [ByteCache(path, 10_000, "test") for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         for i, cache in enumerate(caches):
-            pool.submit(cache.put, {f"{i} {j}".encode(): b"x" * 2_000 for j in range(200)})
+            pool.submit(cache.put, {f"{i} {j}".encode(): b"x" * 20_000 for j in range(200)})
     assert 800 == caches[0].weight()
     assert [] == caplog.records
     for cache in caches:
