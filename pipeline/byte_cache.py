@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 10_000
 # Bytes in one transaction, for which other threads and processes wait.
 _PIECE = 1_000_000
-# How long a writer waits for others.
+# How long a writer waits for others, and a reader for one that holds the whole file, which takes moments.
 _PATIENCE_MS = 1000
+_MOMENT_MS = 200
 # Bytes before each value that tell a damaged one: a file system may give back anything.
 _CHECK = 4
 _WEIGHT = "SELECT total(weight) FROM kept WHERE used >= ?"
@@ -106,14 +107,14 @@ class ByteCache:
     def _weight(self, value: bytes) -> int:
         return len(value) if self._by_size else 1
 
-    def _try(self, work: Callable[[sqlite3.Connection], T], wait_ms: int = 200) -> T | None:
+    def _try(self, work: Callable[[sqlite3.Connection], T], wait_ms: int = _MOMENT_MS) -> T | None:
         """Result of ``work`` in one transaction; None where the cache cannot be used.
 
         ``wait_ms`` is how long another process that writes is waited for.
         """
         with self._lock:
             try:
-                database = self._open()
+                database = self._open(max(wait_ms, _MOMENT_MS))
                 with database:
                     database.execute(f"PRAGMA busy_timeout = {wait_ms}")
                     return work(database)
@@ -140,11 +141,13 @@ class ByteCache:
                 self._database.close()
             self._database = None
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, wait_ms: int) -> sqlite3.Connection:
         if self._database is None:
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-            database = self._database = sqlite3.connect(self._path or ":memory:", timeout=0.2, check_same_thread=False)
+            database = self._database = sqlite3.connect(
+                self._path or ":memory:", timeout=wait_ms / 1000, check_same_thread=False
+            )
             # After a power cut the last entries may be missing, and no file is damaged.
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=NORMAL")

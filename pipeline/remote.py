@@ -149,9 +149,8 @@ def network_error(endpoint: Endpoint, error: httpx.HTTPError, *, timeout_s: floa
             operator=True,
         )
     if isinstance(error, httpx.ConnectError):
-        return RemoteError(
-            f"no connection to {endpoint.place}; check the network and {endpoint.url_setting}", retryable=True
-        )
+        message = f"no connection to {endpoint.place}; check the network and {endpoint.url_setting}"
+        return RemoteError(message, retryable=True, unconnected=True)
     if isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)):
         return RemoteError(f"{endpoint.place} broke the connection off; try later", retryable=True)
     return RemoteError(

@@ -31,7 +31,7 @@ class RemoteError(Exception):
 
     ``status`` is the HTTP status if there was an answer, ``retryable`` says whether the same call may succeed later,
     ``retry_after`` how many seconds the server asks to wait before that, and ``operator`` whether a setting is wrong.
-    ``final`` says that there is no use in trying again within this call.
+    ``final`` says that there is no use in trying again within this call, and ``unconnected`` that nobody was reached.
     """
 
     def __init__(
@@ -43,9 +43,11 @@ class RemoteError(Exception):
         retry_after: float | None = None,
         operator: bool = False,
         final: bool = False,
+        unconnected: bool = False,
     ) -> None:
         super().__init__(message)
         self.final = final
+        self.unconnected = unconnected
         self.operator = operator
         self.status = status
         self.retryable = retryable
@@ -59,11 +61,13 @@ class RetryPolicy:
     Waits grow as first, 2 first, 4 first, ... seconds plus up to ``first_wait_s`` of jitter, so that many clients do
     not come back at one moment. What a server asks for by Retry-After replaces the growing part. ``deadline_s``
     counts from :meth:`begin` and covers every try and every wait; a try never gets more than what is left of it.
+    ``connect_tries``, if given, is the number of tries after which it gives up where there is no connection.
     """
 
     timeout_s: float = 10.0
     deadline_s: float = 30.0
     tries: int = 5
+    connect_tries: int | None = None
     first_wait_s: float = 0.5
     longest_wait_s: float = 8.0
     sleep: Callable[[float], None] = time.sleep
@@ -93,7 +97,8 @@ class RetryPolicy:
                 return attempt(min(self.timeout_s, left))
 
         def stop(state: RetryCallState) -> bool:
-            return state.attempt_number >= self.tries or self.clock() + state.upcoming_sleep >= until
+            error = state.outcome.exception() if state.outcome else None
+            return self._was_last(error, state.attempt_number) or self.clock() + state.upcoming_sleep >= until
 
         retrying = Retrying(
             sleep=self.sleep,
@@ -125,12 +130,16 @@ class RetryPolicy:
             return error.retry_after + jitter
         return wait_exponential(multiplier=self.first_wait_s, max=self.longest_wait_s)(state) + jitter
 
+    def _was_last(self, error: BaseException | None, made: int) -> bool:
+        unconnected = isinstance(error, RemoteError) and error.unconnected
+        return made >= (self.connect_tries or self.tries if unconnected else self.tries)
+
     def _why_not_again(self, last: RemoteError, made: int, until: float, started: float) -> str:
         left = max(0.0, until - self.clock())
         whole = min(self.deadline_s, until - started)
         if last.retry_after is not None and last.retry_after >= left:
             return f"it asks to wait {last.retry_after:g} s, and {left:.1f} s are left of the deadline of {whole:.3g} s"
-        if made >= self.tries:
+        if self._was_last(last, made):
             return "gave up"
         return f"the deadline of {whole:.3g} s leaves no time for another try"
 

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Chunks embedded at once: the engine sorts them by length, so more of them means less padding.
+# Chunks embedded at once: the engine sorts them by length, so more of them means less padding. It begins with the first
+# few, and then with as many as it has had: neither embedding nor writing waits for all of a small ingest to be read.
 _EMBED_CHUNKS = 512
+_FIRST_CHUNKS = 64
 _REPEATED_SHOWN = 20
 
 
@@ -83,6 +85,7 @@ class IngestRun:
     _seen: dict[str, str] = field(default_factory=dict)
     _pending: list[Chunk] = field(default_factory=list)
     _finished: dict[str, str] = field(default_factory=dict)
+    _handed_on: int = 0
     _ready: bool = False
     _watch: Stopwatch = field(default_factory=Stopwatch)
     _files: tuple[int, int] = (0, 0)
@@ -191,12 +194,13 @@ class IngestRun:
         step = len(chunks) if len(chunks) <= self.store.whole_chunks else _EMBED_CHUNKS
         for start in range(0, len(chunks), step):
             self._pending += chunks[start : start + step]
-            if len(self._pending) >= _EMBED_CHUNKS:
+            if len(self._pending) >= min(_EMBED_CHUNKS, max(_FIRST_CHUNKS, self._handed_on)):
                 yield self._cut()
 
     def _cut(self) -> _Work:
         """What waits, which is then in work."""
         work = _Work(self._pending, self._finished)
+        self._handed_on += len(self._pending)
         self._pending, self._finished = [], {}
         return work
 

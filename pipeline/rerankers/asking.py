@@ -10,6 +10,9 @@ from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.text import well_formed
 from pipeline.traffic import Gate, in_parts
 
+RERANK_RETRY = RetryPolicy(connect_tries=2)
+"""Somebody waits for the answer, and a fallback may give it: where nobody listens, that is soon known."""
+
 
 def raw_scores(
     query: str,

@@ -24,7 +24,7 @@ from pipeline.remote import (
     status_error,
     without_secrets,
 )
-from pipeline.rerankers.asking import raw_scores
+from pipeline.rerankers.asking import RERANK_RETRY, raw_scores
 from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.traffic import Gate
 from pipeline.types import RerankScore, ScoreScale
@@ -77,7 +77,7 @@ class CohereReranker:
         self._key = SecretStr(check_key(api_key, _KEY_SETTING))
         # The SDK adds the version to the address by itself.
         self._url = check_url(base_url or PUBLIC_URL, _URL_SETTING).removesuffix("/v2").removesuffix("/v1")
-        self._retry = replace(retry or RetryPolicy(), timeout_s=timeout_s, deadline_s=deadline_s)
+        self._retry = replace(retry or RERANK_RETRY, timeout_s=timeout_s, deadline_s=deadline_s)
         self._max_documents = max_documents
         self._endpoint = Endpoint(
             provider="Cohere",

@@ -20,7 +20,7 @@ from pipeline.remote import (
     post_json,
     without_secrets,
 )
-from pipeline.rerankers.asking import raw_scores
+from pipeline.rerankers.asking import RERANK_RETRY, raw_scores
 from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.scoring import logit, sigmoid
 from pipeline.traffic import Gate
@@ -130,7 +130,7 @@ class HttpReranker:
         self.model = model
         self.scale: ScoreScale = scores or self._wire.scores
         self._max_documents = max_documents or self._wire.documents
-        self._retry = replace(retry or RetryPolicy(), timeout_s=timeout_s, deadline_s=deadline_s)
+        self._retry = replace(retry or RERANK_RETRY, timeout_s=timeout_s, deadline_s=deadline_s)
         self._endpoint = Endpoint(
             provider=name,
             url=self._url,

@@ -8,16 +8,16 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from pipeline.errors import RerankerError
 from pipeline.interfaces import Reranker
+from pipeline.rerankers.asking import RERANK_RETRY
 from pipeline.rerankers.cohere import CohereReranker
 from pipeline.rerankers.http import HttpReranker, Shape
-from pipeline.retrying import RetryPolicy
 from tests.loopback import SLOW, Fault, Loopback, Reply
 
 KEY = "secret-Key-1234567890"
@@ -51,7 +51,7 @@ class Case:
             self.waits.append(seconds)
             now[0] += seconds
 
-        policy = RetryPolicy(tries=tries, sleep=sleep, clock=lambda: now[0] + time.monotonic())
+        policy = replace(RERANK_RETRY, tries=tries, sleep=sleep, clock=lambda: now[0] + time.monotonic())
         made = self.build(url, api_key=KEY, retry=policy, **arguments)
         return self.stack.enter_context(contextlib.closing(made))  # type: ignore[type-var]
 
@@ -245,14 +245,14 @@ def test_the_deadline_bounds_the_last_request(case: Case) -> None:
 
 
 def test_an_unreachable_server_is_our_error(case: Case) -> None:
-    """Nobody listens: tried again, then the message names the address and the setting."""
+    """Nobody listens: tried once more, for a fallback waits, then the message names the address and the setting."""
     with Loopback([Reply()]) as server:
         url = server.url
     error = failure(case.make(url))
     assert "no connection to" in str(error)
     assert url in str(error)
     assert case.url_setting in str(error)
-    assert (None, True, 4) == (error.status, error.retryable, len(case.waits))
+    assert (None, True, 1) == (error.status, error.retryable, len(case.waits))
 
 
 def test_a_server_that_keeps_failing_is_not_asked_for_a_while(case: Case) -> None:

@@ -135,7 +135,7 @@ def test_activations_are_quantised_in_the_largest_group_that_keeps_the_answers(
 ) -> None:
     """The folder says which, and the engine follows it."""
     model = save_cross_encoder(tmp_path / "model", hidden_size=384, intermediate_size=768)
-    scaled = [0.0, 1.0, 1.0]  # in float32; with all activations scaled beforehand, with most
+    scaled = [0.0, 1.0, 1.0, 1.0]  # in float32; with all activations scaled beforehand, with all but one, but two
     far = iter([*scaled, 0.0, *scaled, 1.0, 0.0])  # in groups of 384; of another conversion, and in groups of 128
     monkeypatch.setattr(conversion, "deviation", lambda *_: next(far))
     raws(reranker(model, tmp_path / "both"))
@@ -157,9 +157,9 @@ def test_activations_are_quantised_in_the_largest_group_that_keeps_the_answers(
 def test_activations_that_are_scaled_beforehand_are_preferred(
     tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them, or all but those of layers that narrow: the file has a rounding for each."""
+    """All of them, or all but some of layers that narrow: the file has a rounding for each."""
     rounded = []
-    for refused in (0, 1):
+    for refused in range(3):
         way = iter([0.0] + [1.0] * refused + [0.0])
         cache = tmp_path / str(refused)
         with monkeypatch.context() as patched:
@@ -168,7 +168,8 @@ def test_activations_that_are_scaled_beforehand_are_preferred(
         assert deviation(answers, raws(reranker(wide, cache, "torch"))) < 3 * conversion.ROUNDED
         (folder,) = conversions(cache)
         rounded.append((folder / "model.xml").read_text(encoding="utf-8").count('type="FakeQuantize"'))
-    assert rounded[1] == rounded[0] - 2 > 0  # of two layers
+    assert rounded == [rounded[0], rounded[0] - 1, rounded[0] - 2]  # of two layers
+    assert rounded[-1] > 0
 
 
 @pytest.fixture
@@ -221,8 +222,24 @@ def test_a_scaled_layer_is_multiplied_in_int8(
 def test_a_layer_that_narrows_can_be_left_alone(layer: tuple[Any, np.ndarray, np.ndarray]) -> None:
     """Its activations stay in floating point, or are scaled as the engine runs."""
     model, _, inputs = layer
-    scale_activations(model, extremes(model, [[inputs[:1]]]), narrowing=False)
+    seen = extremes(model, [[inputs[:1]]])
+    scale_activations(model, seen, without=activations.uneven(model, seen))
     assert "FakeQuantize" not in {node.get_type_name() for node in model.get_ordered_ops()}
+
+
+def test_the_most_uneven_layer_that_narrows_comes_first() -> None:
+    """By how far its largest column is above the others; layers that do not narrow are not among them."""
+    import openvino
+    import openvino.opset15 as ops
+
+    widths = {"even": 128, "uneven": 128, "widens": 384}
+    given = [ops.parameter([-1, 256], np.float32, name=name) for name in widths]
+    weights = [ops.constant(np.ones((width, 256), dtype=np.float32)) for width in widths.values()]
+    products = [ops.matmul(one, two, False, True) for one, two in zip(given, weights, strict=True)]
+    low = np.full(256, -1, dtype=np.float32)
+    high = {"even": np.full(256, 9.0), "uneven": np.where(np.arange(256) == 7, 5.0, 0.5), "widens": np.arange(256.0)}
+    seen = {(name, 0): (low, values.astype(np.float32)) for name, values in high.items()}
+    assert activations.uneven(openvino.Model(products, given), seen) == [("uneven", 0), ("even", 0)]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from pipeline import byte_cache
 from pipeline.byte_cache import ByteCache, digest
 
 
@@ -88,6 +90,21 @@ def test_many_writers_wait_for_each_other(tmp_path: Path, caplog: pytest.LogCapt
     assert [] == caplog.records
     for cache in caches:
         cache.close()
+
+
+def test_a_writer_waits_at_opening_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process holds the whole new file for longer than a reader would wait."""
+    monkeypatch.setattr(byte_cache, "_PATIENCE_MS", 60_000)
+    path = tmp_path / "kept.sqlite"
+    with closing(sqlite3.connect(path, check_same_thread=False)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        ending = threading.Timer(3 * byte_cache._MOMENT_MS / 1000, other.rollback)
+        ending.start()
+        cache = ByteCache(path, 10, "test")
+        cache.put({b"a": b"x"})
+        ending.join()
+    assert {b"a": b"x"} == cache.get([b"a"])
+    cache.close()
 
 
 def test_a_damaged_value_is_as_good_as_none(tmp_path: Path) -> None:

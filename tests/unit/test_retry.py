@@ -90,6 +90,17 @@ def test_it_gives_up_after_the_last_try(clock: Clock, policy: RetryPolicy) -> No
     assert len(attempts.timeouts) == 5
 
 
+def test_it_gives_up_earlier_where_nobody_is_reached(clock: Clock) -> None:
+    """Two tries without a connection are enough, if so told; an answer that is an error in between is no such try."""
+    policy = RetryPolicy(connect_tries=2, sleep=clock.sleep, clock=clock.time)
+    nobody = RemoteError("nobody", retryable=True, unconnected=True)
+    attempts = Attempts(clock, [nobody for _ in range(9)])
+    with pytest.raises(RemoteError, match=r"^nobody \(gave up; tried 2 times in \d+\.\d s\)$"):
+        policy.run(attempts, until=policy.begin())
+    assert len(attempts.timeouts) == 2
+    assert policy.run(Attempts(clock, [nobody, busy(), busy()]), until=policy.begin()) == "done"
+
+
 def test_the_deadline_covers_all_tries(clock: Clock, policy: RetryPolicy) -> None:
     """Slow tries end the work before the deadline, and the last one gets no more time than is left."""
     until = policy.begin()
