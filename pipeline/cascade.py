@@ -57,8 +57,7 @@ def rerank_candidates(
         log.warning("the first step %s failed, %s reads all: %s", error.provider, asked.reranker.name, error)
         outcome = rerank(query, passages, chain, until)
         return replace(outcome, warnings=[f"the first step {error.provider} failed, so there was none: {error}"])
-    best = sorted(range(len(standing)), key=lambda i: standing[i].rank)
-    outcome = rerank(query, passages, chain, until, best[: max(math.ceil(len(best) / 3), least)])
+    outcome = rerank(query, passages, chain, until, second_step(standing, least))
     return outcome if outcome.failures else replace(outcome, standing=standing)
 
 
@@ -77,3 +76,9 @@ def first_step(
     final = final_scores(candidates, scores, alpha=quick.reranker.default_alpha)
     ranks = {i: rank for rank, i in enumerate(order(candidates, final, scores), 1)}
     return [Candidate(candidate.chunk, logit(final[i]), ranks[i]) for i, candidate in enumerate(candidates)]
+
+
+def second_step(standing: Sequence[Candidate], least: int) -> list[int]:
+    """Which of the candidates the second step reads, best first: a third of them, but not fewer than ``least``."""
+    best = sorted(range(len(standing)), key=lambda i: standing[i].rank)
+    return best[: max(math.ceil(len(best) / 3), least)]

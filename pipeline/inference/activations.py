@@ -22,8 +22,8 @@ Extremes = dict[_Name, tuple[NDArray[np.float32], NDArray[np.float32]]]
 """By result: the least and the largest value of each column; see :func:`extremes`."""
 
 # How much of the differences between an input's columns goes into the weights (SmoothQuant: Xiao et al., ICML 2023,
-# eq. 4). all-MiniLM-L6-v2's answers change by 10.0 % with 0.8 and by 8.3 % with 0.65; then without the most uneven of the
-# layers that narrow by 7.3 %, and without all of them by 5.1 %.
+# eq. 4). all-MiniLM-L6-v2's answers change by 10.0 % with 0.8 and by 8.3 % with 0.65; then without the most uneven of
+# the layers that narrow by 7.3 %, and without all of them by 5.1 %.
 _SMOOTHING = 0.65
 _LEVELS = 256
 _TINY = 1e-6

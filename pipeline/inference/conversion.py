@@ -42,8 +42,8 @@ EXACT = 0.01
 # past it all is computed in float32. (See `deviation`.)
 ROUNDED = 0.08
 
-# Shares of the layers that narrow, the most uneven ones, whose activations are not scaled beforehand: the least of these
-# with which the answers hold. What is left out is a bit slower.
+# Shares of the layers that narrow, the most uneven ones, whose activations are not scaled beforehand: the least of
+# these with which the answers hold. What is left out is a bit slower.
 _LEFT_OUT = (0, 1 / 6, 1 / 2, 1)
 
 # Groups of activations that are tried before `ACTIVATION_GROUP`, the largest first; see `groups`.

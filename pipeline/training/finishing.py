@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from pipeline.build import build_cascade
 from pipeline.evaluation.collection import Say
 from pipeline.hub import quiet
 from pipeline.inference.folder import FILES
@@ -51,7 +52,8 @@ def finish(
     trained = CrossEncoderReranker(str(model), device=settings.device)
     engine = _exported(model, trained, engine_folder, folder.path.resolve().name, ready, say)
     new = trained if engine is None else EmbeddedReranker(engine_folder)
-    outcome = _measured(base, new, ready, cache, say)
+    used = _used(settings, model, engine_folder if engine is not None else None)
+    outcome = _measured(base, new, ready, cache, used, say)
     files = {f"{HUGGING_FACE}/{path.name}": path for path in sorted(model.glob("*.safetensors"))}
     if engine is not None:
         _set_alpha(engine_folder / "config.json", outcome["alpha"]["after"])
@@ -90,9 +92,20 @@ def _exported(
     return found
 
 
-def _measured(base: Base, new: Reranker, ready: Prepared, cache: ScoreCache, say: Say) -> dict[str, Any]:
+def _used(settings: Settings, model: Path, engine_folder: Path | None) -> Settings:
+    """The settings with which queries will use it."""
+    if engine_folder is None:
+        return settings.updated(reranker="cross-encoder", reranker_model=str(model))
+    return settings.updated(reranker="embedded", reranker_model=str(engine_folder))
+
+
+def _measured(
+    base: Base, new: Reranker, ready: Prepared, cache: ScoreCache, used: Settings, say: Say
+) -> dict[str, Any]:
     """nDCG@10 of first stage, before and after on the queries to report on, each with the weight that suits it best
-    on those to choose by."""
+    on those to choose by; behind the first step of a cascade, if queries will have one."""
+    cascade = build_cascade(used)
+    quick = None if cascade is None else Scorer(cascade.reranker, tokenizer=ready.tokenizer)
     both = [*ready.choose, *ready.report]
     first = measuring.ndcg(ready.report, None)
     ndcg: dict[str, float | None] = {"first_stage": _mean(first)}
@@ -103,17 +116,20 @@ def _measured(base: Base, new: Reranker, ready: Prepared, cache: ScoreCache, say
         if reranker is None:
             continue
         scores = measuring.scored(Scorer(reranker, tokenizer=ready.tokenizer, cache=cache), both, say, name)
-        choose, report = scores[: len(ready.choose)], scores[len(ready.choose) :]
-        alpha = alphas[name] = measuring.best_alpha(ready.choose, choose)
-        values[name] = measuring.ndcg(ready.report, report, alpha)
+        ndcg[f"{name}_alone"] = _mean(measuring.ndcg(ready.report, scores[len(ready.choose) :]))
+        of = both
+        if quick is not None:
+            of, scores = measuring.cascaded(both, scores, quick, used.top_k)
+        alpha = alphas[name] = measuring.best_alpha(of[: len(ready.choose)], scores[: len(ready.choose)])
+        values[name] = measuring.ndcg(of[len(ready.choose) :], scores[len(ready.choose) :], alpha)
         ndcg[name] = _mean(values[name])
-        ndcg[f"{name}_alone"] = _mean(measuring.ndcg(ready.report, report))
     against = {"the model that it started from": values.get("before"), "the first stage alone": first}
     tests = {than: measuring.difference(old, values["after"]) for than, old in against.items() if old is not None}
     by_data: dict[str, list[int]] = {}
     for place, case in enumerate(ready.report):
         by_data.setdefault(case.source, []).append(place)
     return {
+        "cascade": quick is not None,
         "ndcg@10": ndcg,
         "alpha": alphas,
         "against": {than: {**test, "verdict": measuring.verdict(test)} for than, test in tests.items()},

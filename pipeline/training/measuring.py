@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pipeline.cascade import first_step, second_step
 from pipeline.errors import SettingsError
 from pipeline.evaluation.collection import Say
 from pipeline.evaluation.metrics import metrics_by_query
@@ -61,9 +62,27 @@ def scored(scorer: Scorer, of: Sequence[Case], say: Say, who: str) -> Scores:
         if time.monotonic() - said > _SAY_EVERY_S:
             said = time.monotonic()
             say(f"{who}: {done} of {len(of)} kept-back queries reranked")
-        passages = [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in case.candidates]
-        found.append(scorer.score(case.query, passages))
+        found.append(scorer.score(case.query, _passages(case)))
     return found
+
+
+def cascaded(of: Sequence[Case], scores: Scores, quick: Scorer, least: int) -> tuple[list[Case], Scores]:
+    """The same as a query with a cascade has them.
+
+    Candidates stand as ``quick`` and the first stage put them, and only those that the second step reads have a score.
+    """
+    standing_cases: list[Case] = []
+    kept: list[list[RerankScore | None]] = []
+    for case, its in zip(of, scores, strict=True):
+        standing = first_step(case.query, case.candidates, _passages(case), quick, None)
+        read = set(second_step(standing, least))
+        standing_cases.append(replace(case, candidates=tuple(standing)))
+        kept.append([score if place in read else None for place, score in enumerate(its)])
+    return standing_cases, kept
+
+
+def _passages(case: Case) -> list[Passage]:
+    return [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in case.candidates]
 
 
 def ndcg(of: Sequence[Case], scores: Scores | None, alpha: float = 1.0) -> list[float]:

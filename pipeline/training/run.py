@@ -30,7 +30,17 @@ from pipeline.training.starting import Base, open_base, open_teacher
 _CACHED_SCORES = 100_000_000
 _FEW = 50
 # What examples and figures depend on beside the arguments.
-_SETTINGS = ("embedder", "embedding_model", "search", "hybrid_fusion", "top_n", "chunk_tokens", "chunk_overlap")
+_SETTINGS = (
+    "embedder",
+    "embedding_model",
+    "search",
+    "hybrid_fusion",
+    "top_n",
+    "top_k",
+    "cascade",
+    "chunk_tokens",
+    "chunk_overlap",
+)
 
 
 def train_reranker(

@@ -47,6 +47,7 @@ def test_ingest_beside_a_plain_loop(tmp_path: Path) -> None:
     assert (9, 2) == (result["documents"], result["rounds"])
     assert {"ours", *LOOPS} == result["documents_per_second"].keys()
     assert all(rate > 0 for rate in result["documents_per_second"].values())
+    assert all(result["embedding_alone"][name] >= result["documents_per_second"][name] for name in LOOPS)
     assert result["cosine"]["least"] > 0.999
     assert not (tmp_path / "data").exists()
 

@@ -19,11 +19,13 @@ from pipeline.models.upper_layers import DIMENSION, TRUNK_LAYERS, TRUNK_NODE, up
 from pipeline.training.late import fitting, unseen
 from pipeline.training.late.__main__ import train
 from pipeline.training.late.questions import SHARES, Questions, Share, bm25_candidates, fused, read_questions
+from pipeline.training.late.states import lower_layers
 from tests.tiny_models import save_embedder
 
 ANIMALS = ("dog", "fox", "quick", "lazy")  # words that the tiny model has
 SIZES: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 64}
 TRUNK = 2
+NODE = TRUNK_NODE.replace(f"layer.{TRUNK_LAYERS - 1}", f"layer.{TRUNK - 1}")
 CONFIG = {"query_prefix": "query: ", "document_prefix": "passage: ", "around": [[2], [3]]}
 
 
@@ -64,6 +66,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Tokenizer]:
     return bert, Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
+def save_lower(tiny: tuple[Any, Tokenizer], folder: Path) -> Path:
+    """The tiny model as an embedder's folder."""
+    bert, tokenizer = tiny
+    write_folder(traced(mean_pooled(bert), ("input_ids", "attention_mask")), tokenizer, {}, folder / "lower")
+    return folder / "lower"
+
+
 def test_questions_are_held_back_with_their_passages(questions: Questions) -> None:
     """What is chosen by was never trained on; candidates are BM25's."""
     held = [question for question in questions.all if question.held_back]
@@ -90,17 +99,18 @@ def test_what_training_has_not_seen_is_the_rest(data: Path, tmp_path: Path, monk
 
 
 def test_it_learns_what_the_first_stage_cannot_know(
-    questions: Questions, tiny: tuple[Any, Tokenizer], monkeypatch: pytest.MonkeyPatch
+    questions: Questions, tiny: tuple[Any, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """BM25 finds all four animals equal; trained, it mostly knows the dog's, for numbers that were held back."""
     import torch
 
     monkeypatch.setattr(fitting, "_RATES", (2e-3, 2e-3, 3e-3, 1e-2))  # its weights are random: they have far to go
     bert, tokenizer = tiny
+    lower = lower_layers(save_lower(tiny, tmp_path), NODE, SIZES["hidden_size"])
     torch.manual_seed(0)
     upper = upper_layers(bert, TRUNK)
     said: list[str] = []
-    chosen = train(bert, upper, tokenizer, CONFIG, questions, trunk_layers=TRUNK, steps=60, seed=1, say=said.append)
+    chosen = train(lower, upper, tokenizer, CONFIG, questions, steps=60, seed=1, say=said.append)
     measured = chosen["measured"]["dogs"]
     assert measured["0"] < 0.5
     assert max(measured.values()) > 0.7
@@ -115,11 +125,10 @@ def test_upper_layers_on_the_trunk_are_the_whole_model(tiny: tuple[Any, Tokenize
 
     bert, tokenizer = tiny
     upper = upper_layers(bert, TRUNK).eval()
-    write_folder(traced(mean_pooled(bert), ("input_ids", "attention_mask")), tokenizer, {}, tmp_path / "lower")
+    lower = save_lower(tiny, tmp_path)
     graph = traced(upper, ("hidden", "attention_mask"), width=128)
     write_folder(graph, tokenizer, {}, tmp_path / "upper")
-    node = TRUNK_NODE.replace(f"layer.{TRUNK_LAYERS - 1}", f"layer.{TRUNK - 1}")
-    trunk = Trunk(tmp_path / "lower" / "model.xml", node)
+    trunk = Trunk(lower / "model.xml", NODE)
     engine = Engine(tmp_path / "upper" / "model.xml", exact=True, trunk=trunk)
     sequences = [[2, 5, 6, 7, 3], [2, 8, 3], [2, 5, 6, 7, 9, 10, 11, 12, 5, 3]]
     for ids, rows in zip(sequences, engine.token_rows(sequences), strict=True):

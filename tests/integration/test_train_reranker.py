@@ -100,6 +100,7 @@ def test_it_learns_and_says_so(trained: tuple[Path, dict[str, Any]]) -> None:
     assert 1.0 == ndcg["after"]
     assert outcome["loss"]["last"] < outcome["loss"]["first"]
     assert {"train": 32, "choose": 4, "report": 4} == outcome["queries"]
+    assert outcome["cascade"]  # as a query with it will have one
     assert all(test["difference"] > 0 for test in outcome["against"].values())
 
 
@@ -118,7 +119,7 @@ def test_the_card_tells_what_it_is_made_of(trained: tuple[Path, dict[str, Any]])
     out, outcome = trained
     card = (out / "README.md").read_text(encoding="utf-8")
     revision = ModelFolder(out, "cross-encoder").config["revision"]
-    for part in ("`dogs`", "not stated", "1.0000", "better than the first stage alone", f"`{revision}`"):
+    for part in ("`dogs`", "not stated", "1.0000", "better than the first stage alone", "RAG_CASCADE", f"`{revision}`"):
         assert part in card
     assert revision == outcome["sha256"]["model.bin"]
 

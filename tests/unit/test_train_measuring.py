@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import pytest
 
 from pipeline.errors import SettingsError
+from pipeline.reranking import Scorer
 from pipeline.training import measuring
 from pipeline.training.measuring import Case
 from pipeline.types import Candidate, Chunk, RerankScore
+from tests.fakes import FakeReranker, word_tokenizer
 
 
 def case(number: int, relevant: str = "c") -> Case:
@@ -36,6 +38,18 @@ def test_a_reranker_that_is_right_has_one() -> None:
     scores = [logits(0, 0, 5, 0, 0)] * 2
     assert [1.0, 1.0] == measuring.ndcg(CASES, scores)
     assert [1.0, 1.0] == measuring.ndcg(CASES, scores, 0.8)
+
+
+def test_behind_a_first_step_only_the_best_third_has_a_say() -> None:
+    """Where the first step puts the relevant one last, no score lifts it; where it is among the best two, one does."""
+    scores = [logits(0, 0, 5, 0, 0)] * 2
+    for quick, expected in (([4.0, 3.0, -9.0, 2.0, 1.0], 1 / math.log2(6)), ([-1.0, -2.0, 9.0, -3.0, -4.0], 1.0)):
+        scorer = Scorer(FakeReranker(dict(zip("abcde", quick, strict=True))), tokenizer=word_tokenizer())
+        of, kept = measuring.cascaded(CASES, scores, scorer, 1)
+        assert [2, 2] == [sum(score is not None for score in its) for its in kept]
+        assert [expected] * 2 == pytest.approx(measuring.ndcg(of, kept))
+    _, kept = measuring.cascaded(CASES, scores, scorer, 4)
+    assert [4, 4] == [sum(score is not None for score in its) for its in kept]
 
 
 @pytest.mark.parametrize(

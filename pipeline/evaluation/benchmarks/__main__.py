@@ -112,7 +112,7 @@ def ingest(
     embedder: EmbedderOption,
     out: OutOption = _OUT,
     work: WorkOption = _WORK,
-    documents: Annotated[int, typer.Option(min=1, help="Passages of the dataset that are ingested.")] = 500,
+    documents: Annotated[int, typer.Option(min=1, help="Passages of the dataset that are ingested.")] = 2000,
     rounds: RoundsOption = 3,
 ) -> None:
     """Ingest beside a plain loop of sentence-transformers with the same model."""

@@ -13,11 +13,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from pipeline.inference.engine import Engine
 from pipeline.models import EMBEDDER
 from pipeline.training.late.choosing import choose
 from pipeline.training.late.fitting import Model, fit, start
 from pipeline.training.late.questions import SHARES, Questions, read_questions
-from pipeline.training.late.states import States
+from pipeline.training.late.states import States, lower_layers
 
 # Tokens that are read of a question, and of a passage, while training: special tokens and prefix included.
 _QUESTION_TOKENS, _PASSAGE_TOKENS = 64, 192
@@ -26,20 +27,20 @@ _SAMPLE = 300
 
 
 def train(
-    bert: Any,
+    lower: Engine,
     upper: Any,
     tokenizer: Tokenizer,
     config: dict[str, Any],
     questions: Questions,
     *,
-    trunk_layers: int,
     steps: int,
     seed: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Trains ``upper`` in place; returns what its configuration needs, and what was measured on questions held back.
 
-    ``config`` is the embedder's. Passages come first in the numbering of sequences, questions after them.
+    ``lower`` are the :func:`lower_layers`, ``config`` is the embedder's. Passages come first in the numbering of
+    sequences, questions after them.
     """
     sequences = _sequences(tokenizer, config, config["document_prefix"], questions.passages, _PASSAGE_TOKENS)
     sequences += _sequences(
@@ -47,7 +48,7 @@ def train(
     )
     of_question = range(len(questions.passages), len(sequences))
     with tempfile.TemporaryFile() as file:
-        states = States(bert, sequences, trunk_layers, file)
+        states = States(lower, sequences, upper.projection.in_features, file)
         states.compute(say)
         sample = Random(seed).sample(range(len(questions.passages)), min(_SAMPLE, len(questions.passages)))
         start(upper, states, sample)
@@ -72,7 +73,7 @@ def main() -> None:
 
     from pipeline.models.build import bert
     from pipeline.models.e5bin import installed_file, read_e5
-    from pipeline.models.upper_layers import TRUNK_LAYERS, upper_layers
+    from pipeline.models.upper_layers import TRUNK_NODE, upper_layers
     from pipeline.models.vocabulary import kept_ids, used_pieces
 
     parser = argparse.ArgumentParser(prog="python -m pipeline.training.late", description=__doc__)
@@ -83,15 +84,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     e5 = read_e5(installed_file())
-    model = bert(e5, kept_ids(e5.pieces, used_pieces()))
-    upper = upper_layers(model)
+    upper = upper_layers(bert(e5, kept_ids(e5.pieces, used_pieces())))
     measured = train(
-        model,
+        lower_layers(EMBEDDER, TRUNK_NODE, e5.hidden),
         upper,
         Tokenizer.from_file(str(EMBEDDER / "tokenizer.json")),
         json.loads((EMBEDDER / "config.json").read_text(encoding="utf-8")),
         read_questions(arguments.data, SHARES),
-        trunk_layers=TRUNK_LAYERS,
         steps=arguments.steps,
         seed=arguments.seed,
         say=partial(print, flush=True),
