@@ -18,14 +18,14 @@ _TITLE = re.compile(r"<title\b[^>]*>(.*?)</title\s*>", re.IGNORECASE | re.DOTALL
 # What the extractor would print above the text as a heading of its own.
 _HEAD = re.compile(r"<title\b[^>]*>.*?</title\s*>|<(?:meta|link|base)\b[^>]*>", re.IGNORECASE | re.DOTALL)
 _INLINE_IMAGE = re.compile(r"!\[([^\]]*)\]\(data:[^)]*\)")
-# Code, in which brackets mean something else, or a link that leads nowhere outside its site.
-_LOCAL_LINK = re.compile(
-    r"(?P<code>^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)[ \t]*$|(?<!`)(?P<ticks>`+)(?!`)[^\n]+?(?<!`)(?P=ticks)(?!`))"
-    r"|(?<!!)\[(?P<text>[^\[\]\n]*)\]\((?!\w+:|//)(?:<[^<>\n]*>|[^()\s<>]*)(?:\s+\"[^\"\n]*\")?\)",
-    re.MULTILINE | re.DOTALL,
-)
+# Begin and end of a link. An attribute with a "<" or ">" in it is not seen to its end: such a link is left as it is.
+_ANCHOR = re.compile(r"<(?P<end>/?)a\b(?P<attributes>[^<>]*)>", re.IGNORECASE)
+_HREF = re.compile(r"(?<![\w-])href\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"']+))", re.IGNORECASE)
+_OUTSIDE = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
+_QUOTED, _QUOTE = re.compile(r"\"[^\"]*\"|'[^']*'"), re.compile(r"[\"']")
+_TAG = re.compile(r"<[^<>]*>")
 # What links to a heading's own place show.
-_PERMALINKS = frozenset({"", "#", "¶", "§", "🔗"})
+_PERMALINKS = frozenset({"", "\u200b", "#", "¶", "§", "🔗"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,7 @@ def extract(kind: str, data: bytes) -> Extracted:
     pages = found.get("page_count")
     text = clean(_INLINE_IMAGE.sub(r"\1", result.content))
     page_starts: tuple[int, ...] = ()
-    if kind == "html":
-        text = _LOCAL_LINK.sub(_without_link, text)
-    elif kind == "pptx":
+    if kind == "pptx":
         text, page_starts = take_out_marks(text)
         pages = len(page_starts)
     elif kind == "pdf" and result.pages:
@@ -84,11 +82,31 @@ def extract(kind: str, data: bytes) -> Extracted:
     )
 
 
-def _without_link(match: re.Match[str]) -> str:
-    if match["code"] is not None:
-        return match["code"]
-    text = match["text"].strip()
-    return "" if text in _PERMALINKS else text
+def _without_local_links(page: str) -> str:
+    """A web page with the texts of links within its site in place of them: where those lead is of no use elsewhere.
+
+    Links to the place where they stand, beside headings, go with their sign.
+    """
+    kept: list[str] = []
+    done = 0
+    opened: str | None = None  # where the link leads whose begin was left out
+    for match in _ANCHOR.finditer(page):
+        if match["end"]:
+            if opened is not None:
+                text = page[done : match.start()]
+                sign = opened.startswith("#") and html.unescape(_TAG.sub("", text)).strip() in _PERMALINKS
+                kept.append("" if sign else text)
+                done, opened = match.end(), None
+            continue
+        attributes = match["attributes"]
+        href = _HREF.search(attributes)
+        to = None if href is None else html.unescape(href[1] or href[2] or href[3] or "")
+        whole = not _QUOTE.search(_QUOTED.sub("", attributes))
+        opened = None if to is None or not whole or _OUTSIDE.match(to) else to
+        if opened is not None:
+            kept.append(page[done : match.start()])
+            done = match.end()
+    return "".join([*kept, page[done:]])
 
 
 def clean(text: str) -> str:
@@ -103,7 +121,7 @@ def _page(data: bytes) -> tuple[str, bytes]:
         raise DocumentError(f"{kinds.binary_kind(data)}, no text")
     match = _TITLE.search(page)
     title = " ".join(html.unescape(match[1]).split()) if match else ""
-    return title, _HEAD.sub("", page).encode("utf-8", "replace")
+    return title, _without_local_links(_HEAD.sub("", page)).encode("utf-8", "replace")
 
 
 def _why(kind: str, error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import subprocess
 import sys
 import zipfile
@@ -271,6 +272,9 @@ def test_links_within_a_site_are_their_text(tmp_path: Path) -> None:
         '<p>Body with <a href="../x.html" title="X (y).">a link</a>, <a href="#F"><code>F</code></a>, '
         '<a href="https://example.org/a">another</a> and <a href="mailto:a@example.org">mail</a>.</p>'
         "<p>Use <code>d[k](v)</code>, or:</p><pre><code>handlers[name](argument)\n</code></pre>"
+        '<p>Map[T](xs), Cu[NH3](SO4), C<a href="/sharp">#</a>, '
+        '<a href="/b[1]" title="it\'s &quot;q&quot;">a[0](<b>b</b>)</a>, '
+        '<a class="x" href="ms-settings:a">settings</a>.</p><ul><li>Do: <pre>callbacks[event](data);</pre></li></ul>'
     )
     (tmp_path / "a.html").write_text(f"<html><body>{body}</body></html>", encoding="utf-8")
     document = one(tmp_path / "a.html")
@@ -279,7 +283,29 @@ def test_links_within_a_site_are_their_text(tmp_path: Path) -> None:
         "Body with a link, `F`, [another](https://example.org/a) and [mail](mailto:a@example.org).",
         "Use `d[k](v)`, or:",
         "```\nhandlers[name](argument)\n```",
+        "Map[T](xs), Cu[NH3](SO4), C#, a[0](**b**), [settings](ms-settings:a).",
+        "- Do:",
+        "  ```\n  callbacks[event](data);\n  ```",
     ]
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        '<a href="/x" title="a > b">text</a>',  # not understood to its end
+        '<a name="x">text</a>',
+        '<a href="/x">text',
+        "text</a>",
+        "<a>text</a>",
+        '<a data-href="/x">text</a>',
+    ],
+)
+def test_a_link_that_is_odd_loses_no_text(tmp_path: Path, link: str) -> None:
+    """What is not understood is left to the extractor, with what stands around it."""
+    (tmp_path / "a.html").write_text(f"<html><body><p>Before {link} after.</p></body></html>", encoding="utf-8")
+    text = one(tmp_path / "a.html").text
+    assert re.search(r"Before .*text.*after\.", text)
+    assert "href" not in text
 
 
 def test_a_picture_named_html_is_a_picture(tmp_path: Path) -> None:
