@@ -128,7 +128,7 @@ def build_embedder(settings: Settings) -> Embedder:
 def reads_for_reranker(settings: Settings) -> bool:
     """Whether the embedder computes token vectors: both models are those of the package and share lower layers."""
     asked = settings.reranker == "embedded" and settings.reranker_model is None
-    wanted = asked or cascades(settings) or "embedded" in _fallback_names(settings)
+    wanted = asked or cascades(settings) or "embedded" in fallback_names(settings)
     return wanted and _own_embedder(settings)
 
 
@@ -145,21 +145,28 @@ def build_reranker(settings: Settings) -> Reranker | None:
 
 
 def build_fallbacks(settings: Settings) -> list[Reranker | None]:
-    """The rerankers that ``RAG_RERANKER_FALLBACK`` names, in order. ``RAG_RERANKER_MODEL`` is the first one's alone."""
-    alone = settings.updated(reranker_model=None)
-    return [reranker_factory(name)(alone.updated(reranker=name)) for name in _fallback_names(settings)]
+    """The rerankers that ``RAG_RERANKER_FALLBACK`` names, in order."""
+    return [build_fallback(settings, name) for name in fallback_names(settings)]
 
 
-def _fallback_names(settings: Settings) -> list[str]:
+def build_fallback(settings: Settings, name: str) -> Reranker | None:
+    """One of them. ``RAG_RERANKER_MODEL`` is the first choice's alone."""
+    return reranker_factory(name)(settings.updated(reranker_model=None).updated(reranker=name))
+
+
+def fallback_names(settings: Settings) -> list[str]:
+    """What ``RAG_RERANKER_FALLBACK`` lists."""
     return [name.strip() for name in settings.reranker_fallback.split(",") if name.strip()]
 
 
 def build_cascade(settings: Settings) -> Cascade | None:
     """What goes before the reranker that ``RAG_RERANKER`` names, if ``RAG_CASCADE`` says so."""
-    if not cascades(settings):
-        return None
-    quick = _embedded(settings.updated(reranker="embedded", reranker_model=None))
-    return Cascade(quick)
+    return Cascade(build_first_step(settings)) if cascades(settings) else None
+
+
+def build_first_step(settings: Settings) -> Reranker:
+    """The reranker of a cascade's first step."""
+    return _embedded(settings.updated(reranker="embedded", reranker_model=None))
 
 
 def cascades(settings: Settings) -> bool:

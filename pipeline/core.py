@@ -432,11 +432,16 @@ class Pipeline:
         differences = stored.differences(self.fingerprint, ignore=ignore)
         if differences:
             listed = "; ".join(f"{name}: stored {theirs!r}, asked for {ours!r}" for name, theirs, ours in differences)
-            raise FingerprintError(
-                f"{self.store.name} was made differently ({listed}). Set the old values again, or make the "
-                "collection anew with these ones: rag reindex, while queries go on with the old ones, or "
-                "RAG_COLLECTION=<new name> rag ingest <paths>"
-            )
+            if "bm25" in {name for name, *_ in differences}:
+                advice = (
+                    "This version of the package makes BM25 vectors otherwise, which no setting changes: rag reindex"
+                )
+            else:
+                advice = (
+                    "Set the old values again, or make the collection anew with these ones: rag reindex, while queries "
+                    "go on with the old ones, or RAG_COLLECTION=<new name> rag ingest <paths>"
+                )
+            raise FingerprintError(f"{self.store.name} was made differently ({listed}). {advice}")
 
 
 def _without_errors(*loads: Callable[[], None]) -> None:

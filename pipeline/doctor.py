@@ -7,15 +7,23 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import build_embedder, build_reranker, build_store, cascades
+from pipeline.build import (
+    build_embedder,
+    build_fallback,
+    build_first_step,
+    build_reranker,
+    build_store,
+    cascades,
+    fallback_names,
+)
 from pipeline.closing import close
 from pipeline.core import Pipeline
 from pipeline.errors import RagError
-from pipeline.interfaces import Embedder
+from pipeline.interfaces import Embedder, Reranker
 from pipeline.settings import Settings
 
 _QUERY = "What does Qdrant store?"
@@ -36,7 +44,7 @@ class Check:
 
 
 def examine(settings: Settings) -> list[Check]:
-    """Uses the data directory, the store, the embedder and the reranker once each; compares collection and settings."""
+    """Uses the data directory, the store, the embedder and each reranker once; compares collection and settings."""
 
     def data_dir() -> str:
         folder = settings.data_dir.absolute()
@@ -78,21 +86,33 @@ def examine(settings: Settings) -> list[Check]:
             return f"made with this embedder, {cut}" if rag.store.fingerprint() else f"none yet; it would have {cut}"
 
     def reranker() -> str:
-        model = build_reranker(settings)
-        if model is None:
-            return "none: hits keep the order of the first stage"
-        try:
-            scores = model.score(_QUERY, _TEXTS)
-            shown = ", ".join(f"{score.probability:.3f}" for score in scores)
-            part = ", for the best third of the candidates" if cascades(settings) else ""
-            return f"{model.name}{_runs_on(model)}{part}: probabilities {shown} for a fitting and an unfitting text"
-        finally:
-            close(model)
+        return _answering(build_reranker(settings), ", for the best third of the candidates" if quick else "")
 
+    quick = cascades(settings)
     checks = {"settings": _settings_source, "data directory": data_dir, "store": store}
     checks |= {"embedder": embedder, "collection": collection, "reranker": reranker}
+    if quick:
+        checks["first step"] = lambda: _answering(build_first_step(settings), ", for all candidates")
+    for name in fallback_names(settings):
+        checks[f"fallback {name}"] = partial(_fallback, settings, name)
     with opened:
         return [_run(name, check) for name, check in checks.items()]
+
+
+def _fallback(settings: Settings, name: str) -> str:
+    return _answering(build_fallback(settings, name), ", where those before it fail")
+
+
+def _answering(model: Reranker | None, part: str) -> str:
+    """What a reranker makes of two texts; it is closed then."""
+    if model is None:
+        return "none: hits keep the order of the first stage"
+    try:
+        scores = model.score(_QUERY, _TEXTS)
+        shown = ", ".join(f"{score.probability:.3f}" for score in scores)
+        return f"{model.name}{_runs_on(model)}{part}: probabilities {shown} for a fitting and an unfitting text"
+    finally:
+        close(model)
 
 
 def _runs_on(model: object) -> str:

@@ -61,7 +61,7 @@ class RetryPolicy:
     Waits grow as first, 2 first, 4 first, ... seconds plus up to ``first_wait_s`` of jitter, so that many clients do
     not come back at one moment. What a server asks for by Retry-After replaces the growing part. ``deadline_s``
     counts from :meth:`begin` and covers every try and every wait; a try never gets more than what is left of it.
-    ``connect_tries``, if given, is the number of tries after which it gives up where there is no connection.
+    ``connect_tries``, if given, is the number of tries without a connection after which it gives up.
     """
 
     timeout_s: float = 10.0
@@ -87,6 +87,7 @@ class RetryPolicy:
             RemoteError: the last failure. A retryable one says how often it was tried and why not again.
         """
         started = self.clock()
+        unconnected = 0
 
         def bounded() -> T:
             turn = nullcontext() if gate is None else gate.passing(until, clock=self.clock, sleep=self.sleep)
@@ -96,9 +97,14 @@ class RetryPolicy:
                     raise RemoteError("there was no time left to ask", retryable=True)
                 return attempt(min(self.timeout_s, left))
 
+        def was_last(made: int) -> bool:
+            return made >= self.tries or (self.connect_tries is not None and unconnected >= self.connect_tries)
+
         def stop(state: RetryCallState) -> bool:
+            nonlocal unconnected
             error = state.outcome.exception() if state.outcome else None
-            return self._was_last(error, state.attempt_number) or self.clock() + state.upcoming_sleep >= until
+            unconnected += isinstance(error, RemoteError) and error.unconnected
+            return was_last(state.attempt_number) or self.clock() + state.upcoming_sleep >= until
 
         retrying = Retrying(
             sleep=self.sleep,
@@ -116,7 +122,7 @@ class RetryPolicy:
         # Outside the except block: the chain then holds each cause once.
         made = retrying.statistics["attempt_number"]
         raise RemoteError(
-            f"{last} ({self._why_not_again(last, made, until, started)}; {_times(made)} in "
+            f"{last} ({self._why_not_again(last, was_last(made), until, started)}; {_times(made)} in "
             f"{self.clock() - started:.1f} s)",
             status=last.status,
             retryable=True,
@@ -130,16 +136,12 @@ class RetryPolicy:
             return error.retry_after + jitter
         return wait_exponential(multiplier=self.first_wait_s, max=self.longest_wait_s)(state) + jitter
 
-    def _was_last(self, error: BaseException | None, made: int) -> bool:
-        unconnected = isinstance(error, RemoteError) and error.unconnected
-        return made >= (self.connect_tries or self.tries if unconnected else self.tries)
-
-    def _why_not_again(self, last: RemoteError, made: int, until: float, started: float) -> str:
+    def _why_not_again(self, last: RemoteError, enough: bool, until: float, started: float) -> str:
         left = max(0.0, until - self.clock())
         whole = min(self.deadline_s, until - started)
         if last.retry_after is not None and last.retry_after >= left:
             return f"it asks to wait {last.retry_after:g} s, and {left:.1f} s are left of the deadline of {whole:.3g} s"
-        if self._was_last(last, made):
+        if enough:
             return "gave up"
         return f"the deadline of {whole:.3g} s leaves no time for another try"
 

@@ -177,15 +177,19 @@ def write(source: Source, folder: Path) -> None:
         raise ConversionError(f"the engine's answers differ from PyTorch's by {far:.1%} of their spread")
     with tempfile.TemporaryDirectory(dir=folder) as name:
         small = Path(name)
-        for way, quantized, more in _quantized(model, folder):
-            write_folder(quantized, source.tokenizer, config | more, small)
-            far = deviation(_answers(small), source.answers)
-            _log.debug("%s in int8, %s: its answers change by %.2f %%", config["name"], way, 100 * far)
-            if far <= ROUNDED:
-                for file in FILES:
-                    (small / file).replace(folder / file)
-                return
-    _log.info("%s stays in floating point: int8 changes its answers by %.1f %%", config["name"], 100 * far)
+        try:
+            for way, quantized, more in _quantized(model, folder):
+                write_folder(quantized, source.tokenizer, config | more, small)
+                far = deviation(_answers(small), source.answers)
+                _log.debug("%s in int8, %s: its answers change by %.2f %%", config["name"], way, 100 * far)
+                if far <= ROUNDED:
+                    for file in FILES:
+                        (small / file).replace(folder / file)
+                    return
+            why = f"int8 changes its answers by {far:.1%}"
+        except (RuntimeError, ValueError, ConversionError) as error:  # the engine's, or extremes are no numbers
+            why = " ".join(str(error).split())[:200]
+    _log.info("%s stays in floating point: %s", config["name"], why)
     far = deviation(_answers(folder), source.answers)
     if not far <= ROUNDED:  # also where it is no number
         _log.info("%s is computed in float32: bfloat16 changes its answers by %.1f %%", config["name"], 100 * far)

@@ -103,17 +103,21 @@ class Sharing:
     def settle(
         self, store: Store, embed: Embed, *, now: Mapping[str, str] | None = None, gone: Set[str] = frozenset()
     ) -> tuple[int, int]:
-        """Puts it right; returns how many chunks were written and deleted.
+        """Puts it right; returns how many chunks were written under another name, and how many deleted.
 
         ``now``: path -> content hash of all files that were read. ``gone``: paths of those that shall be forgotten.
         Files that were not read keep what they have.
         """
         plans = self.plans(store, now=now, gone=gone)
         # A file that has another content now must be named there before it is not named here any more.
-        written = sum(_write(store, embed, plan, {*plan.copies, *plan.lost}) for plan in plans if plan.gains)
-        written += sum(_write(store, embed, plan, {*plan.copies}) for plan in plans if plan.lost)
+        for plan in plans:
+            if plan.gains:
+                _write(store, embed, plan, {*plan.copies, *plan.lost})
+        for plan in plans:
+            if plan.lost:
+                _write(store, embed, plan, {*plan.copies})
         deleted = sum(store.delete_chunks(plan.doomed) for plan in plans if plan.doomed)
-        return written, deleted
+        return sum(plan.moved for plan in plans), deleted
 
     def plans(
         self, store: Store, *, now: Mapping[str, str] | None = None, gone: Set[str] = frozenset()
@@ -148,8 +152,8 @@ class SharingPlan:
     """Id of a document that has it now."""
     gains: bool = False
     """Whether something has to be written that is named nowhere yet."""
-    count: int = 0
-    """Chunks of it."""
+    moved: int = 0
+    """Chunks that get another name, or are completed: of the others only the copies change."""
     lost: frozenset[str] = frozenset()
     """Copies that the document has now and shall not have."""
     doomed: tuple[str, ...] = ()
@@ -171,7 +175,7 @@ def _plan(content_hash: str, versions: Sequence[DocumentVersion], sources: Set[s
         document_id=document_id,
         copies=copies,
         stored_as=(kept or complete[0]).document_id,
-        count=complete[0].count,
+        moved=complete[0].count if kept is None or kept.torn else 0,
         gains=kept is None or kept.torn or not copies <= {*kept.copies},
         lost=frozenset() if kept is None else frozenset(kept.copies) - copies,
         doomed=chunk_ids(version for version in versions if version.document_id != document_id),
@@ -187,8 +191,8 @@ def chunk_ids(versions: Iterable[DocumentVersion]) -> tuple[str, ...]:
     )
 
 
-def _write(store: Store, embed: Embed, plan: SharingPlan, copies: Set[str]) -> int:
-    """Writes what is stored again under its new name and with these copies; returns how many chunks."""
+def _write(store: Store, embed: Embed, plan: SharingPlan, copies: Set[str]) -> None:
+    """Writes what is stored again under its new name and with these copies."""
     import numpy as np
 
     chunks, vectors = [], []
@@ -198,7 +202,6 @@ def _write(store: Store, embed: Embed, plan: SharingPlan, copies: Set[str]) -> i
             chunks.append(renamed)
             vectors.append(vector if renamed.full_text == chunk.full_text else embed([renamed.full_text])[0])
     store.upsert(chunks, np.stack(vectors))
-    return len(chunks)
 
 
 def _renamed(chunk: Chunk, path: str, copies: tuple[str, ...]) -> Chunk:

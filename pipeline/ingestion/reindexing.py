@@ -103,7 +103,7 @@ def rollback(store: Store) -> RollbackReport:
     the kept one's settings instead brings that over, too.
 
     Raises:
-        SettingsError: no collection is kept.
+        SettingsError: no collection is kept, or one that this version of the package cannot query.
         StoreLockedError: another process has the store open, or is building the kept one.
     """
     generations = generations_of(store)
@@ -111,6 +111,11 @@ def rollback(store: Store) -> RollbackReport:
     kept = next((one for one in found if one.state == "kept"), None)
     if kept is None or kept.fingerprint is None:
         raise SettingsError(f"{store.name}: no collection is kept to go back to; only rag reindex leaves one")
+    if kept.fingerprint.bm25 != store.bm25:
+        raise SettingsError(
+            f"{kept.name} has BM25 vectors of another version of this package ({kept.fingerprint.bm25!r}, this one's: "
+            f"{store.bm25!r}), so no query could be answered there"
+        )
     current = _current(store, found)
     with generations.building(kept.name), generations.frozen():
         with closing(generations.open(current.name)) as newer, closing(generations.open(kept.name)) as older:

@@ -263,7 +263,7 @@ class IngestRun:
     def _count_settling(self, gone: set[str]) -> None:
         """What :meth:`_settle` would do."""
         for plan in self._sharing.plans(self.store, now=self._seen, gone=gone):
-            self._written += plan.count * (plan.gains + bool(plan.lost))
+            self._written += plan.moved
             self._would_delete.update(plan.doomed)
         if gone:
             self._would_delete.update(chunk_ids(self.store.versions(sorted(gone))))

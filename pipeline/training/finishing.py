@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pipeline.build import build_cascade
+from pipeline.closing import close
 from pipeline.evaluation.collection import Say
 from pipeline.hub import quiet
 from pipeline.inference.folder import FILES
@@ -105,7 +106,17 @@ def _measured(
     """nDCG@10 of first stage, before and after on the queries to report on, each with the weight that suits it best
     on those to choose by; behind the first step of a cascade, if queries will have one."""
     cascade = build_cascade(used)
-    quick = None if cascade is None else Scorer(cascade.reranker, tokenizer=ready.tokenizer)
+    first_step = None if cascade is None else cascade.reranker
+    try:
+        quick = None if first_step is None else Scorer(first_step, tokenizer=ready.tokenizer)
+        return _compared(base, new, ready, cache, quick, used.top_k, say)
+    finally:
+        close(first_step)
+
+
+def _compared(
+    base: Base, new: Reranker, ready: Prepared, cache: ScoreCache, quick: Scorer | None, top_k: int, say: Say
+) -> dict[str, Any]:
     both = [*ready.choose, *ready.report]
     first = measuring.ndcg(ready.report, None)
     ndcg: dict[str, float | None] = {"first_stage": _mean(first)}
@@ -119,7 +130,7 @@ def _measured(
         ndcg[f"{name}_alone"] = _mean(measuring.ndcg(ready.report, scores[len(ready.choose) :]))
         of = both
         if quick is not None:
-            of, scores = measuring.cascaded(both, scores, quick, used.top_k)
+            of, scores = measuring.cascaded(both, scores, quick, top_k)
         alpha = alphas[name] = measuring.best_alpha(of[: len(ready.choose)], scores[: len(ready.choose)])
         values[name] = measuring.ndcg(of[len(ready.choose) :], scores[len(ready.choose) :], alpha)
         ndcg[name] = _mean(values[name])

@@ -290,6 +290,16 @@ def test_doctor_says_that_the_collection_was_made_otherwise(rag: Rag, docs: Path
     assert "chunk_tokens: stored 256, asked for 128" in failed["detail"]
 
 
+def test_doctor_asks_the_first_step_and_each_fallback(rag: Rag) -> None:
+    """They are needed at the start, or on the day when the first choice fails."""
+    given = {"RAG_RERANKER": "embedded-cross-encoder", "RAG_RERANKER_FALLBACK": "embedded, cohere,none"}
+    outcome = rag.json("doctor", code=1, **given)
+    found = {check["name"]: check for check in outcome["checks"]}
+    assert {"fallback cohere"} == {name for name, check in found.items() if not check["ok"]}
+    assert "RAG_COHERE_API_KEY" in found["fallback cohere"]["detail"]
+    assert {"first step", "fallback embedded", "fallback none"} < found.keys()
+
+
 def test_doctor_names_what_is_out_of_reach(rag: Rag, tmp_path: Path) -> None:
     """A model folder that does not exist is one failed check; the others still run."""
     outcome = rag.json("doctor", code=1, RAG_RERANKER="cross-encoder", RAG_RERANKER_MODEL=str(tmp_path / "nowhere"))

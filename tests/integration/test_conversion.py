@@ -274,6 +274,19 @@ def test_weights_that_int8_spoils_stay_floating(tmp_path: Path, wide: Path) -> N
     assert kept > 0.9 * (folder / "model.safetensors").stat().st_size
 
 
+@pytest.mark.parametrize("error", [RuntimeError("bad allocation"), ValueError("cannot convert float NaN to integer")])
+def test_what_fails_in_int8_stays_floating(
+    tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It has passed the check in float32, so there is a model to use."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(conversion, "extremes", fail)
+    assert deviation(raws(reranker(wide, tmp_path, "openvino")), raws(reranker(wide, tmp_path, "torch"))) < CLOSE
+
+
 def test_what_bfloat16_spoils_is_computed_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder says so, and the engine answers as PyTorch does up to the last digits."""
     monkeypatch.setattr(conversion, "ROUNDED", -1.0)

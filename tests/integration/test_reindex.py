@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.core import Pipeline
+from pipeline.errors import FingerprintError, SettingsError
+from pipeline.ingestion.reindexing import rollback
 from pipeline.stores.connection import connect
+from pipeline.stores.edge import EdgeStore
 from pipeline.stores.server import ServerStore
 from pipeline.types import Document
 from tests.fakes import FakeEmbedder
@@ -58,6 +64,26 @@ def test_from_ingest_to_gc(rag: Rag) -> None:
     assert 2 == again.returncode
     assert "no collection is kept" in again.stderr
     assert ["documents"] == [one["name"] for one in rag.json("status")["generations"]]
+
+
+def test_a_version_that_makes_bm25_vectors_otherwise(tmp_path: Path) -> None:
+    """It says that there is one way, and does not go back to what it could not query."""
+
+    def opened(bm25: str | None = None) -> Pipeline:
+        store = EdgeStore(tmp_path / "documents")
+        store.bm25 = bm25 or store.bm25
+        return Pipeline(embedder=FakeEmbedder(), store=store)
+
+    with opened("older") as old:
+        old.ingest([Document("d1", "valves and pumps")])
+    with opened() as new:
+        with pytest.raises(FingerprintError, match=r"stored 'older'.*which no setting changes: rag reindex$"):
+            new.query("valves")
+        assert 1 == new.reindex().documents
+        assert 1 == len(new.query("valves").hits)
+        with pytest.raises(SettingsError, match="BM25 vectors of another version"):
+            rollback(new.store)
+        assert 1 == len(new.query("pumps").hits)
 
 
 def test_over_the_wire() -> None:

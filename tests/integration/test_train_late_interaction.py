@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from pipeline.core import Pipeline
 from pipeline.evaluation.dataset import read_dataset
 from pipeline.inference.engine import Engine, Trunk
 from pipeline.inference.export import traced, write_folder
 from pipeline.models.build import mean_pooled
 from pipeline.models.upper_layers import DIMENSION, TRUNK_LAYERS, TRUNK_NODE, upper_layers
+from pipeline.stores.edge import EdgeStore
 from pipeline.training.late import fitting, unseen
 from pipeline.training.late.__main__ import train
 from pipeline.training.late.questions import SHARES, Questions, Share, bm25_candidates, fused, read_questions
 from pipeline.training.late.states import lower_layers
+from pipeline.types import Document
+from tests.fakes import FakeEmbedder
 from tests.tiny_models import save_embedder
 
 ANIMALS = ("dog", "fox", "quick", "lazy")  # words that the tiny model has
@@ -141,12 +145,22 @@ def test_upper_layers_on_the_trunk_are_the_whole_model(tiny: tuple[Any, Tokenize
         assert np.allclose(expected, rows, atol=1e-4)
 
 
-def test_bm25_is_the_stores(questions: Questions) -> None:
-    """Rare words count more, and what shares no word is no candidate."""
-    texts = ["the red fox and the dog", "the blue fox", "a stone"]
-    (found,) = bm25_candidates(texts, ["red fox"])
-    assert [0, 1] == [number for number, _ in found]
-    assert found[0][1] > found[1][1] > 0
+def test_bm25_is_the_stores(tmp_path: Path) -> None:
+    """The same documents with the same scores, titles too; what shares no word is no candidate."""
+    documents = [
+        Document("0", "the red fox and the dog"),
+        Document("1", "the blue fox"),
+        Document("2", "a stone", title="red fox"),
+        Document("3", "a stone"),
+    ]
+    (found,) = bm25_candidates(documents, ["red fox"])
+    with Pipeline(embedder=FakeEmbedder(), store=EdgeStore(tmp_path / "documents")) as rag:
+        rag.ingest(documents)
+        stored = rag.store.search("red fox", None, mode="sparse", limit=10)
+    assert ["2", "0", "1"] == [documents[number].id for number, _ in found]
+    assert {one.chunk.document_id: pytest.approx(one.score, rel=1e-3) for one in stored} == {
+        documents[number].id: score for number, score in found
+    }
 
 
 def test_fusion_by_distribution() -> None:

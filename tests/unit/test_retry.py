@@ -91,14 +91,18 @@ def test_it_gives_up_after_the_last_try(clock: Clock, policy: RetryPolicy) -> No
 
 
 def test_it_gives_up_earlier_where_nobody_is_reached(clock: Clock) -> None:
-    """Two tries without a connection are enough, if so told; an answer that is an error in between is no such try."""
+    """Two tries without a connection are enough, if so told; one that got an answer is no such try."""
     policy = RetryPolicy(connect_tries=2, sleep=clock.sleep, clock=clock.time)
     nobody = RemoteError("nobody", retryable=True, unconnected=True)
     attempts = Attempts(clock, [nobody for _ in range(9)])
     with pytest.raises(RemoteError, match=r"^nobody \(gave up; tried 2 times in \d+\.\d s\)$"):
         policy.run(attempts, until=policy.begin())
     assert len(attempts.timeouts) == 2
-    assert policy.run(Attempts(clock, [nobody, busy(), busy()]), until=policy.begin()) == "done"
+    orders: list[list[Exception]] = [[nobody, busy(), busy()], [busy(), busy(), nobody]]
+    for errors in orders:
+        assert policy.run(Attempts(clock, errors), until=policy.begin()) == "done"
+    with pytest.raises(RemoteError, match=r"^nobody \(gave up; tried 3 times"):
+        policy.run(Attempts(clock, [nobody, busy(), nobody]), until=policy.begin())
 
 
 def test_the_deadline_covers_all_tries(clock: Clock, policy: RetryPolicy) -> None:

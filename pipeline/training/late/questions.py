@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -75,12 +75,12 @@ def read_questions(folder: Path, shares: dict[str, Share], seed: int = SEED) -> 
     for name, share in shares.items():
         dataset = read_dataset(folder / name)
         random = Random(f"{seed} {name}")
-        texts = {document.id: _text(document) for document in dataset.documents()}
-        texts = {id_: texts[id_] for id_ in shuffled(texts, random)[: share.passages]}
-        numbers = {id_: len(found.passages) + place for place, id_ in enumerate(texts)}
-        found.by_dataset[name] = range(len(found.passages), len(found.passages) + len(texts))
-        found.passages.extend(texts.values())
-        found.all.extend(_questions(dataset, texts, numbers, share, random))
+        documents = {document.id: document for document in dataset.documents()}
+        drawn = [documents[id_] for id_ in shuffled(documents, random)[: share.passages]]
+        numbers = {document.id: len(found.passages) + place for place, document in enumerate(drawn)}
+        found.by_dataset[name] = range(len(found.passages), len(found.passages) + len(drawn))
+        found.passages.extend(map(_text, drawn))
+        found.all.extend(_questions(dataset, drawn, numbers, share, random))
     return found
 
 
@@ -92,7 +92,7 @@ def shuffled(ids: Iterable[str], random: Random) -> list[str]:
 
 
 def _questions(
-    dataset: Dataset, texts: dict[str, str], numbers: dict[str, int], share: Share, random: Random
+    dataset: Dataset, documents: Sequence[Document], numbers: dict[str, int], share: Share, random: Random
 ) -> Iterator[Question]:
     relevant = {
         id_: [numbers[document] for document, grade in grades.items() if grade > 0 and document in numbers]
@@ -106,38 +106,42 @@ def _questions(
     trained = [id_ for id_ in ids[share.held_back :] if theirs.isdisjoint(relevant[id_])][: share.questions]
     chosen = held_back + trained
     first = min(numbers.values(), default=0)
-    ranked = bm25_candidates(list(texts.values()), [dataset.queries[id_] for id_ in chosen])
+    ranked = bm25_candidates(documents, [dataset.queries[id_] for id_ in chosen])
     for place, (id_, candidates) in enumerate(zip(chosen, ranked, strict=True)):
         listed = [(first + number, score) for number, score in candidates]
         yield Question(dataset.name, dataset.queries[id_], relevant[id_], listed, place < len(held_back))
 
 
-def bm25_candidates(texts: Sequence[str], queries: Sequence[str]) -> Iterator[list[tuple[int, float]]]:
-    """For each query the best 50 texts that share a word with it, and their scores, as the store would find them."""
+def bm25_candidates(documents: Sequence[Document], queries: Sequence[str]) -> Iterator[list[tuple[int, float]]]:
+    """For each query the best 50 documents that share a word with it, and their scores, as the store would find them.
+
+    That is if each is one chunk.
+    """
     words: dict[int, int] = {}
-    weights = _matrix(texts, bm25.document_vector, words)
+    weights = _matrix([bm25.chunk_vector(document.title, document.text) for document in documents], words)
     frequency = np.asarray((weights > 0).sum(axis=0)).ravel()
     # Qdrant's inverse document frequency.
-    weights = weights.multiply(np.log(1 + (len(texts) - frequency + 0.5) / (frequency + 0.5))).tocsr()
-    asked = _matrix(queries, bm25.query_vector, dict(words))[:, : weights.shape[1]]
+    weights = weights.multiply(np.log(1 + (len(documents) - frequency + 0.5) / (frequency + 0.5))).tocsr()
+    asked = _matrix(map(bm25.query_vector, queries), dict(words))[:, : weights.shape[1]]
     for row in asked:
         scores = (row @ weights.T).toarray()[0]
         best = np.argsort(-scores, kind="stable")[:_DEPTH]
         yield [(int(number), float(scores[number])) for number in best if scores[number] > 0]
 
 
-def _matrix(texts: Sequence[str], vector: Callable[[str], Any], words: dict[int, int]) -> Any:
+def _matrix(vectors: Iterable[Any], words: dict[int, int]) -> Any:
     import scipy.sparse
 
     rows: list[int] = []
     columns: list[int] = []
     values: list[float] = []
-    for row, text in enumerate(texts):
-        sparse = vector(text)
+    count = 0
+    for row, sparse in enumerate(vectors):
+        count = row + 1
         rows.extend([row] * len(sparse.indices))
         columns.extend(words.setdefault(index, len(words)) for index in sparse.indices)
         values.extend(sparse.values)
-    return scipy.sparse.csr_matrix((values, (rows, columns)), shape=(len(texts), len(words)), dtype=np.float32)
+    return scipy.sparse.csr_matrix((values, (rows, columns)), shape=(count, len(words)), dtype=np.float32)
 
 
 def fused(lists: Sequence[Sequence[tuple[int, float]]], limit: int = _DEPTH) -> list[tuple[int, float]]:
