@@ -18,7 +18,7 @@ _MAX_UNPACKED = 1_000_000_000
 _TITLE = re.compile(r"<title\b[^<>]*>(.{0,1000}?)</title\s*>", re.IGNORECASE | re.DOTALL)
 # What the extractor would print above the text as a heading of its own.
 _HEAD = re.compile(r"<title\b[^<>]*>.{0,1000}?</title\s*>|<(?:meta|link|base)\b[^<>]*>", re.IGNORECASE | re.DOTALL)
-_INLINE_IMAGE = re.compile(r"!\[([^\]\n]{0,1000})\]\(data:[^)\s]*\)")
+_INLINE_IMAGE = re.compile(r"!\[([^\]\n]{0,1000})\]\(data:[^)\s!]*\)")
 # Begin and end of a link. An attribute with a "<" or ">" in it is not seen to its end: such a link is left as it is.
 _ANCHOR = re.compile(r"<(?P<end>/?)a\b(?P<attributes>[^<>]*)>", re.IGNORECASE)
 _HREF = re.compile(r"(?<![\w-])href\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"']+))", re.IGNORECASE)
