@@ -56,7 +56,7 @@ def reindex(
         say(f"nothing to do: {report.collection} was made with these settings")
     else:
         recut = f", {report.recut} of them cut anew" if report.recut else ""
-        say(f"{report.documents} documents{recut}, {report.chunks} chunks embedded  ({report.seconds:.1f} s)")
+        say(f"{report.documents} documents{recut}, {report.chunks} chunks written  ({report.seconds:.1f} s)")
         say(f"{report.collection} is in use now; {report.kept} is kept for rag rollback, rag gc removes it")
     if lines:
         say("set these, in .env or wherever your settings are, and start running programs again:")

@@ -8,7 +8,8 @@ A reindex that was cut off goes on where it was: what its collection holds alrea
 to a model whose collection is still kept, which then only has to catch up.
 
 Chunks are taken as they are where their size stays what it was and they are not too long by the new model's own
-tokens. Else a document is cut anew (:mod:`pipeline.ingestion.recutting`, with what is lost by it).
+tokens, and with the vectors that they have where the model stays the same. Else a document is cut anew
+(:mod:`pipeline.ingestion.recutting`, with what is lost by it).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError, StoreError
 from pipeline.ingestion import collection
@@ -35,6 +37,10 @@ from pipeline.types import (
     ReindexReport,
     RollbackReport,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Documents read, and chunks embedded and written, at once.
 _DOCUMENTS = 100
@@ -201,6 +207,8 @@ class _Copy:
     chunks: int = 0
     recut: int = 0
     _incomplete: set[str] = field(default_factory=set)
+    _known: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Vectors of the documents at hand, by their text."""
     _total: int = 0
 
     def catch_up(self, since: Ledger | None = None) -> Ledger:
@@ -246,9 +254,12 @@ class _Copy:
     def _documents(self, wanted: Ledger) -> Iterator[list[Chunk]]:
         """The chunks of these documents as they have to be."""
         found: dict[str, dict[int, Chunk]] = {id_: {} for id_ in wanted}
-        for chunk in self.old.chunks(list(wanted)):
+        self._known = {}
+        for chunk, vector in self._stored_chunks(list(wanted)):
             if chunk.content_hash == wanted[chunk.document_id].content_hash:
                 found[chunk.document_id][chunk.index] = chunk
+                if vector is not None:
+                    self._known[chunk.full_text] = vector
         for id_, places in found.items():
             chunks = [places[index] for index in sorted(places)]
             if not chunks:
@@ -263,6 +274,12 @@ class _Copy:
                 self.recut += 1
                 yield recut(chunks, self.chunker, overlapping=self.stored.chunk_overlap > 0)
 
+    def _stored_chunks(self, ids: list[str]) -> Iterable[tuple[Chunk, NDArray[np.float32] | None]]:
+        """With their vectors, if those can be taken over."""
+        if self.stored.embedder == self.wanted.embedder:
+            return self.old.chunks_with_vectors(ids)
+        return ((chunk, None) for chunk in self.old.chunks(ids))
+
     def _as_it_is(self, chunks: list[Chunk]) -> bool:
         one, other = self.stored, self.wanted
         if (one.chunk_tokens, one.chunk_overlap) != (other.chunk_tokens, other.chunk_overlap):
@@ -270,8 +287,13 @@ class _Copy:
         return one.embedder == other.embedder or fits(chunks, self.embedder.tokenizer, other.chunk_tokens)
 
     def _write(self, chunks: list[Chunk]) -> None:
+        import numpy as np
+
         if chunks:
-            self.new.upsert(chunks, self.embedder.embed_documents([chunk.full_text for chunk in chunks]))
+            texts = [chunk.full_text for chunk in chunks]
+            unknown = [text for text in dict.fromkeys(texts) if text not in self._known]
+            vectors = self._known | dict(zip(unknown, self.embedder.embed_documents(unknown), strict=True))
+            self.new.upsert(chunks, np.stack([vectors[text] for text in texts]))
             self.chunks += len(chunks)
             self.tell()
 

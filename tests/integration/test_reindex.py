@@ -69,10 +69,12 @@ def test_from_ingest_to_gc(rag: Rag) -> None:
 def test_a_version_that_makes_bm25_vectors_otherwise(tmp_path: Path) -> None:
     """It says that there is one way, and does not go back to what it could not query."""
 
+    embedder = FakeEmbedder()
+
     def opened(bm25: str | None = None) -> Pipeline:
         store = EdgeStore(tmp_path / "documents")
         store.bm25 = bm25 or store.bm25
-        return Pipeline(embedder=FakeEmbedder(), store=store)
+        return Pipeline(embedder=embedder, store=store)
 
     with opened("older") as old:
         old.ingest([Document("d1", "valves and pumps")])
@@ -80,6 +82,7 @@ def test_a_version_that_makes_bm25_vectors_otherwise(tmp_path: Path) -> None:
         with pytest.raises(FingerprintError, match=r"stored 'older'.*which no setting changes: rag reindex$"):
             new.query("valves")
         assert 1 == new.reindex().documents
+        assert ["valves and pumps"] == embedder.embedded  # once, by the ingest: the model stays the same
         assert 1 == len(new.query("valves").hits)
         with pytest.raises(SettingsError, match="BM25 vectors of another version"):
             rollback(new.store)
