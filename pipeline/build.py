@@ -215,7 +215,7 @@ def reranker_factory(name: str) -> RerankerFactory:
             factory: RerankerFactory = point.load()
             return factory
     known = ", ".join(sorted(_RERANKERS))
-    raise SettingsError(f"RAG_RERANKER: no reranker is called {name!r}; there are: {known}")
+    raise SettingsError(f"no reranker is called {name!r}; there are: {known}")
 
 
 def register_reranker(name: str, factory: RerankerFactory) -> None:
