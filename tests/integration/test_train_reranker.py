@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -30,7 +30,8 @@ from tests.tiny_models import save_cross_encoder, save_embedder
 
 QUESTIONS = 40
 ANIMALS = ("dog", "fox", "quick", "lazy")  # words that the tiny model has
-PLAN = Plan(epochs=6, learning_rate=0.002, batch_size=4, seed=0, device="cpu")
+# With fewer epochs some runs end on lists that are not learned yet: which texts are mined among equals is chance.
+PLAN = Plan(epochs=10, learning_rate=0.002, batch_size=4, seed=0, device="cpu")
 PAIRS = [
     ("How do I read JSON in Python?", "Use the json module of the standard library."),
     ("how do i read json in python?", "The dog jumps over the fox, 0123456789 times, </s> and </s>."),
@@ -67,9 +68,14 @@ def lines(path: Path, values: list[dict[str, Any]]) -> Path:
 
 
 def train(
-    tmp_path: Path, data: Path, base: Path | str, say: Callable[[str], None] = lambda line: None, **options: Any
+    tmp_path: Path,
+    data: Path,
+    base: Path | str,
+    say: Callable[[str], None] = lambda line: None,
+    cascade: Literal["auto", "off"] = "off",  # a first step could find on its own what is to be learned
+    **options: Any,
 ) -> dict[str, Any]:
-    settings = Settings(data_dir=tmp_path / "rag", device="cpu")
+    settings = Settings(data_dir=tmp_path / "rag", device="cpu", cascade=cascade)
     return train_reranker(
         [data], tmp_path / "out", settings, base=str(base), **{"plan": PLAN, "negatives": 3, **options}, say=say
     )
@@ -100,7 +106,7 @@ def test_it_learns_and_says_so(trained: tuple[Path, dict[str, Any]]) -> None:
     assert 1.0 == ndcg["after"]
     assert outcome["loss"]["last"] < outcome["loss"]["first"]
     assert {"train": 32, "choose": 4, "report": 4} == outcome["queries"]
-    assert outcome["cascade"]  # as a query with it will have one
+    assert not outcome["cascade"]
     assert all(test["difference"] > 0 for test in outcome["against"].values())
 
 
@@ -119,7 +125,7 @@ def test_the_card_tells_what_it_is_made_of(trained: tuple[Path, dict[str, Any]])
     out, outcome = trained
     card = (out / "README.md").read_text(encoding="utf-8")
     revision = ModelFolder(out, "cross-encoder").config["revision"]
-    for part in ("`dogs`", "not stated", "1.0000", "better than the first stage alone", "RAG_CASCADE", f"`{revision}`"):
+    for part in ("`dogs`", "not stated", "1.0000", "better than the first stage alone", f"`{revision}`"):
         assert part in card
     assert revision == outcome["sha256"]["model.bin"]
 
@@ -208,8 +214,10 @@ def test_a_teacher_s_opinion_is_learned(tmp_path: Path, base: Path) -> None:
 def test_an_embedder_gets_a_head_and_is_a_reranker_then(tmp_path: Path, dataset: Path) -> None:
     """A backbone without any judgement of pairs has no figure before, and nobody to say what is likely relevant."""
     save_embedder(tmp_path / "base")
-    outcome = train(tmp_path, dataset, tmp_path / "base", plan=replace(PLAN, epochs=0.5))
+    outcome = train(tmp_path, dataset, tmp_path / "base", cascade="auto", plan=replace(PLAN, epochs=0.5))
     assert outcome["ndcg@10"]["before"] is None
+    assert outcome["cascade"]  # it is judged as a query will use it
+    assert "`embedded` is the first step" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert 0 == outcome["mined"]["likely relevant"]
     assert ["the first stage alone"] == list(outcome["against"])
     assert EmbeddedReranker(tmp_path / "out").score("report 001", ["the dog"])
