@@ -151,7 +151,7 @@ def build_fallbacks(settings: Settings) -> list[Reranker | None]:
 
 def build_fallback(settings: Settings, name: str) -> Reranker | None:
     """One of them. ``RAG_RERANKER_MODEL`` is the first choice's alone."""
-    return reranker_factory(name)(settings.updated(reranker_model=None).updated(reranker=name))
+    return reranker_factory(name)(settings.updated(reranker=name, reranker_model=None))
 
 
 def fallback_names(settings: Settings) -> list[str]:

@@ -13,7 +13,7 @@ from pipeline.interfaces import Reranker
 from pipeline.reranking import Reranked, Scorer, rerank
 from pipeline.scoring import final_scores, logit, order
 from pipeline.types import Candidate
-from pipeline.windows import Passage
+from pipeline.windows import Passage, passages_of
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def rerank_candidates(
     Raises:
         RerankerError: no reranker of the chain answered, or one is set up wrongly.
     """
-    passages = [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in candidates]
+    passages = passages_of(candidates)
     asked = chain[0]
     if quick is None or asked is None:
         return rerank(query, passages, chain, until)

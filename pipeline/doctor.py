@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -54,19 +54,16 @@ def examine(settings: Settings) -> list[Check]:
         return f"{folder}" + ("" if folder.exists() else " (will be made)")
 
     def store() -> str:
-        opened = build_store(settings)
-        try:
+        with closing(build_store(settings)) as opened:
             count = opened.count()
             return f"{opened.name}: {count.documents} documents, {count.chunks} chunks"
-        finally:
-            opened.close()
 
-    opened = ExitStack()
+    in_use = ExitStack()
 
     @cache
     def built() -> Embedder:
         model = build_embedder(settings)
-        opened.callback(close, model)
+        in_use.callback(close, model)
         return model
 
     def embedder() -> str:
@@ -95,7 +92,7 @@ def examine(settings: Settings) -> list[Check]:
         checks["first step"] = lambda: _answering(build_first_step(settings), ", for all candidates")
     for name in fallback_names(settings):
         checks[f"fallback {name}"] = partial(_fallback, settings, name)
-    with opened:
+    with in_use:
         return [_run(name, check) for name, check in checks.items()]
 
 

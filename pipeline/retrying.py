@@ -90,20 +90,22 @@ class RetryPolicy:
         unconnected = 0
 
         def bounded() -> T:
+            nonlocal unconnected
             turn = nullcontext() if gate is None else gate.passing(until, clock=self.clock, sleep=self.sleep)
             with turn:
                 left = until - self.clock()
                 if left <= 0:
                     raise RemoteError("there was no time left to ask", retryable=True)
-                return attempt(min(self.timeout_s, left))
+                try:
+                    return attempt(min(self.timeout_s, left))
+                except RemoteError as error:
+                    unconnected += error.unconnected
+                    raise
 
         def was_last(made: int) -> bool:
             return made >= self.tries or (self.connect_tries is not None and unconnected >= self.connect_tries)
 
         def stop(state: RetryCallState) -> bool:
-            nonlocal unconnected
-            error = state.outcome.exception() if state.outcome else None
-            unconnected += isinstance(error, RemoteError) and error.unconnected
             return was_last(state.attempt_number) or self.clock() + state.upcoming_sleep >= until
 
         retrying = Retrying(

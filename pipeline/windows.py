@@ -6,10 +6,12 @@ Understanding for IR with Contextual Neural Language Modeling", SIGIR 2019).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
+
+from pipeline.types import Candidate
 
 # Room for a model's special tokens, and for pieces that fall apart where a window cuts them off.
 _SPARE = 8
@@ -38,6 +40,11 @@ class Passage:
     def whole(self) -> str:
         """As a reranker reads it where there is room for all."""
         return f"{self.title}\n{self.text}" if self.title else self.text
+
+
+def passages_of(candidates: Iterable[Candidate]) -> list[Passage]:
+    """What a reranker is asked about, one a candidate."""
+    return [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in candidates]
 
 
 def shorten_query(query: str, tokenizer: Tokenizer, max_tokens: int, *, apart: bool = False) -> tuple[str, int]:

@@ -48,6 +48,8 @@ _CHUNKS = 512
 _SHOWN = 20
 
 Ledger = Mapping[str, DocumentVersion]
+# With its vector, if that can be taken over.
+_Stored = tuple[Chunk, "NDArray[np.float32] | None"]
 
 
 def reindex(
@@ -207,8 +209,6 @@ class _Copy:
     chunks: int = 0
     recut: int = 0
     _incomplete: set[str] = field(default_factory=set)
-    _known: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Vectors of the documents at hand, by their text."""
     _total: int = 0
 
     def catch_up(self, since: Ledger | None = None) -> Ledger:
@@ -226,7 +226,7 @@ class _Copy:
             due = {id_: ledger[id_] for id_ in changed & ledger.keys()}
             gone = changed - ledger.keys()
         self._total = self.documents + len(due)
-        pending: list[Chunk] = []
+        pending: list[_Stored] = []
         ids = list(due)
         for first in range(0, len(ids), _DOCUMENTS):
             some = {id_: due[id_] for id_ in ids[first : first + _DOCUMENTS]}
@@ -251,30 +251,29 @@ class _Copy:
             self.new.delete_documents(sorted(gone))
         return ledger
 
-    def _documents(self, wanted: Ledger) -> Iterator[list[Chunk]]:
+    def _documents(self, wanted: Ledger) -> Iterator[list[_Stored]]:
         """The chunks of these documents as they have to be."""
-        found: dict[str, dict[int, Chunk]] = {id_: {} for id_ in wanted}
-        self._known = {}
+        found: dict[str, dict[int, _Stored]] = {id_: {} for id_ in wanted}
         for chunk, vector in self._stored_chunks(list(wanted)):
             if chunk.content_hash == wanted[chunk.document_id].content_hash:
-                found[chunk.document_id][chunk.index] = chunk
-                if vector is not None:
-                    self._known[chunk.full_text] = vector
+                found[chunk.document_id][chunk.index] = chunk, vector
         for id_, places in found.items():
-            chunks = [places[index] for index in sorted(places)]
+            stored = [places[index] for index in sorted(places)]
+            chunks = [chunk for chunk, _ in stored]
             if not chunks:
                 continue  # removed since the ledger was read: the next look at it finds that
             if len(chunks) < chunks[0].count:
                 # Cut anew it would pass for the whole.
                 self._incomplete.add(id_)
-                yield chunks
+                yield stored
             elif self._as_it_is(chunks):
-                yield chunks
+                yield stored
             else:
                 self.recut += 1
-                yield recut(chunks, self.chunker, overlapping=self.stored.chunk_overlap > 0)
+                new = recut(chunks, self.chunker, overlapping=self.stored.chunk_overlap > 0)
+                yield [(chunk, None) for chunk in new]
 
-    def _stored_chunks(self, ids: list[str]) -> Iterable[tuple[Chunk, NDArray[np.float32] | None]]:
+    def _stored_chunks(self, ids: list[str]) -> Iterable[_Stored]:
         """With their vectors, if those can be taken over."""
         if self.stored.embedder == self.wanted.embedder:
             return self.old.chunks_with_vectors(ids)
@@ -286,15 +285,15 @@ class _Copy:
             return False
         return one.embedder == other.embedder or fits(chunks, self.embedder.tokenizer, other.chunk_tokens)
 
-    def _write(self, chunks: list[Chunk]) -> None:
+    def _write(self, stored: list[_Stored]) -> None:
         import numpy as np
 
-        if chunks:
-            texts = [chunk.full_text for chunk in chunks]
-            unknown = [text for text in dict.fromkeys(texts) if text not in self._known]
-            vectors = self._known | dict(zip(unknown, self.embedder.embed_documents(unknown), strict=True))
-            self.new.upsert(chunks, np.stack([vectors[text] for text in texts]))
-            self.chunks += len(chunks)
+        if stored:
+            unknown = [chunk.full_text for chunk, vector in stored if vector is None]
+            embedded = iter(self.embedder.embed_documents(unknown))
+            vectors = [next(embedded) if vector is None else vector for _, vector in stored]
+            self.new.upsert([chunk for chunk, _ in stored], np.stack(vectors))
+            self.chunks += len(stored)
             self.tell()
 
     def tell(self, message: str = "") -> None:

@@ -12,7 +12,7 @@ from pipeline.inference.conversion import write
 from pipeline.inference.torch_cross_encoder import open_cross_encoder
 from pipeline.reranking import Scorer
 from pipeline.training.measuring import Case
-from pipeline.windows import Passage
+from pipeline.windows import passages_of
 
 # Correlation of the engine's logits with torch's below which the order of candidates can no longer be trusted.
 _LEAST_AGREEMENT = 0.98
@@ -34,7 +34,7 @@ def agreement(torch_model: Scorer, engine: Scorer, cases: Sequence[Case], say: S
     """How far the two are apart on some pairs: {"pairs", "largest", "mean", "correlation"} of the logits."""
     rows = []
     for case in cases[:_COMPARED]:
-        passages = [Passage(one.chunk.title, one.chunk.text) for one in case.candidates[:_COMPARED_CANDIDATES]]
+        passages = passages_of(case.candidates[:_COMPARED_CANDIDATES])
         both = (one.score(case.query, passages) for one in (torch_model, engine))
         rows += [(a.raw, b.raw) for a, b in zip(*both, strict=True) if a is not None and b is not None]
     exact, quick = np.array(rows, dtype=np.float64).T

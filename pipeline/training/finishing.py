@@ -119,6 +119,7 @@ def _compared(
 ) -> dict[str, Any]:
     both = [*ready.choose, *ready.report]
     first = measuring.ndcg(ready.report, None)
+    of = both if quick is None else measuring.after_first_step(both, quick)
     ndcg: dict[str, float | None] = {"first_stage": _mean(first)}
     alphas: dict[str, float | None] = {}
     values = {}
@@ -128,9 +129,8 @@ def _compared(
             continue
         scores = measuring.scored(Scorer(reranker, tokenizer=ready.tokenizer, cache=cache), both, say, name)
         ndcg[f"{name}_alone"] = _mean(measuring.ndcg(ready.report, scores[len(ready.choose) :]))
-        of = both
         if quick is not None:
-            of, scores = measuring.cascaded(both, scores, quick, top_k)
+            scores = measuring.in_second_step(of, scores, top_k)
         alpha = alphas[name] = measuring.best_alpha(of[: len(ready.choose)], scores[: len(ready.choose)])
         values[name] = measuring.ndcg(of[len(ready.choose) :], scores[len(ready.choose) :], alpha)
         ndcg[name] = _mean(values[name])

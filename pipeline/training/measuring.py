@@ -17,7 +17,7 @@ from pipeline.reranking import Scorer
 from pipeline.scoring import final_scores, first_stage_scores, order
 from pipeline.training.sources import Source
 from pipeline.types import Candidate, RerankScore
-from pipeline.windows import Passage
+from pipeline.windows import passages_of
 
 _ALPHAS = [round(0.05 * step, 2) for step in range(1, 21)]
 _METRIC = {"ndcg@10": "nDCG@10"}
@@ -62,27 +62,28 @@ def scored(scorer: Scorer, of: Sequence[Case], say: Say, who: str) -> Scores:
         if time.monotonic() - said > _SAY_EVERY_S:
             said = time.monotonic()
             say(f"{who}: {done} of {len(of)} kept-back queries reranked")
-        found.append(scorer.score(case.query, _passages(case)))
+        found.append(scorer.score(case.query, passages_of(case.candidates)))
     return found
 
 
-def cascaded(of: Sequence[Case], scores: Scores, quick: Scorer, least: int) -> tuple[list[Case], Scores]:
-    """The same as a query with a cascade has them.
+def after_first_step(of: Sequence[Case], quick: Scorer) -> list[Case]:
+    """The cases with their candidates as the first step of a cascade, ``quick``, leaves them."""
+    return [
+        replace(
+            case,
+            candidates=tuple(first_step(case.query, case.candidates, passages_of(case.candidates), quick, None)),
+        )
+        for case in of
+    ]
 
-    Candidates stand as ``quick`` and the first stage put them, and only those that the second step reads have a score.
-    """
-    standing_cases: list[Case] = []
-    kept: list[list[RerankScore | None]] = []
+
+def in_second_step(of: Sequence[Case], scores: Scores, least: int) -> Scores:
+    """The scores that a cascade's second step would come to: those of the candidates that stand best."""
+    found = []
     for case, its in zip(of, scores, strict=True):
-        standing = first_step(case.query, case.candidates, _passages(case), quick, None)
-        read = set(second_step(standing, least))
-        standing_cases.append(replace(case, candidates=tuple(standing)))
-        kept.append([score if place in read else None for place, score in enumerate(its)])
-    return standing_cases, kept
-
-
-def _passages(case: Case) -> list[Passage]:
-    return [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in case.candidates]
+        read = set(second_step(case.candidates, least))
+        found.append([score if place in read else None for place, score in enumerate(its)])
+    return found
 
 
 def ndcg(of: Sequence[Case], scores: Scores | None, alpha: float = 1.0) -> list[float]:

@@ -15,7 +15,7 @@ from pipeline.reranking import Scorer
 from pipeline.scoring import final_scores, logit
 from pipeline.training.sources import Source
 from pipeline.types import Candidate, Chunk, RerankScore
-from pipeline.windows import Passage
+from pipeline.windows import Passage, passages_of
 
 # A candidate that comes at least so near to the relevant passage's own score is taken for relevant, too: judgements are
 # never complete. 0 is the lowest score of the list, 1 that of the relevant passage, both as logits, so that it does not
@@ -113,7 +113,7 @@ class Miner:
         """By the chunk's id."""
         if self._judge is None:
             return {}
-        scores = self._judge.scorer.score(query, [Passage(one.chunk.title, one.chunk.text) for one in passages])
+        scores = self._judge.scorer.score(query, passages_of(passages))
         return {one.chunk.id: score for one, score in zip(passages, scores, strict=True) if score is not None}
 
     def _unlikely(

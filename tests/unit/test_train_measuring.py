@@ -45,10 +45,11 @@ def test_behind_a_first_step_only_the_best_third_has_a_say() -> None:
     scores = [logits(0, 0, 5, 0, 0)] * 2
     for quick, expected in (([4.0, 3.0, -9.0, 2.0, 1.0], 1 / math.log2(6)), ([-1.0, -2.0, 9.0, -3.0, -4.0], 1.0)):
         scorer = Scorer(FakeReranker(dict(zip("abcde", quick, strict=True))), tokenizer=word_tokenizer())
-        of, kept = measuring.cascaded(CASES, scores, scorer, 1)
+        of = measuring.after_first_step(CASES, scorer)
+        kept = measuring.in_second_step(of, scores, 1)
         assert [2, 2] == [sum(score is not None for score in its) for its in kept]
         assert [expected] * 2 == pytest.approx(measuring.ndcg(of, kept))
-    _, kept = measuring.cascaded(CASES, scores, scorer, 4)
+    kept = measuring.in_second_step(of, scores, 4)
     assert [4, 4] == [sum(score is not None for score in its) for its in kept]
 
 

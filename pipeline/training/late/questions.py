@@ -122,26 +122,24 @@ def bm25_candidates(documents: Sequence[Document], queries: Sequence[str]) -> It
     frequency = np.asarray((weights > 0).sum(axis=0)).ravel()
     # Qdrant's inverse document frequency.
     weights = weights.multiply(np.log(1 + (len(documents) - frequency + 0.5) / (frequency + 0.5))).tocsr()
-    asked = _matrix(map(bm25.query_vector, queries), dict(words))[:, : weights.shape[1]]
+    asked = _matrix([bm25.query_vector(query) for query in queries], dict(words))[:, : weights.shape[1]]
     for row in asked:
         scores = (row @ weights.T).toarray()[0]
         best = np.argsort(-scores, kind="stable")[:_DEPTH]
         yield [(int(number), float(scores[number])) for number in best if scores[number] > 0]
 
 
-def _matrix(vectors: Iterable[Any], words: dict[int, int]) -> Any:
+def _matrix(vectors: Sequence[Any], words: dict[int, int]) -> Any:
     import scipy.sparse
 
     rows: list[int] = []
     columns: list[int] = []
     values: list[float] = []
-    count = 0
     for row, sparse in enumerate(vectors):
-        count = row + 1
         rows.extend([row] * len(sparse.indices))
         columns.extend(words.setdefault(index, len(words)) for index in sparse.indices)
         values.extend(sparse.values)
-    return scipy.sparse.csr_matrix((values, (rows, columns)), shape=(count, len(words)), dtype=np.float32)
+    return scipy.sparse.csr_matrix((values, (rows, columns)), shape=(len(vectors), len(words)), dtype=np.float32)
 
 
 def fused(lists: Sequence[Sequence[tuple[int, float]]], limit: int = _DEPTH) -> list[tuple[int, float]]:
