@@ -21,9 +21,11 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 10_000
 # Bytes in one transaction, for which other threads and processes wait.
 _PIECE = 1_000_000
-# How long a writer waits for others, and a reader for one that holds the whole file, which takes moments.
-_PATIENCE_MS = 1000
-_MOMENT_MS = 200
+# Seconds that a writer waits for other processes, and a reader for one that holds the whole file, which takes moments;
+# and after which they look again.
+_PATIENCE = 1.0
+_MOMENT = 0.2
+_PAUSE = 0.005
 # Bytes before each value that tell a damaged one: a file system may give back anything.
 _CHECK = 4
 _WEIGHT = "SELECT total(weight) FROM kept WHERE used >= ?"
@@ -63,7 +65,7 @@ class ByteCache:
                 database.executemany("DELETE FROM kept WHERE key = ?", damaged)
             return whole
 
-        return self._try(look_up, wait_ms=0) or {}
+        return self._try(look_up) or {}
 
     def known(self, keys: Iterable[bytes]) -> set[bytes]:
         """Those keys that have a value; nothing is read, and nothing counts as used."""
@@ -83,7 +85,7 @@ class ByteCache:
         fitting = {key: value for key, value in values.items() if self._weight(value) <= room}
         for piece in _pieces(fitting):
             rows = [(key, now, self._weight(value), _check(value) + value) for key, value in piece.items()]
-            if not self._try(partial(self._keep, rows), wait_ms=_PATIENCE_MS):
+            if not self._try(partial(self._keep, rows), _PATIENCE):
                 break
 
     def close(self) -> None:
@@ -107,26 +109,30 @@ class ByteCache:
     def _weight(self, value: bytes) -> int:
         return len(value) if self._by_size else 1
 
-    def _try(self, work: Callable[[sqlite3.Connection], T], wait_ms: int = _MOMENT_MS) -> T | None:
+    def _try(self, work: Callable[[sqlite3.Connection], T], patience: float = _MOMENT) -> T | None:
         """Result of ``work`` in one transaction; None where the cache cannot be used.
 
-        ``wait_ms`` is how long another process that writes is waited for.
+        Another process that writes is waited for so many seconds, while other threads use the cache.
         """
-        with self._lock:
-            try:
-                database = self._open(max(wait_ms, _MOMENT_MS))
-                with database:
-                    database.execute(f"PRAGMA busy_timeout = {wait_ms}")
-                    return work(database)
-            except (sqlite3.OperationalError, OSError) as error:  # busy, no space, no permission: not the content
-                self._give_up(error)
-            except sqlite3.DatabaseError as error:  # no database, or a damaged one; it is only a cache
-                self._give_up(error)
-                if self._path is not None:
-                    for name in (self._path, f"{self._path}-wal", f"{self._path}-shm"):
-                        with contextlib.suppress(OSError):
-                            Path(name).unlink()
-            return None
+        until = time.monotonic() + patience
+        while True:
+            with self._lock:
+                try:
+                    database = self._open()
+                    with database:
+                        return work(database)
+                except (sqlite3.OperationalError, OSError) as error:  # busy, no space, no permission: not the content
+                    if not _busy(error) or time.monotonic() >= until:
+                        self._give_up(error)
+                        return None
+                except sqlite3.DatabaseError as error:  # no database, or a damaged one; it is only a cache
+                    self._give_up(error)
+                    if self._path is not None:
+                        for name in (self._path, f"{self._path}-wal", f"{self._path}-shm"):
+                            with contextlib.suppress(OSError):
+                                Path(name).unlink()
+                    return None
+            time.sleep(_PAUSE)
 
     def _give_up(self, error: Exception) -> None:
         # Once: a cache that does not work is no reason for a line a query.
@@ -141,22 +147,30 @@ class ByteCache:
                 self._database.close()
             self._database = None
 
-    def _open(self, wait_ms: int) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         if self._database is None:
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-            database = self._database = sqlite3.connect(
-                self._path or ":memory:", timeout=wait_ms / 1000, check_same_thread=False
-            )
-            # After a power cut the last entries may be missing, and no file is damaged.
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=NORMAL")
-            # The value last: marking a row as used then rewrites no more than its beginning.
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, used INTEGER, weight INTEGER, value BLOB)"
-            )
-            database.execute("CREATE INDEX IF NOT EXISTS by_use ON kept (used, weight)")
+            database = sqlite3.connect(self._path or ":memory:", timeout=0, check_same_thread=False)
+            try:
+                # After a power cut the last entries may be missing, and no file is damaged.
+                database.execute("PRAGMA journal_mode=WAL")
+                database.execute("PRAGMA synchronous=NORMAL")
+                # The value last: marking a row as used then rewrites no more than its beginning.
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, used INTEGER, weight INTEGER, value BLOB)"
+                )
+                database.execute("CREATE INDEX IF NOT EXISTS by_use ON kept (used, weight)")
+            except sqlite3.Error:
+                database.close()
+                raise
+            self._database = database
         return self._database
+
+
+def _busy(error: Exception) -> bool:
+    """Whether another process holds the file, or what would be written of it."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def digest(*parts: str) -> bytes:

@@ -94,16 +94,37 @@ def test_many_writers_wait_for_each_other(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_a_writer_waits_at_opening_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process holds the whole new file for longer than a reader would wait."""
-    monkeypatch.setattr(byte_cache, "_PATIENCE_MS", 60_000)
+    monkeypatch.setattr(byte_cache, "_PATIENCE", 60)
     path = tmp_path / "kept.sqlite"
     with closing(sqlite3.connect(path, check_same_thread=False)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        ending = threading.Timer(3 * byte_cache._MOMENT_MS / 1000, other.rollback)
+        ending = threading.Timer(3 * byte_cache._MOMENT, other.rollback)
         ending.start()
         cache = ByteCache(path, 10, "test")
         cache.put({b"a": b"x"})
         ending.join()
     assert {b"a": b"x"} == cache.get([b"a"])
+    cache.close()
+
+
+def test_a_writer_that_waits_keeps_nobody_of_its_process_from_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for another process, and holds nothing meanwhile."""
+    monkeypatch.setattr(byte_cache, "_PATIENCE", 5)
+    path = tmp_path / "kept.sqlite"
+    cache = ByteCache(path, 1000, "test")
+    cache.put({b"a": b"x"})
+    waiting = threading.Event()
+    keep = cache._keep
+    cache._keep = lambda rows, database: waiting.set() or keep(rows, database)  # type: ignore[method-assign, func-returns-value]
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("BEGIN IMMEDIATE")
+        writer = pool.submit(cache.put, {b"b": b"y"})
+        waiting.wait()
+        assert ({b"a": b"x"}, False) == (cache.get([b"a", b"b"]), writer.done())
+        other.execute("ROLLBACK")
+    assert {b"a": b"x", b"b": b"y"} == cache.get([b"a", b"b"])
     cache.close()
 
 
@@ -140,13 +161,13 @@ def test_a_writer_that_does_not_end_is_waited_for_once(tmp_path: Path, caplog: p
     path = tmp_path / "kept.sqlite"
     cache = ByteCache(path, 10_000_000, "test", by_size=True)
     cache.put({b"a": b"x"})
-    tries: list[object] = []
+    tried: set[bytes] = set()
     keep = cache._keep
-    cache._keep = lambda rows, database: tries.append(rows) or keep(rows, database)  # type: ignore[method-assign, func-returns-value]
+    cache._keep = lambda rows, database: tried.add(rows[0][0]) or keep(rows, database)  # type: ignore[method-assign, func-returns-value]
     with closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         cache.put({str(i).encode(): bytes(1_000_001) for i in range(5)})
-    assert 1 == len(tries)
+    assert {b"0"} == tried
     assert 1 == len(caplog.records)
     cache.close()
 
