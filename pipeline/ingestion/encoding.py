@@ -15,6 +15,9 @@ _BOMS = (
 )
 # Enough to judge an encoding by; the whole is then decoded with it.
 _SAMPLE = 100_000
+# How much of a line before its first byte beyond ASCII belongs to the sample.
+_BEFORE = 1000
+_WORD_END = re.compile(rb"[ ,.\"'/]")
 _GOOD = 0.7
 _HAN = re.compile("[\u4e00-\u9fff]")
 _KANA = re.compile("[\u3040-\u30ff]")
@@ -39,13 +42,23 @@ def decode(data: bytes) -> str | None:
         if damaged is not None:
             return damaged
         # A long beginning in plain ASCII says nothing.
-        begin = 0 if error.start < _SAMPLE // 2 else data.rfind(b"\n", 0, error.start) + 1
+        begin = 0 if error.start < _SAMPLE // 2 else _before(data, error.start)
         guess = _guess(data[:_SAMPLE] if b"\0" in data[:_SAMPLE] else data[begin : begin + _SAMPLE])
     else:
         if not looks_binary(data[:_SAMPLE]):
             return text
         guess = _utf16(data[:_SAMPLE])
     return None if guess is None else data.decode(guess, "replace")
+
+
+def _before(data: bytes, place: int) -> int:
+    """Where a sample begins that shall hold this place: with its line, or a word of it where the line is long."""
+    line = data.rfind(b"\n", 0, place) + 1
+    if place - line <= _BEFORE:
+        return line
+    # Such a byte is never the second half of a character.
+    end = _WORD_END.search(data, place - _BEFORE, place)
+    return end.end() if end else place
 
 
 def _damaged_utf8(data: bytes) -> str | None:

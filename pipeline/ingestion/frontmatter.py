@@ -7,6 +7,8 @@ from typing import Any
 
 _BLOCK = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _PAIR = re.compile(r"([\w-]+)[ \t]*:(?:[ \t]+(.*))?$")
+# What YAML has at the beginning of a line: a key, an item, a comment, the end of a list or mapping.
+_FIELD = re.compile(r"[^\s:#-][^:]*:(?:\s|$)|-(?:\s|$)|#|[\]}]")
 
 
 def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
@@ -15,7 +17,7 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
     Numbers and true/false become such; ``[a, b]`` and lines of ``- a`` become lists; anything else stays text.
     """
     match = _BLOCK.match(text)
-    if match is None or not any(_PAIR.match(line) for line in match[1].splitlines()):
+    if match is None or not _is_fields(match[1].splitlines()):
         return {}, text  # nothing, or a text between two rules
     fields: dict[str, Any] = {}
     key = ""
@@ -31,6 +33,12 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
         elif item and key and (fields.get(key) == "" or isinstance(fields.get(key), list)):
             fields[key] = [*(fields[key] or []), _scalar(item[1].strip())]
     return {name: value for name, value in fields.items() if value != ""}, text[match.end() :]
+
+
+def _is_fields(lines: list[str]) -> bool:
+    """Whether these lines are fields and nothing else; one line of prose among them would be lost."""
+    found = [line for line in lines if line.strip()]
+    return any(map(_PAIR.match, found)) and all(line[0].isspace() or _FIELD.match(line) for line in found)
 
 
 def _list(value: str) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 
 MARKDOWN = frozenset({".md", ".markdown", ".mdown", ".mkd", ".mdx"})
 HTML = frozenset({".html", ".htm", ".xhtml"})
@@ -98,7 +99,7 @@ def _zip_kind(data: bytes) -> str | None:
             if "mimetype" in names:
                 declared = archive.read("mimetype")[:100].decode("ascii", "replace").strip()
                 return next((kind for kind, media in EXTRACTED.items() if media == declared), None)
-    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError):
         return None
     folders = {"word/": "docx", "ppt/": "pptx", "xl/": "xlsx"}
     return next((kind for folder, kind in folders.items() if any(name.startswith(folder) for name in names)), None)

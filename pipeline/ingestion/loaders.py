@@ -94,6 +94,12 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
     source = real_source(path)
     try:
         status = path.stat()
+    except OSError as error:
+        # A link that leads nowhere is not what it led to, which is gone.
+        gone = isinstance(error, FileNotFoundError) and path.is_symlink()
+        yield Failure(path.absolute().as_posix() if gone else source, f"cannot be read: {error.strerror or error}")
+        return
+    try:
         if not stat.S_ISREG(status.st_mode):
             # Reading a pipe or device may never end; a folder comes here when it cannot be listed.
             raise DocumentError("a folder that cannot be read" if path.is_dir() else "not a file: a pipe or device")
@@ -103,12 +109,21 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
         size = status.st_size
         if size > max_bytes:
             raise DocumentError(f"{size / 1e6:.0f} MB, more than the limit of {max_bytes / 1e6:g} MB (RAG_MAX_FILE_MB)")
-        modified = datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds")
-        yield _document(path, source, path.read_bytes(), modified)
+        yield _document(path, source, path.read_bytes(), _time(status.st_mtime))
     except DocumentError as error:
         yield Failure(source, str(error))
     except OSError as error:
         yield Failure(source, f"cannot be read: {error.strerror or error}")
+    except Exception as error:  # whatever a reader makes of a damaged file: the others are to be read all the same
+        yield Failure(source, f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def _time(seconds: float) -> str:
+    """The time as text; empty where the calendar has none, as for a time that was made up."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def _document(path: Path, source: str, data: bytes, modified: str) -> Document:

@@ -1,6 +1,7 @@
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
-from pipeline.ingestion.loaders import find_files, load
+from pipeline.ingestion.loaders import _time, find_files, load
 from pipeline.types import Document, Failure
 from tests.fakes import word_tokenizer
 
@@ -75,6 +76,8 @@ def test_a_few_chinese_words_are_enough(text: str) -> None:
         ("※ 1月30日《50时间》⑴ ±5°", "gb18030"),
         ("# ASCII\n" * 20_000 + "# 最后一行是中文的注释", "gb18030"),
         ("# ASCII\n" * 20_000 + "# café fermé", "cp1252"),
+        ("one long line " * 20_000 + "führt über die Straße zum Gebäude " * 200, "cp1252"),
+        ('{"a": "long line"},' * 20_000 + '{"标题": "没有换行的一个文件"}' * 200, "gb18030"),
         ("Привет, как дела? Это русский текст для проверки кодировки.", "cp1251"),
         ("Füße, Größe, Übermaß und Öl", "latin-1"),
     ],
@@ -122,8 +125,26 @@ def test_front_matter_becomes_metadata(tmp_path: Path) -> None:
     assert wanted | {"file_name": "a.md", "type": "markdown"} == document.metadata
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        "# a comment\nyear: 2024\n",
+        "Last updated: 2024-01-01\nyear: 2024\n",
+        "year: 2024\ntags: [\n  a,\n  b\n]\n",
+        "summary: >\n  several\n\n  lines\nyear: 2024\n",
+        "year: 2024\ntags:\n- a\n- b\n",
+    ],
+)
+def test_what_yaml_allows_is_front_matter(block: str) -> None:
+    """Comments, keys of several words, lists and texts over several lines."""
+    fields, text = split_front_matter(f"---\n{block}---\nText.\n")
+    assert (2024, "Text.\n") == (fields["year"], text)
+
+
 def test_a_rule_at_the_top_is_no_front_matter() -> None:
-    """Without a closing line or without fields nothing is taken away."""
+    """Without a closing line or without fields nothing is taken away, nor where there is anything but fields."""
+    minutes = "---\nPresent: Ann, Bob\n\nWe decided to buy the building.\n---\nNext meeting in June.\n"
+    assert ({}, minutes) == split_front_matter(minutes)
     assert ({}, "---\nA text\n---\nmore\n") == split_front_matter("---\nA text\n---\nmore\n")
     assert ({}, "---\ntext: more\n") == split_front_matter("---\ntext: more\n")
 
@@ -206,10 +227,27 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
 
 
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
-    """Inside a folder nothing is left out silently."""
+    """As itself, not as what it led to: else that would count as a file that is there, and would never go."""
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     (path,) = find_files([tmp_path])
-    assert "cannot be read: No such file or directory" == failure(path)
+    assert [Failure((tmp_path / "link").as_posix(), "cannot be read: No such file or directory")] == list(load(path))
+
+
+def test_whatever_a_reader_does_is_a_failure(tmp_path: Path) -> None:
+    """A damaged book, and one whose reader ends with an error of its own."""
+    book = tmp_path / "a.epub"
+    with zipfile.ZipFile(book, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("mimetype", "application/epub+zip" * 20)
+    data = bytearray(book.read_bytes())
+    at = data.index(b"mimetype") + len("mimetype")
+    data[at : at + 4] = b"\xff\xff\xff\xff"
+    book.write_bytes(data)
+    assert failure(book)
+
+
+def test_a_time_beyond_the_calendar_is_none() -> None:
+    """Some file systems hold such; it shall not keep the text from being read."""
+    assert ["", "1970-01-01T00:00:00+00:00"] == [_time(1e15), _time(0)]
 
 
 def test_links_that_lead_to_each_other_are_named(tmp_path: Path) -> None:
