@@ -16,8 +16,9 @@ from pipeline.answering import answer, complete_versions
 from pipeline.calibration import Calibration
 from pipeline.cascade import Cascade, rerank_candidates
 from pipeline.closing import close
-from pipeline.errors import FingerprintError, SettingsError
+from pipeline.errors import SettingsError
 from pipeline.ingestion import collection, transfer
+from pipeline.ingestion.agreement import refuse_other
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.reindexing import reindex
 from pipeline.ingestion.run import IngestRun, Progress
@@ -297,7 +298,13 @@ class Pipeline:
         """Removes documents by their ids; returns how many of them were there. Unknown ids are no error.
 
         Of files with equal content, which are stored once, only those that are named go.
+
+        Raises:
+            FingerprintError: the collection was made with another embedding model, which those that stay may need.
         """
+        stored = self.store.fingerprint()
+        if stored is not None:
+            refuse_other(self.store, stored, self.fingerprint, ignore=_CHUNKING)
         self._complete.clear()
         ids = [document_ids] if isinstance(document_ids, str) else document_ids
         return collection.delete(self.store, ids, self.embedder.embed_documents)
@@ -377,7 +384,7 @@ class Pipeline:
         """
         stored = self.store.fingerprint()
         if stored is not None:
-            self._refuse_other(stored, ignore=frozenset())
+            refuse_other(self.store, stored, self.fingerprint)
 
     # ------------------------------------------------------------- lifetime
 
@@ -425,23 +432,8 @@ class Pipeline:
         stored = self.store.fingerprint()
         if stored is not None:
             # How chunks were cut does not matter for finding them.
-            self._refuse_other(stored, ignore=_CHUNKING)
+            refuse_other(self.store, stored, self.fingerprint, ignore=_CHUNKING)
             self._checked = True
-
-    def _refuse_other(self, stored: Fingerprint, *, ignore: frozenset[str]) -> None:
-        differences = stored.differences(self.fingerprint, ignore=ignore)
-        if differences:
-            listed = "; ".join(f"{name}: stored {theirs!r}, asked for {ours!r}" for name, theirs, ours in differences)
-            if "bm25" in {name for name, *_ in differences}:
-                advice = (
-                    "This version of the package makes BM25 vectors otherwise, which no setting changes: rag reindex"
-                )
-            else:
-                advice = (
-                    "Set the old values again, or make the collection anew with these ones: rag reindex, while queries "
-                    "go on with the old ones, or RAG_COLLECTION=<new name> rag ingest <paths>"
-                )
-            raise FingerprintError(f"{self.store.name} was made differently ({listed}). {advice}")
 
 
 def _without_errors(*loads: Callable[[], None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
@@ -66,20 +66,23 @@ class Prune:
     """Content hashes of the documents of which a copy is gone."""
     moved: int = 0
     """How many of the doomed have their content under another name now, so that nothing of it is lost."""
+    emptied: tuple[str, ...] = ()
+    """Roots of which all documents would go."""
 
     def refusal(self, max_delete: float) -> str | None:
         """Why this must not be done, or None.
 
-        One document may always go. More than ``max_delete`` (a share of ``total``) may not, nor may all: an
+        One document may always go. More than ``max_delete`` (a share of ``total``) may not, nor may all of a root: an
         unmounted folder looks like one whose files were all deleted. What was moved does not count.
         """
         n = len(self.doomed) - self.moved
         if max_delete >= 1.0 or n == 0:
             return None
-        if n == self.total or n > max(1.0, max_delete * self.total):
+        if self.emptied or n > max(1.0, max_delete * self.total):
+            where = f"all of {', '.join(self.emptied)}, " if self.emptied and n < self.total else ""
             return (
-                f"prune would delete {n} of {self.total} documents here, more than --max-delete {max_delete:g} allows; "
-                "nothing was deleted. Is a folder unmounted or empty? If they shall go, use --max-delete 1"
+                f"prune would delete {n} of {self.total} documents here, {where}more than --max-delete {max_delete:g} "
+                "allows; nothing was deleted. Is a folder unmounted or empty? If they shall go, use --max-delete 1"
             )
         return None
 
@@ -110,12 +113,20 @@ def plan_prune(
                 if version.copies:
                     copied[source].add(version.content_hash)
     doomed = [id_ for id_, source in here.items() if id_ not in met and not is_within(source, failed)]
+    lost = {id_ for id_ in doomed if not held[id_] <= contents}
     return Prune(
         sorted(doomed),
         len(here),
         shared=set().union(*(copied.get(id_, ()) for id_ in doomed)),
-        moved=sum(held[id_] <= contents for id_ in doomed),
+        moved=len(doomed) - len(lost),
+        emptied=tuple(root for root in roots if _emptied(root, here, lost)),
     )
+
+
+def _emptied(root: str, here: Mapping[str, str], lost: Set[str]) -> bool:
+    """Whether documents lie under this root, and all of them are lost."""
+    under = [id_ for id_, source in here.items() if is_under(source, root)]
+    return bool(under) and lost >= set(under)
 
 
 def is_under(source: str, root: str) -> bool:

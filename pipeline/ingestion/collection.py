@@ -11,6 +11,8 @@ from pipeline.interfaces import Store
 from pipeline.types import Chunk, DocumentVersion, StoredDocument
 
 _BATCH = 500
+# Looks at a document that others are writing.
+_LOOKS = 10
 
 
 def documents(store: Store) -> Iterator[DocumentVersion]:
@@ -21,6 +23,15 @@ def documents(store: Store) -> Iterator[DocumentVersion]:
 
 def get(store: Store, document_id: str) -> StoredDocument | None:
     """A document with its chunks; None if it is not there. The path of a copy leads to the document that has it."""
+    for _ in range(_LOOKS):
+        found = _get(store, document_id)
+        if found is None or found.chunks:
+            return found
+    return None  # with each look its version had just been replaced
+
+
+def _get(store: Store, document_id: str) -> StoredDocument | None:
+    """As :func:`get`; without chunks where its version went between the look at the ledger and that at the chunks."""
     versions = [version for version in related(store, [document_id], []) if _is(version, document_id)]
     own = [version for version in versions if version.document_id == document_id]
     if not versions:
@@ -71,9 +82,9 @@ def _is(version: DocumentVersion, document_id: str) -> bool:
 
 
 def _shared(chunks: tuple[Chunk, ...]) -> dict[str, object]:
-    first, *others = chunks
     return {
         key: value
+        for first in chunks[:1]
         for key, value in first.metadata.items()
-        if all(key in other.metadata and other.metadata[key] == value for other in others)
+        if all(key in other.metadata and other.metadata[key] == value for other in chunks[1:])
     }

@@ -22,6 +22,8 @@ from pipeline.types import Document, Failure
 
 MAX_BYTES = 100_000_000
 """Size of the largest file that is read whole."""
+NOT_READ = "cannot be read: "
+"""What the error begins with where a file could not be read at all, which may pass without the file changing."""
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 
 
@@ -97,7 +99,7 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
     except OSError as error:
         # A link that leads nowhere is not what it led to, which is gone.
         gone = isinstance(error, FileNotFoundError) and path.is_symlink()
-        yield Failure(path.absolute().as_posix() if gone else source, f"cannot be read: {error.strerror or error}")
+        yield Failure(path.absolute().as_posix() if gone else source, f"{NOT_READ}{error.strerror or error}")
         return
     try:
         if not stat.S_ISREG(status.st_mode):
@@ -109,13 +111,18 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
         size = status.st_size
         if size > max_bytes:
             raise DocumentError(f"{size / 1e6:.0f} MB, more than the limit of {max_bytes / 1e6:g} MB (RAG_MAX_FILE_MB)")
-        yield _document(path, source, path.read_bytes(), _time(status.st_mtime))
+        data = path.read_bytes()
+        try:
+            document = _document(path, source, data, _time(status.st_mtime))
+        except (DocumentError, OSError):
+            raise
+        except Exception as error:  # whatever comes of a damaged file: the others are to be read all the same
+            raise DocumentError(f"damaged? {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        yield document
     except DocumentError as error:
         yield Failure(source, str(error))
     except OSError as error:
-        yield Failure(source, f"cannot be read: {error.strerror or error}")
-    except Exception as error:  # whatever a reader makes of a damaged file: the others are to be read all the same
-        yield Failure(source, f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        yield Failure(source, f"{NOT_READ}{error.strerror or error}")
 
 
 def _time(seconds: float) -> str:

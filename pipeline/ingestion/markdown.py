@@ -25,6 +25,9 @@ _ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
 _MAX_UNDERLINED = 200
 """Characters of the longest line that an underline makes a heading; a longer one is a paragraph above a rule."""
 
+_MAX_PLAIN = 1000
+"""Characters of the longest heading that is looked into: the time for that grows with the square."""
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -105,7 +108,9 @@ def _after(text: str, position: int, pattern: str) -> int:
 
 
 def plain(heading: str) -> str:
-    """A heading's text without links, emphasis, anchors and escapes."""
+    """A heading's text without links, emphasis, anchors and escapes; one that is far too long stays as it is."""
+    if len(heading) > _MAX_PLAIN:
+        return " ".join(heading.split())
     heading = _ANCHOR.sub("", heading)
     heading = _LINK.sub(r"\1", heading)
     heading = _EMPHASIS.sub(r"\2", _EMPHASIS.sub(r"\2", heading))

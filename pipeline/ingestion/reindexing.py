@@ -5,7 +5,8 @@ meanwhile is caught up with: the ledgers of both are compared until nothing is m
 wait. Then the name leads to the second in one step, and the first is kept for a rollback.
 
 A reindex that was cut off goes on where it was: what its collection holds already is left as it is. So does one back
-to a model whose collection is still kept, which then only has to catch up.
+to a model whose collection is still kept, which then only has to catch up; but not after a rollback, when the kept one
+may hold what is nowhere else.
 
 Chunks are taken as they are where their size stays what it was and they are not too long by the new model's own
 tokens, and with the vectors that they have where the model stays the same. Else a document is cut anew
@@ -15,7 +16,7 @@ tokens, and with the vectors that they have where the model stays the same. Else
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -77,7 +78,8 @@ def reindex(
     assert stored is not None
     if stored == fingerprint:
         return ReindexReport(current.name, None, 0, 0, 0, seconds=time.perf_counter() - start)
-    begun = [one.name for one in found if one.state != "current" and one.fingerprint == fingerprint]
+    later = _later(found)
+    begun = [one.name for one in found if one not in (current, later) and one.fingerprint == fingerprint]
     name = begun[-1] if begun else generations.next_name()
     with (
         generations.building(name),
@@ -93,13 +95,22 @@ def reindex(
             generations.switch(name)
         # On a server a writer may have been in the middle of a request; from now on none writes here any more.
         copy.catch_up(since=before)
+        warnings = copy.warnings()
+        if later is not None:
+            with closing(generations.open(later.name)) as left:
+                behind = len(_differing(_ledger(left), before))
+            if behind:
+                warnings.append(
+                    f"{later.name}, from which there was a rollback, is left as it is: {behind} documents there are "
+                    "others or are not here. Run rag ingest again, and only then rag gc"
+                )
     return ReindexReport(
         collection=name,
         kept=current.name,
         documents=copy.documents,
         chunks=copy.chunks,
         recut=copy.recut,
-        warnings=copy.warnings(),
+        warnings=warnings,
         seconds=time.perf_counter() - start,
     )
 
@@ -171,6 +182,17 @@ def _current(store: Store, found: Iterable[Generation]) -> Generation:
     if current is None:
         raise SettingsError(f"{store.name} does not exist: nothing to reindex; begin with rag ingest PATH")
     return current
+
+
+def _later(found: Sequence[Generation]) -> Generation | None:
+    """The kept collection if it was made after the one in use, as after a rollback.
+
+    It may hold what was ingested before that, and would lose it if it caught up with an older one.
+    """
+    states = [one.state for one in found]
+    if "kept" in states and states.index("kept") > states.index("current"):
+        return found[states.index("kept")]
+    return None
 
 
 def _ledger(store: Store) -> Ledger:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
+from pipeline.ingestion.agreement import make_ready
 from pipeline.ingestion.changes import by_document, compare, plan_prune
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.copies import Related, Sharing, chunk_ids, related
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _EMBED_CHUNKS = 512
 _FIRST_CHUNKS = 64
 _REPEATED_SHOWN = 20
+# Deepest metadata that is stored. Qdrant writes JSON of any depth and reads 128 levels back, some of them around it.
+_LEVELS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,8 @@ class IngestRun:
                 self._failures.append(item)
             elif not item.text.strip():
                 self._failures.append(Failure(item.source, "no text in it"))
+            elif not _fits(item.metadata, _LEVELS):
+                self._failures.append(Failure(item.source, f"{item.id}: metadata of more than {_LEVELS} levels"))
             else:
                 documents.append(item)
         if not documents:
@@ -226,7 +231,7 @@ class IngestRun:
         work, vectors = embedded
         with self._watch.working("writing"):
             if not self._ready:
-                self.store.ensure_ready(self.fingerprint)
+                make_ready(self.store, self.fingerprint)
                 self._ready = True
             if vectors is not None:
                 self.store.upsert(work.chunks, vectors)
@@ -273,6 +278,16 @@ class IngestRun:
         if self.progress is not None:
             done, total = self._files
             self.progress(Progress(done, total, len(self._seen), self._written, message))
+
+
+def _fits(value: object, levels: int) -> bool:
+    """Whether nothing in it lies deeper."""
+    within: Iterable[object] = ()
+    if isinstance(value, Mapping):
+        within = value.values()
+    elif isinstance(value, list | tuple):
+        within = value
+    return all(levels > 0 and _fits(one, levels - 1) for one in within if isinstance(one, Mapping | list | tuple))
 
 
 def _peak_mb() -> float | None:

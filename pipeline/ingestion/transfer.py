@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DocumentError, FingerprintError, SettingsError
 from pipeline.ingestion import collection
-from pipeline.ingestion.changes import by_document
+from pipeline.ingestion.agreement import make_ready
+from pipeline.ingestion.changes import answering, by_document
+from pipeline.ingestion.copies import Related, Sharing, related
 from pipeline.ingestion.dump import Header, reading, writing
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Embedder, Store
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 # Documents read, and chunks written, at once.
 _DOCUMENTS = 100
 _CHUNKS = 512
+# Looks at a document that others are writing.
+_LOOKS = 10
 
 
 def export_to(
@@ -40,37 +44,58 @@ def export_to(
     fingerprint = store.fingerprint()
     if fingerprint is None:
         raise SettingsError(f"{store.name} does not exist: nothing to export")
-    documents = sorted(collection.documents(store), key=lambda version: version.document_id)
-    warnings = [
-        f"{version.document_id}: only {version.present} of {version.count} chunks are there (see rag verify)"
-        for version in documents
-        if not version.complete
-    ]
+    ids = sorted(version.document_id for version in collection.documents(store))
+    warnings = []
+    exported = 0
     with writing(path, Header(fingerprint, vectors)) as out:
-        for first in range(0, len(documents), _DOCUMENTS):
-            batch = {version.document_id: version for version in documents[first : first + _DOCUMENTS]}
-            for chunk, vector in _in_order(store, batch, vectors=vectors):
-                out.add(chunk, vector)
+        for first in range(0, len(ids), _DOCUMENTS):
+            whole, restless = _whole(store, ids[first : first + _DOCUMENTS], vectors=vectors)
+            warnings += [f"{id_}: left out, as it was changed again and again meanwhile" for id_ in restless]
+            for pairs in whole:
+                exported += 1
+                count = pairs[0][0].count
+                if len(pairs) < count:
+                    id_ = pairs[0][0].document_id
+                    warnings.append(f"{id_}: only {len(pairs)} of {count} chunks are there (see rag verify)")
+                for chunk, vector in pairs:
+                    out.add(chunk, vector)
             if progress is not None:
-                done = min(first + _DOCUMENTS, len(documents))
-                progress(Progress(0, 0, done, out.chunks, f"{done} of {len(documents)} documents exported"))
-    return ExportReport(str(path), len(documents), out.chunks, vectors, warnings, time.perf_counter() - start)
+                done = min(first + _DOCUMENTS, len(ids))
+                progress(Progress(0, 0, done, out.chunks, f"{done} of {len(ids)} documents exported"))
+    return ExportReport(str(path), exported, out.chunks, vectors, warnings, time.perf_counter() - start)
 
 
-def _in_order(store: Store, wanted: dict[str, DocumentVersion], *, vectors: bool) -> Iterator[Pair]:
-    """The chunks of these versions, by document and place; one that is stored twice once."""
+def _whole(store: Store, ids: Sequence[str], *, vectors: bool) -> tuple[list[list[Pair]], list[str]]:
+    """The chunks of each of these documents, in order, and ids of those that did not hold still.
+
+    One that is replaced between the look at its version and that at its chunks is looked at once more. What was removed
+    meanwhile is in neither.
+    """
+    whole: dict[str, list[Pair]] = {}
+    left: Sequence[str] = ids
+    for _ in range(_LOOKS):
+        wanted = {id_: answering(found) for id_, found in by_document(store.versions(left)).items()}
+        for id_, pairs in _in_order(store, wanted, vectors=vectors).items():
+            if len(pairs) >= wanted[id_].present:
+                whole[id_] = pairs
+        left = [id_ for id_ in ids if id_ in wanted and id_ not in whole]
+        if not left:
+            break
+    return [whole[id_] for id_ in ids if id_ in whole], [*left]
+
+
+def _in_order(store: Store, wanted: dict[str, DocumentVersion], *, vectors: bool) -> dict[str, list[Pair]]:
+    """The chunks of these versions by document, in order; one that is stored twice once."""
     stored: Iterable[Pair]
     if vectors:
         stored = store.chunks_with_vectors(list(wanted))
     else:
         stored = ((chunk, None) for chunk in store.chunks(list(wanted)))
-    found = {
-        (chunk.document_id, chunk.index): (chunk, vector)
-        for chunk, vector in stored
-        if chunk.content_hash == wanted[chunk.document_id].content_hash
-    }
-    for place in sorted(found):
-        yield found[place]
+    found: dict[str, dict[int, Pair]] = {}
+    for chunk, vector in stored:
+        if chunk.content_hash == wanted[chunk.document_id].content_hash:
+            found.setdefault(chunk.document_id, {})[chunk.index] = chunk, vector
+    return {id_: [places[index] for index in sorted(places)] for id_, places in found.items()}
 
 
 def import_from(
@@ -96,34 +121,46 @@ def import_from(
     with reading(path) as (header, pairs):
         embed, warnings = _compare(header, fingerprint, path)
         written = unchanged = chunks_written = chunks_deleted = 0
+        sharing = Sharing()
+        now: dict[str, str] = {}
         for batch in _by_document(pairs):
-            ids = [document[0][0].document_id for document in batch]
-            stored = by_document(store.versions(ids))
+            firsts = [document[0][0] for document in batch]
+            names = sorted({path for first in firsts for path in (first.document_id, *first.copies)})
+            held = Related(related(store, names, sorted({first.content_hash for first in firsts})))
             finished: dict[str, str] = {}
-            due: list[Pair] = []
+            due: list[list[Pair]] = []
             for document in batch:
                 first = document[0][0]
-                versions = stored.get(first.document_id, [])
+                named = held.versions.get(first.document_id, [])
+                versions = [v for v in named if v.document_id == first.document_id]
                 same = [v for v in versions if v.complete and v.content_hash == first.content_hash]
-                copies = tuple(sorted({*first.copies, *(copy for v in same for copy in v.copies)}))
+                # What is here under a copy's name is this collection's own, and stays.
+                own = {path for path in first.copies if _other(held.versions.get(path, []), first)}
+                copies = tuple(sorted({*first.copies, *(copy for v in same for copy in v.copies)} - own))
+                if len(named) > len(versions) or held.holders.get(first.content_hash, 0) > len(same):
+                    # The name is that of a copy here, or another file has the content.
+                    sharing.note(first.document_id, {first.content_hash, *(v.content_hash for v in named)})
+                    now[first.document_id] = first.content_hash
                 if any(set(copies) == set(v.copies) for v in same):
                     unchanged += 1
                 else:
                     written += 1
-                    due += [(replace(chunk, copies=copies), vector) for chunk, vector in document]
+                    due.append([(replace(chunk, copies=copies), vector) for chunk, vector in document])
                 # An incomplete one must not take the place of what is there.
                 if len(document) == first.count and any(v.content_hash != first.content_hash for v in versions):
                     finished[first.document_id] = first.content_hash
             if due or finished:
-                store.ensure_ready(fingerprint)
-            for at in range(0, len(due), _CHUNKS):
-                some = due[at : at + _CHUNKS]
+                make_ready(store, fingerprint)
+            for some in _parts(due, store.whole_chunks):
                 store.upsert([chunk for chunk, _ in some], _vectors(some, embedder, path, embed=embed))
                 chunks_written += len(some)
                 if progress is not None:
                     progress(Progress(0, 0, written + unchanged, chunks_written))
             if finished:
                 chunks_deleted += store.delete_versions_except(finished)
+        moved, removed = sharing.settle(store, embedder.embed_documents, now=now)
+        chunks_written += moved
+        chunks_deleted += removed
     if chunks_written or chunks_deleted:
         store.optimize(lambda message: progress(Progress(0, 0, 0, 0, message)) if progress else None)
     return ImportReport(
@@ -136,6 +173,24 @@ def import_from(
         warnings=warnings,
         seconds=time.perf_counter() - start,
     )
+
+
+def _parts(documents: Iterable[list[Pair]], longest: int) -> Iterator[list[Pair]]:
+    """What goes to the store at once: whole documents, as queries rely on, but for those that are too long for that."""
+    whole: list[Pair] = []
+    for document in documents:
+        if len(document) <= longest:
+            whole += document
+        else:
+            for start in range(0, len(document), _CHUNKS):
+                yield document[start : start + _CHUNKS]
+    if whole:
+        yield whole
+
+
+def _other(versions: Iterable[DocumentVersion], chunk: Chunk) -> bool:
+    """Whether one of these is another content than the chunk's."""
+    return any(version.content_hash != chunk.content_hash for version in versions)
 
 
 def _compare(header: Header, fingerprint: Fingerprint, path: Path) -> tuple[bool, list[str]]:

@@ -18,6 +18,9 @@ _FINE_NS = 100_000_000
 """A file may change again within one tick of its file system's clock and look the same. A tick takes 2 s on FAT, 1 s on
 some network folders, and some ms where times have fractions of a second."""
 
+_NONE: Signature = (-1,)
+"""Of no file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scan:
@@ -85,10 +88,13 @@ class KnownFiles:
             return None
         return Plan(frozenset(same), prune)
 
-    def learn(self, found: Scan, *, doubtful: bool) -> None:
-        """These were read. ``doubtful``: some could not be, or what is gone could not be removed."""
+    def learn(self, found: Scan, *, doubtful: bool, missed: Set[str] = frozenset()) -> None:
+        """These were read, but for those ``missed``, which the next update tries again.
+
+        ``doubtful``: some could not be taken in, or what is gone could not be removed.
+        """
         self._files = {
-            source: signature if _is_settled(signature, found.taken_ns) else None
+            source: _NONE if source in missed else signature if _is_settled(signature, found.taken_ns) else None
             for source, signature in found.files.items()
         }
         self._doubtful = doubtful

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from pipeline.core import Pipeline
 from pipeline.errors import FingerprintError, RagError, SettingsError, StoreLockedError, StoreUnavailableError
 from pipeline.ingestion.changes import is_under
-from pipeline.ingestion.loaders import is_there, left_out, real_source
+from pipeline.ingestion.loaders import NOT_READ, is_there, left_out, real_source
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Store
 from pipeline.types import Failure, IngestReport, StoreCount
@@ -188,7 +188,8 @@ class _Updates:
         away = [path for path in self._paths if path not in there]
         gone = [Failure(str(path), "is not there; what is stored of it stays until it is back") for path in away]
         report = replace(report, failures=[*report.failures, *gone])
-        self._known.learn(found, doubtful=bool(report.failures))
+        missed = {failure.source for failure in report.failures if failure.error.startswith(NOT_READ)}
+        self._known.learn(found, doubtful=bool(report.failures), missed=missed)
         return report
 
     def _step(self, show: Callable[[Progress], None], progress: Progress) -> None:

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 
+from pipeline.closing import close
 from pipeline.core import Pipeline
 from pipeline.errors import EmbedderError, FingerprintError, SettingsError, StoreError, StoreLockedError
 from pipeline.ingestion.reindexing import collect_garbage, generations_of, rollback
@@ -219,6 +220,23 @@ def test_rollback_and_back_again(open_: Open) -> None:
     again.ingest([Document("later", "even later")])
     with pytest.raises(FingerprintError):
         open_("new").query("word7")
+
+
+def test_reindex_after_a_rollback_keeps_what_came_before_it(open_: Open) -> None:
+    """What was ingested between the switch and the rollback is in the kept collection alone: it is not overwritten."""
+    old, new = open_(), open_("new")
+    old.ingest(documents())
+    new.reindex()
+    new.ingest([Document("late", "a latecomer"), Document("d3", "rewritten entirely")])
+    leave(old)
+    rollback(new.store)
+    leave(new)
+    report = open_("new").reindex()
+    assert ("documents.3", "documents") == (report.collection, report.kept)
+    assert "documents.2, from which there was a rollback, is left as it is: 2 documents" in report.warnings[0]
+    left = generations_of(open_("new").store).open("documents.2")
+    assert {"late"} == {version.document_id for version in left.versions(["late"])}
+    close(left)
 
 
 def test_reindex_back_only_catches_up(open_: Open) -> None:

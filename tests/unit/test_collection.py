@@ -1,7 +1,11 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
 
 from pipeline.core import Pipeline
-from pipeline.types import Document
+from pipeline.errors import FingerprintError
+from pipeline.types import Chunk, Document
 from tests.fakes import FakeEmbedder, FakeStore
 
 
@@ -66,3 +70,39 @@ def test_delete_counts_the_documents_that_were_there() -> None:
 
     assert 1 == rag.delete(ids())
     assert {} == store.points
+
+
+def test_get_while_the_document_is_replaced() -> None:
+    """Between the look at the ledger and that at the chunks: it looks again."""
+
+    class Replacing(FakeStore):
+        left = 0
+
+        def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
+            if self.left:
+                self.left -= 1
+                self.points.clear()
+                self.points.update(filled(Document(id="a", text=text(f"version {self.left}")))[1].points)
+            return super().chunks(document_ids)
+
+    store = Replacing()
+    rag = Pipeline(embedder=FakeEmbedder(), store=store, chunk_tokens=32, chunk_overlap=0)
+    rag.ingest([A])
+    store.left = 3
+    found = rag.get("a")
+    assert found is not None
+    assert (text("version 0").split()[0], found.count) == (found.chunks[0].text.split()[0], len(found.chunks))
+    store.left = 1000
+    assert rag.get("a") is None
+
+
+def test_delete_with_another_model_is_refused(tmp_path: Path) -> None:
+    """Of equal files the one that stays gets a name, and so a vector, of its own."""
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("Equal texts.")
+    rag, store = filled()
+    rag.ingest(tmp_path)
+    other = Pipeline(embedder=FakeEmbedder(name="other@1"), store=store, chunk_tokens=32, chunk_overlap=0)
+    with pytest.raises(FingerprintError, match="other@1"):
+        other.delete(str(tmp_path / "a.txt"))
+    assert 1 == rag.delete(str(tmp_path / "a.txt"))

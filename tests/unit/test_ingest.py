@@ -1,6 +1,7 @@
 import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.core import Pipeline
-from pipeline.errors import EmbedderError, SettingsError, StoreError
+from pipeline.errors import EmbedderError, FingerprintError, SettingsError, StoreError
 from pipeline.ingestion import reading
 from pipeline.ingestion.changes import plan_prune
 from pipeline.ingestion.run import Progress
 from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
-from pipeline.types import Chunk, Document, DocumentVersion, IngestReport
+from pipeline.types import Chunk, Document, DocumentVersion, Fingerprint, IngestReport
 from tests.fakes import FakeEmbedder, FakeStore
 
 
@@ -318,6 +319,53 @@ def test_a_sibling_with_the_same_beginning_is_not_under_a_root() -> None:
     """/a/docs2 does not lie in /a/docs."""
     versions = [DocumentVersion("x", "h", "/a/docs2/x.md", 1, 1), DocumentVersion("y", "h", "/a/docs/y.md", 1, 1)]
     assert ["y"] == plan_prune(versions, ["/a/docs"], seen=[], unreadable=[]).doomed
+
+
+def test_a_root_that_lost_all_is_not_hidden_by_the_others() -> None:
+    """A small folder that is unmounted next to a large one that is not."""
+    large = [DocumentVersion(f"/a/{i}", "h", f"/a/{i}", 1, 1) for i in range(20)]
+    small = [DocumentVersion(f"/b/{i}", f"b{i}", f"/b/{i}", 1, 1) for i in range(3)]
+    seen = [version.document_id for version in large]
+    plan = plan_prune([*large, *small], ["/a", "/b"], seen=seen, unreadable=[])
+    assert "delete 3 of 23 documents here, all of /b, more than" in str(plan.refusal(0.2))
+    assert plan.refusal(1.0) is None
+    assert plan_prune([*large, *small], ["/a", "/b"], [*seen, "/b/0"], []).refusal(0.2) is None
+    assert plan_prune([*large, *small], ["/a", "/b"], seen, [], {"b0", "b1", "b2"}).refusal(0.2) is None
+
+
+@pytest.mark.parametrize("levels", [65, 500])
+def test_metadata_that_is_nested_too_deeply_is_a_failure(levels: int) -> None:
+    """The engine would store it, and then read nothing of the collection any more."""
+    metadata: dict[str, object] = {}
+    for _ in range(levels):
+        metadata = {"deeper": [metadata]} if levels % 2 else {"deeper": metadata}
+    rig = Rig()
+    report = rig.rag.ingest([Document(id="deep", text="x", metadata=metadata), Document(id="a", text="x")])
+    assert ["deep: metadata of more than 64 levels"] == [failure.error for failure in report.failures]
+    assert {"a"} == rig.ids()
+
+
+def test_metadata_of_some_levels_is_stored() -> None:
+    """As many as anybody has."""
+    metadata: dict[str, object] = {"value": 1}
+    for _ in range(20):
+        metadata = {"deeper": [metadata]}
+    rig = Rig()
+    assert (1, 0, 0, 0, 0) == counts(rig.rag.ingest([Document(id="a", text="x", metadata=metadata)]))
+    assert [metadata] == [chunk.metadata for chunk, _ in rig.store.points.values()]
+
+
+def test_another_program_may_make_the_collection_first() -> None:
+    """With another model: then nothing is written among its vectors."""
+
+    class Overtaken(FakeStore):
+        def ensure_ready(self, fingerprint: Fingerprint) -> None:
+            super().ensure_ready(replace(fingerprint, embedder="another@1"))
+
+    rig = Rig(Overtaken())
+    with pytest.raises(FingerprintError, match="stored 'another@1', asked for 'fake-embedder@1'"):
+        rig.rag.ingest([Document(id="a", text="x")])
+    assert {} == rig.store.points
 
 
 def test_what_lies_in_a_folder_that_cannot_be_read_is_not_gone() -> None:

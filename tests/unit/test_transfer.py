@@ -1,11 +1,13 @@
 import gzip
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipeline.core import Pipeline
 from pipeline.errors import DocumentError, FingerprintError, SettingsError, StoreError
@@ -141,6 +143,72 @@ def test_of_two_versions_the_one_that_answers_is_exported(tmp_path: Path) -> Non
     whole.rag.import_from(tmp_path / "f")
     assert {"d0", "d1"} == {version.document_id for version in whole.rag.documents()}
     assert {True} == {version.complete for version in whole.rag.documents()}
+
+
+def test_a_document_that_changes_meanwhile_is_exported_as_it_is_then(tmp_path: Path) -> None:
+    """One that never holds still is named, and what is removed is not missed."""
+
+    class Changing(FakeStore):
+        """Documents change whenever their chunks are read."""
+
+        busy: dict[str, int]
+
+        def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
+            for id_ in set(document_ids or ()) & self.busy.keys():
+                if self.busy[id_]:
+                    self.busy[id_] -= 1
+                    self.delete_documents([id_])
+                    if id_ != "gone":
+                        self.points.update(Rig(Document(id=id_, text=text(f"{id_} {self.busy[id_]}"))).store.points)
+            return super().chunks(document_ids)
+
+    store = Changing()
+    store.busy = {}
+    rig = Rig(*(Document(id=id_, text=text(id_)) for id_ in ("a", "gone", "once", "restless")), store=store)
+    store.busy = {"gone": 1, "once": 1, "restless": 1000}
+    report = rig.rag.export_to(tmp_path / "f")
+    assert ["restless: left out, as it was changed again and again meanwhile"] == report.warnings
+    assert 2 == report.documents
+    other = Rig()
+    assert 2 == other.rag.import_from(tmp_path / "f").written
+    assert {"a", "once"} == {chunk.document_id for chunk in other.chunks().values()}
+    assert "once 0" in next(chunk.text for chunk in other.chunks().values() if chunk.document_id == "once")
+
+
+def test_a_document_is_imported_as_a_whole(tmp_path: Path) -> None:
+    """A query must not meet one of which a part is written."""
+    Rig(*DOCUMENTS).rag.export_to(tmp_path / "f")
+
+    class Watched(FakeStore):
+        def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+            super().upsert(chunks, vectors)
+            assert all(version.complete for version in self.versions())
+            self.writes = getattr(self, "writes", 0) + 1
+
+    store = Watched()
+    assert len(DOCUMENTS) == Rig(store=store).rag.import_from(tmp_path / "f").written
+    assert store.writes > 1
+
+
+def test_copies_meet_what_is_there(tmp_path: Path) -> None:
+    """A path has one content, and a content one document, whatever both collections called it."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.txt").write_text("Equal texts.")
+    one = Rig()
+    one.rag.ingest(folder)
+    one.rag.export_to(tmp_path / "f")
+    (folder / "b.txt").write_text("Newer text of b alone.")
+    other = Rig()
+    other.rag.ingest([folder / "b.txt", folder / "c.txt"])
+    other.rag.import_from(tmp_path / "f")
+    assert other.rag.verify().clean
+    held = sorted(sorted(Path(path).name for path in version.sources) for version in other.rag.documents())
+    assert [["a.txt", "c.txt"], ["b.txt"]] == held
+    found = other.rag.get(str(folder / "b.txt"))
+    assert found is not None
+    assert "Newer text of b alone." == found.chunks[0].text
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -1,3 +1,4 @@
+from collections.abc import Set
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ def signature(inode: int, changed_ns: int = NOW - 60 * SECOND) -> Signature:
     return (1, inode, 100, changed_ns, changed_ns)
 
 
-def learned(files: dict[str, Signature], *, doubtful: bool = False) -> KnownFiles:
+def learned(files: dict[str, Signature], *, doubtful: bool = False, missed: Set[str] = frozenset()) -> KnownFiles:
     known = KnownFiles()
-    known.learn(Scan(files, NOW), doubtful=doubtful)
+    known.learn(Scan(files, NOW), doubtful=doubtful, missed=missed)
     return known
 
 
@@ -91,6 +92,13 @@ def test_jsonl_files_are_read_all_together_or_not_at_all(now: dict[str, Signatur
 def test_after_failures_the_next_update_prunes() -> None:
     """The files in a folder that could not be read may have gone meanwhile; a refused prune is tried again."""
     assert Plan(frozenset(FILES), prune=True) == plan(learned(FILES, doubtful=True), FILES)
+
+
+def test_what_could_not_be_read_is_tried_again() -> None:
+    """The fault may pass without the file changing, as that of a network folder."""
+    known = learned(FILES, doubtful=True, missed={"/d/a.md"})
+    assert Plan(frozenset({"/d/b.md"}), prune=True) == plan(known, FILES)
+    assert not known.unsettled
 
 
 def test_a_scan_finds_what_an_ingest_reads(tmp_path: Path) -> None:
