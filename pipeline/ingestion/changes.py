@@ -72,13 +72,13 @@ class Prune:
     def refusal(self, max_delete: float) -> str | None:
         """Why this must not be done, or None.
 
-        One document may always go. More than ``max_delete`` (a share of ``total``) may not, nor may all of a root: an
+        With 0 nothing may go; else one document always may. More than ``max_delete`` (a share of ``total``) may not, nor may all of a root: an
         unmounted folder looks like one whose files were all deleted. What was moved does not count.
         """
         n = len(self.doomed) - self.moved
         if max_delete >= 1.0 or n == 0:
             return None
-        if self.emptied or n > max(1.0, max_delete * self.total):
+        if self.emptied or n > (max(1.0, max_delete * self.total) if max_delete else 0):
             where = f"all of {', '.join(self.emptied)}, " if self.emptied and n < self.total else ""
             return (
                 f"prune would delete {n} of {self.total} documents here, {where}more than --max-delete {max_delete:g} "

@@ -329,8 +329,17 @@ def test_a_root_that_lost_all_is_not_hidden_by_the_others() -> None:
     plan = plan_prune([*large, *small], ["/a", "/b"], seen=seen, unreadable=[])
     assert "delete 3 of 23 documents here, all of /b, more than" in str(plan.refusal(0.2))
     assert plan.refusal(1.0) is None
-    assert plan_prune([*large, *small], ["/a", "/b"], [*seen, "/b/0"], []).refusal(0.2) is None
+    two = plan_prune([*large, *small], ["/a", "/b"], [*seen, "/b/0"], [])
+    assert two.refusal(0.2) is None
     assert plan_prune([*large, *small], ["/a", "/b"], seen, [], {"b0", "b1", "b2"}).refusal(0.2) is None
+
+
+def test_one_document_may_go_but_with_a_share_of_0() -> None:
+    """Of a few a single one is more than a fifth."""
+    versions = [DocumentVersion(f"/a/{i}", f"h{i}", f"/a/{i}", 1, 1) for i in range(3)]
+    plan = plan_prune(versions, ["/a"], seen=["/a/0", "/a/1"], unreadable=[])
+    assert plan.refusal(0.2) is None
+    assert "delete 1 of 3" in str(plan.refusal(0.0))
 
 
 @pytest.mark.parametrize("levels", [65, 500])
