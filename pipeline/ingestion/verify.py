@@ -125,7 +125,7 @@ def find_problems(ledger: Ledger, sources: Sources) -> list[Problem]:
 
 def _in_ledger(ledger: Ledger, current: Mapping[str, str]) -> Iterator[Problem]:
     for point_id in ledger.foreign:
-        yield Problem("foreign", point_id, "", "not written by this program: remove it, or queries may fail")
+        yield Problem("foreign", point_id, "", "not written by this program, which passes it over")
     for point_id, version in ledger.duplicates.items():
         yield Problem("duplicate", version.document_id, version.source, f"a chunk is stored twice, once as {point_id}")
     held: dict[str, str] = {}

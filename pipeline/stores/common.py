@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline.errors import SettingsError, StoreError
-from pipeline.stores.payload import clean, to_chunk
+from pipeline.stores.payload import clean, is_chunk, to_chunk
 from pipeline.types import Candidate, Chunk, SearchMode
 
 if TYPE_CHECKING:
@@ -117,7 +117,8 @@ def dense_vector(stored: Any) -> NDArray[np.float32]:
 def to_candidates(points: Iterable[tuple[object, float, Mapping[str, Any]]]) -> list[Candidate]:
     """Candidates from (point id, score, payload), best first. Equal scores go by id: the engine leaves them open."""
     ordered = sorted(points, key=lambda point: (-point[1], str(point[0])))
-    return [Candidate(to_chunk(payload), float(score), rank) for rank, (_, score, payload) in enumerate(ordered, 1)]
+    ours = [(score, payload) for _, score, payload in ordered if is_chunk(payload)]
+    return [Candidate(to_chunk(payload), float(score), rank) for rank, (score, payload) in enumerate(ours, 1)]
 
 
 def stale_ids(points: Iterable[tuple[str, Mapping[str, Any]]], keep: Mapping[str, str]) -> list[str]:

@@ -136,7 +136,7 @@ class EdgeStore:
         with self._engine("prepare", config) as (shard, engine):
             directory = shard.directory
             for field in payload.INDEXED_FIELDS:
-                self._index(shard, engine, field, "keyword")
+                engine.update(edge.UpdateOperation.create_field_index(field, _INDEX_TYPES["keyword"]))
             engine.flush()
             try:
                 write_atomically(directory / "fingerprint.json", json.dumps(fingerprint.to_dict(), indent=2))
@@ -234,7 +234,8 @@ class EdgeStore:
         """The stored chunks of these documents, or of all."""
         for batch in common.ledger_batches(document_ids):
             for _, stored in self._points(batch, payload.CHUNK_FIELDS):
-                yield payload.to_chunk(stored)
+                if payload.is_chunk(stored):
+                    yield payload.to_chunk(stored)
 
     def chunks_with_vectors(
         self, document_ids: Sequence[str] | None = None
@@ -242,7 +243,8 @@ class EdgeStore:
         """The stored chunks of these documents, or of all, each with its dense vector."""
         for batch in common.ledger_batches(document_ids):
             for record in self._records(batch, payload.CHUNK_FIELDS, vectors=True):
-                yield payload.to_chunk(record.payload or {}), common.dense_vector(record.vector)
+                if payload.is_chunk(record.payload or {}):
+                    yield payload.to_chunk(record.payload or {}), common.dense_vector(record.vector)
 
     def ledger(self) -> Iterator[LedgerEntry]:
         """An entry for each stored chunk."""
@@ -288,9 +290,9 @@ class EdgeStore:
         )
         if request is None:
             return []
-        with self._engine("search") as (shard, engine):
+        with self._engine("search") as (_, engine):
             for clause in clauses:
-                self._index(shard, engine, clause.path, clause.index)
+                _index(engine, clause)
             found = engine.query(request)
         return common.to_candidates((point.id, point.score, point.payload or {}) for point in found)
 
@@ -325,15 +327,6 @@ class EdgeStore:
                 self._shard = shards.acquire(self.directory, config)
             return self._shard
 
-    def _index(self, shard: shards.OpenShard, engine: edge.EdgeShard, path: str, index: filters.IndexType) -> None:
-        """Makes sure that a field has an index. There is one a field: one of another type is left as it is."""
-        if path in shard.indexed_paths:
-            return
-        # The engine names a path with quotes only where it must have them.
-        if path.replace('"', "") not in {known.replace('"', "") for known in engine.info().payload_schema}:
-            engine.update(edge.UpdateOperation.create_field_index(path, _INDEX_TYPES[index]))
-        shard.indexed_paths.add(path)
-
     def _points(self, document_ids: Sequence[str] | None, fields: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Ids and payload fields of the chunks of these documents, or of all."""
         for record in self._records(document_ids, fields):
@@ -361,6 +354,21 @@ class EdgeStore:
             yield from records
             if offset is None:
                 return
+
+
+def _index(engine: edge.EdgeShard, clause: filters.Clause) -> None:
+    """Makes the index that is due for a clause; one of another type is replaced in the same step."""
+    # The engine names a path with quotes only where it must have them. Asking it each time takes microseconds.
+    known = {path.replace('"', ""): info.data_type for path, info in engine.info().payload_schema.items()}
+    existing = known.get(clause.path.replace('"', ""))
+    due = clause.index_due(None if existing is None else _type_name(existing))
+    if due is not None:
+        engine.update(edge.UpdateOperation.create_field_index(clause.path, _INDEX_TYPES[due]))
+
+
+def _type_name(index: edge.PayloadSchemaType) -> str:
+    """As in the server's answers, such as ``datetime``."""
+    return str(index).rpartition(".")[2].lower()
 
 
 def _kib(fingerprint: Fingerprint) -> float:

@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime
 from typing import Any, Literal
 
 from pipeline.errors import SettingsError
-from pipeline.stores.payload import clean
+from pipeline.stores.payload import clean, short
 
 IndexType = Literal["keyword", "float", "bool", "datetime"]
 
@@ -71,9 +71,21 @@ class Clause:
     path: str
     tests: tuple[Test, ...]
 
-    @property
-    def index(self) -> IndexType:
-        """The payload index that serves the first test; others are answered too, if slower."""
+    def index_due(self, existing: str | None) -> IndexType | None:
+        """The payload index that the field has to get before it is filtered; None if it may stay as it is.
+
+        ``existing``: the type of the index that it has; there is one a field. Where there is none, the first test's is
+        made; the others are answered without, slower. One that there is stays, of whatever type, unless it would
+        answer wrongly: the engine looks either kind of range up in an index of the other kind, with dates as
+        microseconds since 1970. Such an index gives way to one for words. That answers no range, so that the engine
+        looks at the values themselves; and as the field has an index now, no filter makes one for ranges again.
+        """
+        if existing is None:
+            return self._first_index()
+        misread = {"datetime": NumberRange, "float": DateRange, "integer": DateRange}.get(existing)
+        return "keyword" if misread and any(isinstance(test, misread) for test in self.tests) else None
+
+    def _first_index(self) -> IndexType:
         match self.tests[0]:
             case Words():
                 return "keyword"
@@ -125,7 +137,7 @@ def _equals(key: str, value: Any) -> Test:
         return Exactly(value)
     if isinstance(value, int | float) and math.isfinite(value):
         # The same rounding as in the payload, or a float of 17 digits would not find itself.
-        number = float(f"{value:.15g}") if isinstance(value, float) else float(value)
+        number = _as_stored(value)
         return NumberRange(gte=number, lte=number)
     raise SettingsError(
         f"where: {key} cannot be compared with {value!r}; allowed are text, numbers, true and false, a list of these, "
@@ -153,7 +165,11 @@ def _range(key: str, bounds: Mapping[Any, Any]) -> Test:
 def _number(bound: Any) -> float | None:
     if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
         return None
-    return float(bound)
+    return _as_stored(bound)
+
+
+def _as_stored(number: float) -> float:
+    return short(number) if isinstance(number, float) else float(number)
 
 
 def _date(bound: Any) -> str | None:

@@ -35,6 +35,11 @@ CHUNK_FIELDS = [*_FIELDS, "exact"]
 _INT64 = range(-(2**63), 2**63)
 
 
+def is_chunk(payload: Mapping[str, Any]) -> bool:
+    """Whether a point is one of ours, as far as its ledger fields tell; others may write into a collection, too."""
+    return all(field in payload for field in [*_ENTRY_FIELDS, "source"])
+
+
 def clean(text: str) -> str:
     """The text as UTF-8 can hold it: lone surrogates are written out as ``\\udXXX``."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -70,6 +75,8 @@ def count_versions(payloads: Iterable[Mapping[str, Any]]) -> Iterator[DocumentVe
     odd: dict[tuple[str, str], Mapping[str, Any]] = {}
     disagreeing: dict[tuple[str, str], list[str]] = {}
     for payload in payloads:
+        if not is_chunk(payload):
+            continue
         key = (payload["document_id"], payload["content_hash"])
         source = sys.intern(payload["source"]) if isinstance(payload["source"], str) else payload["source"]
         first, count, places = found.get(key) or (source, payload["count"], 0)
@@ -96,7 +103,7 @@ def count_versions(payloads: Iterable[Mapping[str, Any]]) -> Iterator[DocumentVe
 
 def to_entry(point_id: str, payload: Mapping[str, Any]) -> LedgerEntry:
     """A stored point as an entry of the ledger, with the index -1 if it is no chunk."""
-    if any(field not in payload for field in [*_ENTRY_FIELDS, "source"]):
+    if not is_chunk(payload):
         return LedgerEntry(point_id, "", "", index=-1, count=0, source="")
     source, *copies = _sources(payload)
     return LedgerEntry(
@@ -126,7 +133,7 @@ def _storable(value: Any) -> Any:
     if isinstance(value, int):
         return int(value) if value in _INT64 else float(value) if abs(value) < 1e300 else None
     if isinstance(value, float):
-        return _short(value) if math.isfinite(value) else None
+        return short(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {clean(str(key)): _storable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -134,7 +141,7 @@ def _storable(value: Any) -> Any:
     return clean(str(value))
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """The float to 15 digits: a JSON reader may be off in the last place of longer ones, and is never of these."""
     short = float(f"{value:.15g}")
     return short if math.isfinite(short) else value

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -55,6 +57,9 @@ _WHOLE_CHUNKS = 256
 _READ_BATCH = 2_000
 _READ_VECTORS = 500
 
+# Seconds after which a filtered search looks again whether others have changed the payload indexes.
+_LOOK_AGAIN_S = 60.0
+
 _INDEX_TYPES = {
     "keyword": models.PayloadSchemaType.KEYWORD,
     "float": models.PayloadSchemaType.FLOAT,
@@ -89,7 +94,10 @@ class ServerStore:
         self._storage = storage or Storage()
         self._cluster = cluster or Cluster()
         self._known: Fingerprint | None = None
-        self._indexed: set[str] = set()
+        self._indexes: dict[str, str] = {}
+        """Types of the payload indexes, by path without quotes; empty for one that this key may not make."""
+        self._looked = 0.0
+        self._indexing = threading.Lock()
         self._at: str | None = None
         """Name of the generation that this store stays with."""
         self._chosen = False
@@ -108,13 +116,13 @@ class ServerStore:
 
     def _generation(self, name: str) -> ServerStore:
         other = copy.copy(self)
-        other._known, other._indexed, other._at, other._chosen = None, set(), name, True
+        other._known, other._indexes, other._at, other._chosen = None, {}, name, True
         return other
 
     def follow(self) -> None:
         """Leaves the generation that this store stayed with for the one that is in use now."""
         if not self._chosen:
-            self._known, self._indexed, self._at = None, set(), None
+            self._known, self._indexes, self._at = None, {}, None
 
     def fingerprint(self) -> Fingerprint | None:
         """What the collection was made with; None if there is none.
@@ -144,7 +152,7 @@ class ServerStore:
                     "the end of an ingest, or rag verify --repair, has it built",
                     self.name,
                 )
-            self._indexed.update(path.replace('"', "") for path in info.payload_schema)
+            self._note_indexes(info)
         return self._known
 
     def _look_up(self, ask: Ask) -> models.CollectionInfo | None:
@@ -195,7 +203,8 @@ class ServerStore:
                 if self._fingerprint(ask) is None:
                     raise
         for field in payload.INDEXED_FIELDS:
-            self._index(field, "keyword", ask)
+            if field not in self._indexes:
+                self._index(field, "keyword", ask)
 
     def close(self) -> None:
         """Closes the connections. Closing twice is fine."""
@@ -285,7 +294,8 @@ class ServerStore:
         """The stored chunks of these documents, or of all."""
         for batch in common.ledger_batches(document_ids):
             for _, stored in self._points(batch, payload.CHUNK_FIELDS):
-                yield payload.to_chunk(stored)
+                if payload.is_chunk(stored):
+                    yield payload.to_chunk(stored)
 
     def chunks_with_vectors(
         self, document_ids: Sequence[str] | None = None
@@ -293,7 +303,8 @@ class ServerStore:
         """The stored chunks of these documents, or of all, each with its dense vector."""
         for batch in common.ledger_batches(document_ids):
             for record in self._records(batch, payload.CHUNK_FIELDS, vectors=True):
-                yield payload.to_chunk(record.payload or {}), common.dense_vector(record.vector)
+                if payload.is_chunk(record.payload or {}):
+                    yield payload.to_chunk(record.payload or {}), common.dense_vector(record.vector)
 
     def ledger(self) -> Iterator[LedgerEntry]:
         """An entry for each stored chunk."""
@@ -352,28 +363,43 @@ class ServerStore:
     # ------------------------------------------------------------------ requests
 
     def _index_filtered(self, clauses: Sequence[filters.Clause]) -> None:
-        missing = [clause for clause in clauses if clause.path.replace('"', "") not in self._indexed]
-        if not missing or self.fingerprint() is None:
+        changing = any(self._index_due(clause) for clause in clauses)
+        if not changing and (not clauses or time.monotonic() - self._looked < _LOOK_AGAIN_S):
             return
-        for clause in missing:
-            try:
-                self._index(clause.path, clause.index, self._server.once)
-            except (DeniedError, StoreUnavailableError):
-                # A key that may only read, or an index that takes longer to build than a request may: the search
-                # is right without, only slower, and says so itself where the server insists on an index.
-                self._indexed.add(clause.path.replace('"', ""))
+        with self._indexing:
+            # Before a change too: it would replace an index that somebody else has made meanwhile.
+            self._note_indexes(self._server.once("look up", lambda: self._client.get_collection(self._name)))
+            for clause in clauses:
+                if due := self._index_due(clause):
+                    self._try_to_index(clause.path, due)
+
+    def _try_to_index(self, path: str, index: filters.IndexType) -> None:
+        name = path.replace('"', "")
+        try:
+            self._index(path, index, self._server.once)
+        except (DeniedError, StoreUnavailableError) as error:
+            if name in self._indexes:  # the one that there is would answer wrongly
+                raise
+            # A key that may only read, or an index that takes longer to build than a request may: the search is right
+            # without, only slower, and says so itself where the server insists on an index.
+            self._indexes[name] = "" if isinstance(error, DeniedError) else index
+
+    def _index_due(self, clause: filters.Clause) -> filters.IndexType | None:
+        return clause.index_due(self._indexes.get(clause.path.replace('"', "")))
+
+    def _note_indexes(self, info: models.CollectionInfo) -> None:
+        schema = info.payload_schema.items()
+        self._indexes.update({path.replace('"', ""): index.data_type.value for path, index in schema})
+        self._looked = time.monotonic()
 
     def _index(self, path: str, index: filters.IndexType, ask: Ask) -> None:
-        """Makes sure that a field has an index. There is one a field: one of another type is left as it is."""
-        name = path.replace('"', "")
-        if name in self._indexed:
-            return
+        """Makes a field's index; the server replaces one of another type in the same step."""
         if not self._server.local:  # local mode has no indexes, and warns
             ask(
                 "make an index in",
                 lambda: self._client.create_payload_index(self._name, path, _INDEX_TYPES[index], wait=True),
             )
-        self._indexed.add(name)
+        self._indexes[path.replace('"', "")] = index
 
     def _points(self, document_ids: Sequence[str] | None, fields: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Ids and payload fields of the chunks of these documents, or of all."""

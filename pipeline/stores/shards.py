@@ -49,8 +49,6 @@ class OpenShard:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.users = 0
-        self.indexed_paths: set[str] = set()
-        """Payload fields that are known to have an index."""
         self.unindexed = 0
         """Chunks written since the last optimization, so at most so many are outside the HNSW index."""
         self.deleted = 0

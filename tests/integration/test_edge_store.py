@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import qdrant_edge as edge
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError, StoreLockedError
@@ -377,6 +379,25 @@ def test_index_is_built_once(indexed: EdgeStore) -> None:
     told: list[str] = []
     indexed.optimize(told.append)
     assert [] == told
+
+
+def test_a_key_with_the_wrong_index_is_cured(path: Path) -> None:
+    """One that an earlier version left for the other kind of range goes at the next filter, for good."""
+    with closing(EdgeStore(path)) as store:
+        write(store, Chunk("dated", "v1", 0, 1, "some text", "", "dated", {"day": "2024-01-31"}))
+        with store._engine("index") as (_, engine):
+            engine.update(edge.UpdateOperation.create_field_index("metadata.day", edge.PayloadSchemaType.Float))
+    filters: list[tuple[dict[str, Any], list[str]]] = [
+        ({"gte": 2024}, []),
+        ({"gte": "2024-01-01"}, ["dated"]),
+        ({"gte": 2024}, []),
+    ]
+    for _ in range(2):
+        with closing(EdgeStore(path)) as store:
+            for wanted, expected in filters:
+                found = store.search("some text", None, limit=5, mode="sparse", where={"day": wanted})
+                assert expected == [candidate.chunk.document_id for candidate in found]
+            store.optimize()
 
 
 def test_small_collection_needs_no_index(path: Path) -> None:

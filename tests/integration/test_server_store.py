@@ -138,6 +138,20 @@ def collection_is_there(answers: dict[str, Answer]) -> Respond:
     return respond
 
 
+def indexed(kind: str | None, answer: Answer | None = None) -> Respond:
+    """A collection of ours whose ``metadata.day`` has an index of this kind; making one meets with ``answer``."""
+    status, there = info()
+    if kind:
+        there["result"]["payload_schema"] = {"metadata.day": {"data_type": kind, "points": 1}}
+    answers = {"/query": ok({"points": []}), "/index": answer or ok({"operation_id": 1, "status": "completed"})}
+
+    def respond(method: str, path: str) -> Answer:
+        path = path.partition("?")[0]
+        return next((found for end, found in answers.items() if path.endswith(end)), (status, there))
+
+    return respond
+
+
 # ------------------------------------------------------------------ what the message says
 
 
@@ -317,6 +331,48 @@ def test_read_only_key_searches_without_index(server: Loopback, store: ServerSto
     for _ in range(2):
         assert [] == search(store, where={"lang": "en"})
     assert 1 == sum("/index" in path for _, path, _ in server.requests)
+
+
+def test_an_index_that_answers_wrongly_is_replaced_once(server: Loopback, store: ServerStore) -> None:
+    """One for dates, asked for numbers, becomes one for words, which stays whatever comes next."""
+    server.respond = indexed("datetime")
+    for _ in range(2):
+        for wanted in ({"gt": "2024-01-01"}, ["a", 3], {"gt": "2024-01-01"}):
+            search(store, where={"day": wanted})
+    assert [("metadata.day", "keyword")] == [
+        (body["field_name"], body["field_schema"]) for _, path, body in server.requests if "/index" in path
+    ]
+
+
+def test_what_others_index_is_seen(server: Loopback, store: ServerStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a change, which would replace their index, and after a while."""
+
+    def made() -> list[str]:
+        return [body["field_schema"] for _, path, body in server.requests if "/index" in path]
+
+    server.respond = indexed(None)
+    assert [] == search(store)
+    server.respond = indexed("datetime")
+    search(store, where={"day": {"gt": 1}})
+    assert ["keyword"] == made()
+    server.respond = indexed("float")
+    search(store, where={"day": {"gt": "2024-01-01"}})
+    assert ["keyword"] == made()
+    monkeypatch.setattr("pipeline.stores.server._LOOK_AGAIN_S", 0)
+    search(store, where={"day": {"gt": "2024-01-01"}})
+    assert ["keyword", "keyword"] == made()
+
+
+@pytest.mark.parametrize("answer", [refused(403, "read only"), refused(503, "busy")], ids=["denied", "busy"])
+def test_an_index_that_cannot_be_replaced_is_no_wrong_answer(
+    server: Loopback, store: ServerStore, answer: Answer
+) -> None:
+    """Better none; other filters on the key go on."""
+    server.respond = indexed("float", answer)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="make an index"):
+            search(store, where={"day": {"gt": "2024-01-01"}})
+        assert [] == search(store, where={"day": {"gt": 1}})
 
 
 def test_hybrid_request(server: Loopback, store: ServerStore) -> None:

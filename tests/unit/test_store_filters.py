@@ -71,7 +71,31 @@ def test_keys(key: str, path: str) -> None:
 )
 def test_index_follows_the_value(wanted: Any, index: str) -> None:
     """Numbers get a float index: an integer one does not see 1.5."""
-    assert [index] == [clause.index for clause in parse({"key": wanted})]
+    assert [index] == [clause.index_due(None) for clause in parse({"key": wanted})]
+
+
+@pytest.mark.parametrize(
+    ("existing", "wanted", "due"),
+    [
+        ("float", {"gt": "2024-01-01"}, "keyword"),
+        ("integer", {"gt": "2024-01-01"}, "keyword"),
+        ("datetime", {"gt": 1}, "keyword"),
+        ("datetime", 3, "keyword"),
+        ("datetime", ["a", 3], "keyword"),
+        ("float", {"gt": 1}, None),
+        ("float", ["a", 3, True], None),
+        ("integer", {"gt": 1}, None),
+        ("datetime", {"gt": "2024-01-01"}, None),
+        ("datetime", ["2024-01-01", True, 2**60 + 1], None),
+        ("keyword", {"gt": 1}, None),
+        ("keyword", {"gt": "2024-01-01"}, None),
+        ("bool", 3, None),
+        ("", {"gt": 1}, None),
+    ],
+)
+def test_an_index_stays_unless_it_answers_wrongly(existing: str, wanted: Any, due: str | None) -> None:
+    """One for either kind of range gives way to one for words, whichever test of a clause is the other kind."""
+    assert [due] == [clause.index_due(existing) for clause in parse({"key": wanted})]
 
 
 @pytest.mark.parametrize("where", [None, {}])

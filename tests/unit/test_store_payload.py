@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.stores.common import batches, hnsw_ef, stale_ids
+from pipeline.stores.common import batches, hnsw_ef, stale_ids, to_candidates
 from pipeline.stores.payload import clean, count_versions, to_chunk, to_entry, to_payload
 from pipeline.types import Chunk, DocumentVersion
 
@@ -135,3 +135,10 @@ def test_a_chunk_that_is_stored_twice_counts_once() -> None:
 def test_a_point_of_others_is_no_chunk(payload: dict[str, str]) -> None:
     """Known by what it lacks."""
     assert ("id", -1) == (to_entry("id", payload).point_id, to_entry("id", payload).index)
+
+
+def test_what_others_wrote_is_passed_over() -> None:
+    """A point of another program's is neither a candidate nor a document."""
+    points = [("1", 0.9, {"note": "somebody else's"}), ("2", 0.8, to_payload(chunk())), ("3", 0.7, {})]
+    assert [(chunk(), 0.8, 1)] == [(found.chunk, found.score, found.rank) for found in to_candidates(points)]
+    assert ["doc"] == [version.document_id for version in count_versions(payload for *_, payload in points)]
