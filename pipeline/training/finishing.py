@@ -26,11 +26,9 @@ from pipeline.score_cache import ScoreCache
 from pipeline.settings import Settings, variable
 from pipeline.training import measuring
 from pipeline.training.exporting import agreement, agrees, to_engine
-from pipeline.training.folder import TrainingFolder
+from pipeline.training.folder import HUGGING_FACE, TrainingFolder
 from pipeline.training.mining import Example
 from pipeline.training.starting import Base
-
-HUGGING_FACE = "huggingface"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ from pipeline.score_cache import ScoreCache
 from pipeline.settings import Settings
 from pipeline.training import measuring
 from pipeline.training.card import write_card
-from pipeline.training.finishing import HUGGING_FACE, Prepared, finish
+from pipeline.training.finishing import Prepared, finish
 from pipeline.training.fitting import Plan, fit, require_extra
-from pipeline.training.folder import data_hash, training_folder, write_json
+from pipeline.training.folder import HUGGING_FACE, data_hash, training_folder, write_json
 from pipeline.training.mining import COUNTED, Example, Judge, Miner, read_examples, write_examples
 from pipeline.training.sources import Sources
 from pipeline.training.splitting import split
