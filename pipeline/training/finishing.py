@@ -76,7 +76,7 @@ def _exported(
     model: Path, trained: Reranker, folder: Path, name: str, ready: Prepared, say: Say
 ) -> dict[str, float] | None:
     """How the engine's model agrees with torch's; None where there is none that could stand for it."""
-    instead = "use it by RAG_RERANKER=cross-encoder"
+    instead = "use it by RAG_RERANKER=cross-encoder and RAG_ENGINE=torch"
     try:
         with quiet():
             to_engine(model, folder, name)
@@ -94,7 +94,7 @@ def _exported(
 def _used(settings: Settings, model: Path, engine_folder: Path | None) -> Settings:
     """The settings with which queries will use it."""
     if engine_folder is None:
-        return settings.updated(reranker="cross-encoder", reranker_model=str(model))
+        return settings.updated(reranker="cross-encoder", reranker_model=str(model), engine="torch")
     return settings.updated(reranker="embedded", reranker_model=str(engine_folder))
 
 
@@ -154,12 +154,17 @@ def _compared(
 
 
 def _env(out: Path, engine: bool, alpha: float) -> dict[str, str]:
-    """The lines for ``.env``; only the engine's folder carries its weight against the first stage."""
+    """The lines for ``.env``; only the engine's folder carries its weight against the first stage.
+
+    What the engine cannot answer for stays under PyTorch: it would be converted at first use otherwise, by a check
+    that knows nothing of the queries on which the two came apart.
+    """
     if engine:
         return {variable("reranker"): "embedded", variable("reranker_model"): str(out)}
     return {
         variable("reranker"): "cross-encoder",
         variable("reranker_model"): str(out / HUGGING_FACE),
+        variable("engine"): "torch",
         variable("alpha"): f"{alpha:g}",
     }
 

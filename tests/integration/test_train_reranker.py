@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from pipeline.build import build_reranker
 from pipeline.errors import MissingExtraError, SettingsError
 from pipeline.inference import conversion
 from pipeline.inference.engine import ACTIVATION_GROUP
@@ -20,7 +21,7 @@ from pipeline.models import RERANKER
 from pipeline.rerankers.cross_encoder import CrossEncoderReranker
 from pipeline.rerankers.embedded import EmbeddedReranker
 from pipeline.settings import Settings
-from pipeline.training import fitting
+from pipeline.training import finishing, fitting
 from pipeline.training.exporting import to_engine
 from pipeline.training.fitting import Plan, fit
 from pipeline.training.mining import Example, read_examples
@@ -193,6 +194,22 @@ def test_a_second_call_does_not_repeat_what_is_done(
     assert all(0 < min(example.target) < max(example.target) < 1 for example in read_examples(examples))
     assert "- teacher teacher out@" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert ModelFolder(tmp_path / "out", "cross-encoder").config["revision"] == outcome["sha256"]["model.bin"]
+
+
+def test_a_model_that_int8_changes_too_much_is_used_under_torch(
+    tmp_path: Path, dataset: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines for ``.env`` lead to no other conversion into int8, at first use."""
+    monkeypatch.setattr(finishing, "agrees", lambda found: False)
+    said: list[str] = []
+    outcome = train(tmp_path, dataset, base, said.append, plan=replace(PLAN, epochs=0.5))
+    assert outcome["engine"] is None
+    assert any(line.startswith("the int8 model differs too much") for line in said)
+    for name, value in outcome["env"].items():
+        monkeypatch.setenv(name, value)
+    used = build_reranker(Settings(data_dir=tmp_path / "rag", device="cpu"))
+    assert isinstance(used, CrossEncoderReranker)
+    assert "PyTorch" == used.runs_on
 
 
 def weights(folder: Path) -> np.ndarray[Any, Any]:
