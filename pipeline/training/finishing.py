@@ -102,20 +102,21 @@ def _measured(
     base: Base, new: Reranker, ready: Prepared, cache: ScoreCache, used: Settings, say: Say
 ) -> dict[str, Any]:
     """nDCG@10 of first stage, before and after on the queries to report on, each with the weight that suits it best
-    on those to choose by; behind the first step of a cascade, if queries will have one."""
+    on those to choose by; with the fusion of queries, and behind the first step of a cascade, if they will have one."""
     cascade = build_cascade(used)
     first_step = None if cascade is None else cascade.reranker
     try:
         quick = None if first_step is None else Scorer(first_step, tokenizer=ready.tokenizer)
-        return _compared(base, new, ready, cache, quick, used.top_k, say)
+        return _compared(base, new, ready, cache, quick, used, say)
     finally:
         close(first_step)
 
 
 def _compared(
-    base: Base, new: Reranker, ready: Prepared, cache: ScoreCache, quick: Scorer | None, top_k: int, say: Say
+    base: Base, new: Reranker, ready: Prepared, cache: ScoreCache, quick: Scorer | None, used: Settings, say: Say
 ) -> dict[str, Any]:
     both = [*ready.choose, *ready.report]
+    choose, report = slice(None, len(ready.choose)), slice(len(ready.choose), None)
     first = measuring.ndcg(ready.report, None)
     of = both if quick is None else measuring.after_first_step(both, quick)
     ndcg: dict[str, float | None] = {"first_stage": _mean(first)}
@@ -126,11 +127,11 @@ def _compared(
         if reranker is None:
             continue
         scores = measuring.scored(Scorer(reranker, tokenizer=ready.tokenizer, cache=cache), both, say, name)
-        ndcg[f"{name}_alone"] = _mean(measuring.ndcg(ready.report, scores[len(ready.choose) :]))
+        ndcg[f"{name}_alone"] = _mean(measuring.ndcg(ready.report, scores[report]))
         if quick is not None:
-            scores = measuring.in_second_step(of, scores, top_k)
-        alpha = alphas[name] = measuring.best_alpha(of[: len(ready.choose)], scores[: len(ready.choose)])
-        values[name] = measuring.ndcg(of[len(ready.choose) :], scores[len(ready.choose) :], alpha)
+            scores = measuring.in_second_step(of, scores, used.top_k)
+        alpha = alphas[name] = measuring.best_alpha(of[choose], scores[choose], used.fusion)
+        values[name] = measuring.ndcg(of[report], scores[report], alpha, used.fusion)
         ndcg[name] = _mean(values[name])
     against = {"the model that it started from": values.get("before"), "the first stage alone": first}
     tests = {than: measuring.difference(old, values["after"]) for than, old in against.items() if old is not None}

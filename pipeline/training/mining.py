@@ -119,7 +119,10 @@ class Miner:
     def _unlikely(
         self, positive: Candidate, hard: Sequence[Candidate], scores: dict[str, RerankScore]
     ) -> list[Candidate]:
-        """The hard ones that are not likely relevant, by the judge together with the first stage as in a query."""
+        """The hard ones that are not likely relevant, by the judge together with the first stage.
+
+        Their scores are added whatever the fusion of queries is: reciprocal ranks do not say what is near.
+        """
         if self._judge is None:
             return list(hard[: self._hard])
         among = [positive, *hard]

@@ -37,6 +37,7 @@ _SETTINGS = (
     "hybrid_fusion",
     "top_n",
     "top_k",
+    "fusion",
     "cascade",
     "chunk_tokens",
     "chunk_overlap",
@@ -158,7 +159,8 @@ def _judge(
     cache: ScoreCache,
     say: Say,
 ) -> Judge | None:
-    """The teacher, or else the base with the weight that suits it best; None where the base is no reranker yet."""
+    """The teacher, or else the base with the weight that suits it best when scores are added, as the miner does; None
+    where the base is no reranker yet."""
     if teacher is not None:
         return Judge(Scorer(teacher, tokenizer=tokenizer, cache=cache), teacher.default_alpha, teaches=True)
     if base.reranker is None:

@@ -28,6 +28,7 @@ from pipeline.training.mining import Example, read_examples
 from pipeline.training.run import train_reranker
 from pipeline.training.starting import open_base
 from pipeline.training.weights import to_hugging_face
+from pipeline.types import StageFusion
 from tests.integration.conftest import Rag
 from tests.tiny_models import save_cross_encoder, save_embedder
 
@@ -76,9 +77,10 @@ def train(
     base: Path | str,
     say: Callable[[str], None] = lambda line: None,
     cascade: Literal["auto", "off"] = "off",  # a first step could find on its own what is to be learned
+    fusion: StageFusion = "linear",
     **options: Any,
 ) -> dict[str, Any]:
-    settings = Settings(data_dir=tmp_path / "rag", device="cpu", cascade=cascade)
+    settings = Settings(data_dir=tmp_path / "rag", device="cpu", cascade=cascade, fusion=fusion)
     return train_reranker(
         [data], tmp_path / "out", settings, base=str(base), **{"plan": PLAN, "negatives": 3, **options}, say=say
     )
@@ -145,6 +147,8 @@ def test_a_finished_training_is_not_done_again(tmp_path: Path, trained: tuple[Pa
     assert before == (out / "model.bin").stat().st_mtime_ns
     with pytest.raises(SettingsError, match="negatives: there 3, now 4"):
         train(out.parent, data, base, negatives=4)
+    with pytest.raises(SettingsError, match="fusion: there 'linear', now 'rrf'"):
+        train(out.parent, data, base, fusion="rrf")
 
 
 def test_a_training_that_was_cut_off_ends_as_one_that_was_not(
