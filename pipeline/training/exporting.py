@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.evaluation.collection import Say
 from pipeline.inference.conversion import write
@@ -15,7 +17,7 @@ from pipeline.training.measuring import Case
 from pipeline.windows import passages_of
 
 # Correlation of the engine's logits with torch's below which the order of candidates can no longer be trusted.
-_LEAST_AGREEMENT = 0.98
+LEAST_AGREEMENT = 0.98
 _COMPARED = 20
 _COMPARED_CANDIDATES = 10
 
@@ -39,13 +41,11 @@ def agreement(torch_model: Scorer, engine: Scorer, cases: Sequence[Case], say: S
         rows += [(a.raw, b.raw) for a, b in zip(*both, strict=True) if a is not None and b is not None]
     exact, quick = np.array(rows, dtype=np.float64).T
     apart = np.abs(exact - quick)
-    # Constant logits have no correlation; then being equal is all there is.
-    varies = exact.std() > 0 and quick.std() > 0
     found = {
         "pairs": len(rows),
         "largest": round(float(apart.max()), 5),
         "mean": round(float(apart.mean()), 5),
-        "correlation": round(float(np.corrcoef(exact, quick)[0, 1]) if varies else float(apart.max() < 1e-3), 5),
+        "correlation": round(correlation(exact, quick), 5),
     }
     say(
         f"int8 against torch on {found['pairs']} pairs: correlation {found['correlation']:.4f}, logits apart by "
@@ -54,6 +54,14 @@ def agreement(torch_model: Scorer, engine: Scorer, cases: Sequence[Case], say: S
     return found
 
 
+def correlation(exact: NDArray[Any], quick: NDArray[Any]) -> float:
+    """Of two models' logits for the same pairs."""
+    if exact.std() > 0 and quick.std() > 0:
+        return float(np.corrcoef(exact, quick)[0, 1])
+    # Constant logits have no correlation; then being equal is all there is.
+    return float(np.abs(exact - quick).max() < 1e-3)
+
+
 def agrees(found: dict[str, float]) -> bool:
     """Whether the engine's model can stand for torch's."""
-    return found["correlation"] >= _LEAST_AGREEMENT
+    return found["correlation"] >= LEAST_AGREEMENT

@@ -26,11 +26,9 @@ from pipeline.score_cache import ScoreCache
 from pipeline.settings import Settings, variable
 from pipeline.training import measuring
 from pipeline.training.exporting import agreement, agrees, to_engine
-from pipeline.training.folder import TrainingFolder
+from pipeline.training.folder import HUGGING_FACE, TrainingFolder
 from pipeline.training.mining import Example
 from pipeline.training.starting import Base
-
-HUGGING_FACE = "huggingface"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ def _exported(
     model: Path, trained: Reranker, folder: Path, name: str, ready: Prepared, say: Say
 ) -> dict[str, float] | None:
     """How the engine's model agrees with torch's; None where there is none that could stand for it."""
-    instead = "use it by RAG_RERANKER=cross-encoder"
+    instead = "use it by RAG_RERANKER=cross-encoder and RAG_ENGINE=torch"
     try:
         with quiet():
             to_engine(model, folder, name)
@@ -96,7 +94,7 @@ def _exported(
 def _used(settings: Settings, model: Path, engine_folder: Path | None) -> Settings:
     """The settings with which queries will use it."""
     if engine_folder is None:
-        return settings.updated(reranker="cross-encoder", reranker_model=str(model))
+        return settings.updated(reranker="cross-encoder", reranker_model=str(model), engine="torch")
     return settings.updated(reranker="embedded", reranker_model=str(engine_folder))
 
 
@@ -104,20 +102,21 @@ def _measured(
     base: Base, new: Reranker, ready: Prepared, cache: ScoreCache, used: Settings, say: Say
 ) -> dict[str, Any]:
     """nDCG@10 of first stage, before and after on the queries to report on, each with the weight that suits it best
-    on those to choose by; behind the first step of a cascade, if queries will have one."""
+    on those to choose by; with the fusion of queries, and behind the first step of a cascade, if they will have one."""
     cascade = build_cascade(used)
     first_step = None if cascade is None else cascade.reranker
     try:
         quick = None if first_step is None else Scorer(first_step, tokenizer=ready.tokenizer)
-        return _compared(base, new, ready, cache, quick, used.top_k, say)
+        return _compared(base, new, ready, cache, quick, used, say)
     finally:
         close(first_step)
 
 
 def _compared(
-    base: Base, new: Reranker, ready: Prepared, cache: ScoreCache, quick: Scorer | None, top_k: int, say: Say
+    base: Base, new: Reranker, ready: Prepared, cache: ScoreCache, quick: Scorer | None, used: Settings, say: Say
 ) -> dict[str, Any]:
     both = [*ready.choose, *ready.report]
+    choose, report = slice(None, len(ready.choose)), slice(len(ready.choose), None)
     first = measuring.ndcg(ready.report, None)
     of = both if quick is None else measuring.after_first_step(both, quick)
     ndcg: dict[str, float | None] = {"first_stage": _mean(first)}
@@ -128,11 +127,11 @@ def _compared(
         if reranker is None:
             continue
         scores = measuring.scored(Scorer(reranker, tokenizer=ready.tokenizer, cache=cache), both, say, name)
-        ndcg[f"{name}_alone"] = _mean(measuring.ndcg(ready.report, scores[len(ready.choose) :]))
+        ndcg[f"{name}_alone"] = _mean(measuring.ndcg(ready.report, scores[report]))
         if quick is not None:
-            scores = measuring.in_second_step(of, scores, top_k)
-        alpha = alphas[name] = measuring.best_alpha(of[: len(ready.choose)], scores[: len(ready.choose)])
-        values[name] = measuring.ndcg(of[len(ready.choose) :], scores[len(ready.choose) :], alpha)
+            scores = measuring.in_second_step(of, scores, used.top_k)
+        alpha = alphas[name] = measuring.best_alpha(of[choose], scores[choose], used.fusion)
+        values[name] = measuring.ndcg(of[report], scores[report], alpha, used.fusion)
         ndcg[name] = _mean(values[name])
     against = {"the model that it started from": values.get("before"), "the first stage alone": first}
     tests = {than: measuring.difference(old, values["after"]) for than, old in against.items() if old is not None}
@@ -156,12 +155,17 @@ def _compared(
 
 
 def _env(out: Path, engine: bool, alpha: float) -> dict[str, str]:
-    """The lines for ``.env``; only the engine's folder carries its weight against the first stage."""
+    """The lines for ``.env``; only the engine's folder carries its weight against the first stage.
+
+    What the engine cannot answer for stays under PyTorch: it would be converted at first use otherwise, by a check
+    that knows nothing of the queries on which the two came apart.
+    """
     if engine:
         return {variable("reranker"): "embedded", variable("reranker_model"): str(out)}
     return {
         variable("reranker"): "cross-encoder",
         variable("reranker_model"): str(out / HUGGING_FACE),
+        variable("engine"): "torch",
         variable("alpha"): f"{alpha:g}",
     }
 

@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 
 from pipeline.errors import SettingsError
 
+HUGGING_FACE = "huggingface"
+"""The subfolder with the model as torch trained it, before it was made one for the engine."""
 _STATE = "training.json"
 _LOCK = ".lock"
 _DATA = ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/test.tsv")

@@ -16,7 +16,7 @@ from pipeline.evaluation.statistics import bootstrap_interval, paired_p
 from pipeline.reranking import Scorer
 from pipeline.scoring import final_scores, first_stage_scores, order
 from pipeline.training.sources import Source
-from pipeline.types import Candidate, RerankScore
+from pipeline.types import Candidate, RerankScore, StageFusion
 from pipeline.windows import passages_of
 
 _ALPHAS = [round(0.05 * step, 2) for step in range(1, 21)]
@@ -86,7 +86,7 @@ def in_second_step(of: Sequence[Case], scores: Scores, least: int) -> Scores:
     return found
 
 
-def ndcg(of: Sequence[Case], scores: Scores | None, alpha: float = 1.0) -> list[float]:
+def ndcg(of: Sequence[Case], scores: Scores | None, alpha: float = 1.0, fusion: StageFusion = "linear") -> list[float]:
     """nDCG@10 of each case, in the final order with this weight; of the first stage's order without scores."""
     rankings = {}
     for place, case in enumerate(of):
@@ -94,7 +94,7 @@ def ndcg(of: Sequence[Case], scores: Scores | None, alpha: float = 1.0) -> list[
         final = (
             first_stage_scores(case.candidates)
             if rerank is None
-            else final_scores(case.candidates, rerank, alpha=alpha)
+            else final_scores(case.candidates, rerank, alpha=alpha, fusion=fusion)
         )
         places = order(case.candidates, final, rerank)
         rankings[case.id] = tuple(dict.fromkeys(case.candidates[i].chunk.document_id for i in places))
@@ -102,9 +102,9 @@ def ndcg(of: Sequence[Case], scores: Scores | None, alpha: float = 1.0) -> list[
     return [values[case.id] for case in of]
 
 
-def best_alpha(of: Sequence[Case], scores: Scores) -> float:
+def best_alpha(of: Sequence[Case], scores: Scores, fusion: StageFusion = "linear") -> float:
     """The weight, in steps of 0.05, with the highest mean; of equal ones the smallest, which trusts the known most."""
-    means = [(round(float(np.mean(ndcg(of, scores, alpha))), 9), -alpha) for alpha in _ALPHAS]
+    means = [(round(float(np.mean(ndcg(of, scores, alpha, fusion))), 9), -alpha) for alpha in _ALPHAS]
     return -max(means)[1]
 
 

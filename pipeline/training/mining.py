@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -96,7 +96,7 @@ class Miner:
         for id_ in best:
             positive = max(by_document[id_], key=lambda one: (scores[one.chunk.id].raw if scores else 0.0, -one.rank))
             kept = self._unlikely(positive, hard, scores)
-            yield self._example(query, positive, kept, relevant | set(allowed), scores, random)
+            yield self._example(query, positive, kept, grades, relevant | set(allowed), scores, random)
 
     def _passages(self, document_id: str, candidates: Sequence[Candidate]) -> list[Candidate]:
         """A relevant document's chunks, those that were recalled, or else all; blank ones teach nothing."""
@@ -119,7 +119,10 @@ class Miner:
     def _unlikely(
         self, positive: Candidate, hard: Sequence[Candidate], scores: dict[str, RerankScore]
     ) -> list[Candidate]:
-        """The hard ones that are not likely relevant, by the judge together with the first stage as in a query."""
+        """The hard ones that are not likely relevant, by the judge together with the first stage.
+
+        Their scores are added whatever the fusion of queries is: reciprocal ranks do not say what is near.
+        """
         if self._judge is None:
             return list(hard[: self._hard])
         among = [positive, *hard]
@@ -136,6 +139,7 @@ class Miner:
         query: str,
         positive: Candidate,
         hard: Sequence[Candidate],
+        grades: Mapping[str, int],
         taken: set[str],
         scores: dict[str, RerankScore],
         random: Random,
@@ -144,6 +148,8 @@ class Miner:
         for chunk in random.sample(self._anywhere, len(self._anywhere)):
             if len(hard) + len(others) >= self._negatives:
                 break
+            if chunk.document_id in grades:  # also of its chunks that were not recalled, whose texts are not known here
+                continue
             text = _fold(chunk)
             if text and text not in taken:
                 others.setdefault(text, chunk)

@@ -19,12 +19,12 @@ from pipeline.score_cache import ScoreCache
 from pipeline.settings import Settings
 from pipeline.training import measuring
 from pipeline.training.card import write_card
-from pipeline.training.finishing import HUGGING_FACE, Prepared, finish
+from pipeline.training.finishing import Prepared, finish
 from pipeline.training.fitting import Plan, fit, require_extra
-from pipeline.training.folder import data_hash, training_folder, write_json
+from pipeline.training.folder import HUGGING_FACE, data_hash, training_folder, write_json
 from pipeline.training.mining import COUNTED, Example, Judge, Miner, read_examples, write_examples
 from pipeline.training.sources import Sources
-from pipeline.training.splitting import split
+from pipeline.training.splitting import read_split, split
 from pipeline.training.starting import Base, open_base, open_teacher
 
 _CACHED_SCORES = 100_000_000
@@ -37,6 +37,7 @@ _SETTINGS = (
     "hybrid_fusion",
     "top_n",
     "top_k",
+    "fusion",
     "cascade",
     "chunk_tokens",
     "chunk_overlap",
@@ -113,26 +114,35 @@ def _prepare(
     seed, max_queries = arguments["seed"], arguments["max_queries"]
     with Sources(settings, say) as opened:
         sources = [opened.open(path) for path in data]
-        parts = split(sources, seed=seed, max_queries=max_queries)
+        kept, sides, counts = work / "examples.jsonl", work / "split.json", work / "examples.json"
+        mined_before = counts.is_file()  # it is written last
+        # Clicked passages may have left the collection since. If what is left were split anew, queries would change
+        # sides, and some of those in the examples would be reported on.
+        parts = read_split(sides) if mined_before else split(sources, seed=seed, max_queries=max_queries)
         choose, report = (
             [
                 case
                 for place, (source, part) in enumerate(zip(sources, parts, strict=True))
-                for case in measuring.cases(source, getattr(part, name), place)
+                for case in measuring.cases(source, [i for i in getattr(part, name) if i in source.queries], place)
             ]
             for name in ("choose", "report")
         )
+        if not choose or not report:
+            raise SettingsError(
+                "nothing that was chosen in the queries kept back is in the collection any more: start again with a "
+                "new folder for --out"
+            )
         measuring.check([*choose, *report])
         queries = sum(len(part.train) for part in parts)
         say(f"{queries} queries to train on, {len(choose)} to choose by, {len(report)} to report on")
         if len(report) < _FEW:
             say("these are few: look at the intervals before you believe a difference")
-        kept, counts = work / "examples.jsonl", work / "examples.json"
-        if not counts.is_file():
+        if not mined_before:
             judge = _judge(base, teacher, choose, opened.tokenizer, cache, say)
             miners = [Miner(source, judge, negatives=arguments["negatives"], seed=seed) for source in sources]
             trained_on = [part.train for part in parts]
             write_examples(kept, _mined(miners, trained_on, say))
+            write_json(sides, [asdict(part) for part in parts])
             write_json(counts, {name: sum(miner.counts[name] for miner in miners) for name in COUNTED})
         mined = json.loads(counts.read_text(encoding="utf-8"))
         return Prepared(read_examples(kept), mined, choose, report, queries, opened.tokenizer)
@@ -158,7 +168,8 @@ def _judge(
     cache: ScoreCache,
     say: Say,
 ) -> Judge | None:
-    """The teacher, or else the base with the weight that suits it best; None where the base is no reranker yet."""
+    """The teacher, or else the base with the weight that suits it best when scores are added, as the miner does; None
+    where the base is no reranker yet."""
     if teacher is not None:
         return Judge(Scorer(teacher, tokenizer=tokenizer, cache=cache), teacher.default_alpha, teaches=True)
     if base.reranker is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.errors import SettingsError
 from pipeline.training.sources import Source, drawn
@@ -48,6 +50,11 @@ def split(sources: Sequence[Source], *, seed: int, max_queries: int | None = Non
             "some hundreds"
         )
     return found
+
+
+def read_split(path: Path) -> list[Split]:
+    """What was written of :func:`split`'s answer, as JSON; some of its queries may be gone since."""
+    return [Split(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def _parts(ids: Sequence[str], texts: Mapping[str, str], part_of: Mapping[str, str]) -> Split:

@@ -15,6 +15,7 @@ from pipeline.models import RERANKER
 from pipeline.rerankers.cross_encoder import ORGANIZATION, CrossEncoderReranker
 from pipeline.rerankers.embedded import EmbeddedReranker
 from pipeline.settings import Settings
+from pipeline.training.folder import HUGGING_FACE
 from pipeline.training.weights import to_hugging_face
 
 EMBEDDED = "embedded"
@@ -37,20 +38,26 @@ class Base:
 def open_base(name: str, settings: Settings, work: Path) -> Base:
     """``embedded``, a model folder of the CPU engine, or a Hugging Face folder or name.
 
-    A model folder is turned into a Hugging Face one under ``work``, once.
+    Of a folder that ``rag train-reranker`` made its Hugging Face model is taken, which the engine's was rounded from.
+    Another model folder is turned into a Hugging Face one under ``work``, once.
 
     Raises:
         SettingsError: there is no such model, or training cannot start from it.
     """
     folder = RERANKER if name == EMBEDDED else Path(name).expanduser()
+    trained = folder / HUGGING_FACE
     if _of_the_engine(folder):
         reranker = EmbeddedReranker(folder, cache_dir=model_cache(settings))
+        if trained.is_dir():
+            return Base(reranker.model, str(trained), reranker, folder / "README.md")
         made = work / "base"
         if not made.is_dir():
             new = work / "base.new"
             to_hugging_face(folder, new)
             new.replace(made)
         return Base(reranker.model, str(made), reranker, folder / "README.md")
+    if trained.is_dir():  # the engine could not take it over, so it is all there is
+        name = str(trained)
     try:
         model = load_model(
             name,

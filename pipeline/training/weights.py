@@ -2,6 +2,9 @@
 
 The engine's int8 weights are integers with a scale a row, which OpenVINO itself multiplies out here; the names of the
 operations are those of the torch modules that :mod:`pipeline.inference.export` traced.
+
+Only a model whose weights are those of the torch module comes back, as the embedded one's are. A conversion that scaled
+the activations beforehand moved a part of them into the weights, so its float weights are wanted instead.
 """
 
 from __future__ import annotations
@@ -15,7 +18,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SettingsError
 from pipeline.hub import quiet
+from pipeline.inference.conversion import QUERIES, TEXTS
 from pipeline.inference.folder import ModelFolder
+from pipeline.inference.torch_cross_encoder import open_cross_encoder
+from pipeline.training.exporting import LEAST_AGREEMENT, correlation
 
 # Operation that a parameter goes into -> the parameter, and which input it is.
 _PARAMETERS = {
@@ -33,13 +39,18 @@ def to_hugging_face(source: Path, folder: Path) -> None:
     """Writes the cross-encoder of a model folder as a ``BertForSequenceClassification`` with its tokenizer.
 
     Raises:
-        SettingsError: it is no model folder of a cross-encoder, or not one of a BERT.
+        SettingsError: it is no model folder of a cross-encoder, or not one of a BERT that can be brought back.
     """
+    import openvino
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
     model = ModelFolder(source, "cross-encoder")
-    state, heads = _read(source / "model.xml")
+    graph = openvino.Core().read_model(str(source / "model.xml"))
+    reason = _cannot_come_back(model, graph)
+    if reason is not None:
+        raise SettingsError(_message(source, reason))
+    state, heads = _read(graph)
     try:
         words = state["bert.embeddings.word_embeddings.weight"]
         layers = {name.split(".")[3] for name in state if name.startswith("bert.encoder.layer.")}
@@ -59,20 +70,52 @@ def to_hugging_face(source: Path, folder: Path) -> None:
         torch_model = BertForSequenceClassification(config)
         torch_model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
     except (KeyError, RuntimeError) as error:
-        raise SettingsError(
-            f"{source.absolute()} holds no BERT, so no training can start from it: give --base its Hugging Face folder"
-        ) from error
+        raise SettingsError(_message(source, "it holds no BERT")) from error
     with quiet():
         torch_model.save_pretrained(folder)
-    _tokenizer(model).save_pretrained(folder)
+        _tokenizer(model).save_pretrained(folder)
+        found = _agreement(model, folder)
+    if not found >= LEAST_AGREEMENT:  # also where it is no number
+        raise SettingsError(
+            _message(source, f"brought back into torch it answers otherwise (correlation of the logits {found:.3f})")
+        )
 
 
-def _read(xml: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
+def _message(source: Path, reason: str) -> str:
+    return (
+        f"no training can start from {source.absolute()}: {reason}. Give --base the Hugging Face folder that it was "
+        "made from"
+    )
+
+
+def _cannot_come_back(model: ModelFolder, graph: Any) -> str | None:
+    """What in a folder's form the weights do not say; None if nothing."""
+    if any(node.get_type_name() == "FakeQuantize" for node in graph.get_ops()):
+        return "its activations were scaled when it was converted, and its weights with them"
+    if len(graph.inputs) != 2:
+        return "it tells query and text apart by token types"
+    start, between, end = model.config["around"]
+    if not len(start) == len(end) == 1 or between != end * 2:
+        return "it has other special tokens around query and text than RoBERTa's"
+    return None
+
+
+def _agreement(model: ModelFolder, folder: Path) -> float:
+    """Correlation of the folder's logits under torch with the engine's: what no form shows, answers do."""
+    torch_model = open_cross_encoder(
+        str(folder), revision=None, device="cpu", max_length=None, batch_tokens=None, local=True
+    )
+    exact, quick = (
+        np.concatenate([one.logits(query, TEXTS) for query in QUERIES]).astype(np.float64)
+        for one in (torch_model, model)
+    )
+    return correlation(exact, quick)
+
+
+def _read(graph: Any) -> tuple[dict[str, NDArray[np.float32]], int]:
     """All parameters by their name in torch, in float32, and the number of attention heads."""
     import openvino
 
-    core = openvino.Core()
-    graph = core.read_model(str(xml))
     parts: dict[str, Any] = {}
     heads = 0
     for node in graph.get_ordered_ops():
@@ -83,7 +126,7 @@ def _read(xml: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
             parameter, place = _PARAMETERS[match["operation"]]
             parts[f"{match['module']}.{parameter}"] = node.input_value(place)
     constants = openvino.Model(list(parts.values()), [], "parameters")
-    values = core.compile_model(constants, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})
+    values = openvino.Core().compile_model(constants, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})
     state = {}
     for place, name in enumerate(parts):
         value = np.asarray(values[place], dtype=np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from pipeline.build import build_reranker
 from pipeline.errors import MissingExtraError, SettingsError
 from pipeline.inference import conversion
 from pipeline.inference.engine import ACTIVATION_GROUP
@@ -19,12 +21,14 @@ from pipeline.models import RERANKER
 from pipeline.rerankers.cross_encoder import CrossEncoderReranker
 from pipeline.rerankers.embedded import EmbeddedReranker
 from pipeline.settings import Settings
-from pipeline.training import fitting
+from pipeline.training import finishing, fitting
 from pipeline.training.exporting import to_engine
 from pipeline.training.fitting import Plan, fit
 from pipeline.training.mining import Example, read_examples
 from pipeline.training.run import train_reranker
+from pipeline.training.starting import open_base
 from pipeline.training.weights import to_hugging_face
+from pipeline.types import StageFusion
 from tests.integration.conftest import Rag
 from tests.tiny_models import save_cross_encoder, save_embedder
 
@@ -73,9 +77,10 @@ def train(
     base: Path | str,
     say: Callable[[str], None] = lambda line: None,
     cascade: Literal["auto", "off"] = "off",  # a first step could find on its own what is to be learned
+    fusion: StageFusion = "linear",
     **options: Any,
 ) -> dict[str, Any]:
-    settings = Settings(data_dir=tmp_path / "rag", device="cpu", cascade=cascade)
+    settings = Settings(data_dir=tmp_path / "rag", device="cpu", cascade=cascade, fusion=fusion)
     return train_reranker(
         [data], tmp_path / "out", settings, base=str(base), **{"plan": PLAN, "negatives": 3, **options}, say=say
     )
@@ -142,6 +147,8 @@ def test_a_finished_training_is_not_done_again(tmp_path: Path, trained: tuple[Pa
     assert before == (out / "model.bin").stat().st_mtime_ns
     with pytest.raises(SettingsError, match="negatives: there 3, now 4"):
         train(out.parent, data, base, negatives=4)
+    with pytest.raises(SettingsError, match="fusion: there 'linear', now 'rrf'"):
+        train(out.parent, data, base, fusion="rrf")
 
 
 def test_a_training_that_was_cut_off_ends_as_one_that_was_not(
@@ -193,6 +200,22 @@ def test_a_second_call_does_not_repeat_what_is_done(
     assert ModelFolder(tmp_path / "out", "cross-encoder").config["revision"] == outcome["sha256"]["model.bin"]
 
 
+def test_a_model_that_int8_changes_too_much_is_used_under_torch(
+    tmp_path: Path, dataset: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines for ``.env`` lead to no other conversion into int8, at first use."""
+    monkeypatch.setattr(finishing, "agrees", lambda found: False)
+    said: list[str] = []
+    outcome = train(tmp_path, dataset, base, said.append, plan=replace(PLAN, epochs=0.5))
+    assert outcome["engine"] is None
+    assert any(line.startswith("the int8 model differs too much") for line in said)
+    for name, value in outcome["env"].items():
+        monkeypatch.setenv(name, value)
+    used = build_reranker(Settings(data_dir=tmp_path / "rag", device="cpu"))
+    assert isinstance(used, CrossEncoderReranker)
+    assert "PyTorch" == used.runs_on
+
+
 def weights(folder: Path) -> np.ndarray[Any, Any]:
     from safetensors.numpy import load_file
 
@@ -242,6 +265,76 @@ def test_the_embedded_weights_can_be_trained_from(tmp_path: Path) -> None:
     assert engine.max_tokens == exact.max_tokens
     for query, text in PAIRS:
         assert exact.score(query, [text])[0].raw == pytest.approx(engine.score(query, [text])[0].raw, abs=0.15)
+
+
+def test_a_trained_model_is_trained_further_as_it_is(tmp_path: Path, trained: tuple[Path, dict[str, Any]]) -> None:
+    """From the weights before the engine rounded them, so that what training starts from answers as the engine does."""
+    out, _ = trained
+    start = open_base(str(out), Settings(data_dir=tmp_path, device="cpu"), tmp_path)
+    assert str(out / "huggingface") == start.model
+    assert out / "README.md" == start.card
+    assert start.reranker is not None
+    exact = CrossEncoderReranker(start.model, device="cpu")
+    for query, text in PAIRS[:3]:
+        assert exact.score(query, [text])[0].raw == pytest.approx(start.reranker.score(query, [text])[0].raw, abs=0.05)
+
+
+def test_a_trained_model_that_the_engine_cannot_take_is_trained_further(
+    tmp_path: Path, trained: tuple[Path, dict[str, Any]]
+) -> None:
+    """There is only its Hugging Face folder then."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "huggingface").symlink_to(trained[0] / "huggingface")
+    start = open_base(str(tmp_path / "out"), Settings(data_dir=tmp_path, device="cpu"), tmp_path)
+    assert str(tmp_path / "out" / "huggingface") == start.model
+    assert isinstance(start.reranker, CrossEncoderReranker)
+
+
+@pytest.mark.parametrize("kind", ["scaled", "typed", "separated", "changed"])
+def test_a_model_that_its_weights_do_not_tell_is_not_trained_from(tmp_path: Path, base: Path, kind: str) -> None:
+    """Training would start from another model than the one that was named, without a word."""
+    messages = {
+        "scaled": "its activations were scaled",
+        "typed": "token types",
+        "separated": "other special tokens",
+        "changed": "answers otherwise",
+    }
+    folder = tmp_path / "engine"
+    if kind == "typed":
+        to_engine(base, folder, "tiny")
+    else:
+        shutil.copytree(RERANKER, folder)
+    if kind == "separated":
+        config = json.loads((folder / "config.json").read_text())
+        config["around"][1] = config["around"][1][:1]
+        (folder / "config.json").write_text(json.dumps(config))
+    if kind in ("scaled", "changed"):
+        divide_activations(folder, rounded=kind == "scaled")
+    with pytest.raises(SettingsError, match=f"{messages[kind]}.*Hugging Face folder"):
+        to_hugging_face(folder, tmp_path / "model")
+
+
+def divide_activations(folder: Path, *, rounded: bool) -> None:
+    """As a conversion does: what layers multiply is divided column by column, and maybe rounded."""
+    import openvino
+    import openvino.opset15 as ops
+
+    graph = openvino.Core().read_model(str(folder / "model.xml"))
+    for node in graph.get_ordered_ops():
+        if node.get_friendly_name().endswith("dense/aten::linear/MatMul"):
+            source = node.input_value(0)
+            width = source.get_partial_shape()[-1].get_length()
+            divisors = np.geomspace(0.1, 10, width, dtype=np.float32).reshape(
+                [1] * (len(source.get_partial_shape()) - 1) + [-1]
+            )
+            changed = ops.divide(source, ops.constant(divisors))
+            if rounded:
+                bounds = [ops.constant(np.float32(value)) for value in (-8, 8, -8, 8)]
+                changed = ops.fake_quantize(changed, *bounds, 256)
+            node.input(0).replace_source_output(changed.output(0))
+    openvino.save_model(graph, str(folder / "changed.xml"), compress_to_fp16=False)
+    for suffix in ("xml", "bin"):
+        (folder / f"changed.{suffix}").replace(folder / f"model.{suffix}")
 
 
 def test_what_comes_back_and_goes_again_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,15 @@ import pytest
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError
 from pipeline.evaluation.dataset import Dataset, read_dataset
+from pipeline.score_cache import ScoreCache
 from pipeline.settings import Settings
+from pipeline.training import run
 from pipeline.training.feedback import FeedbackSource, read_feedback
+from pipeline.training.finishing import Prepared
+from pipeline.training.measuring import Case
 from pipeline.training.sources import CollectionSource, Sources
 from pipeline.training.splitting import split
+from pipeline.training.starting import Base
 from pipeline.types import Document
 from tests.fakes import FakeEmbedder, FakeStore
 
@@ -189,3 +195,52 @@ def test_too_few_queries_are_an_error() -> None:
     """What comes of nine queries is chance."""
     with pytest.raises(SettingsError, match="9 labelled queries are too few"):
         split([source("one", {f"{i}": f"Question {i}?" for i in range(9)})], seed=0)
+
+
+# ------------------------------------------------------------------ resuming
+
+
+def prepared(tmp_path: Path, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    """Of forty clicks on documents of ``store``."""
+    monkeypatch.setattr("pipeline.training.sources.build_store", lambda settings: store)
+    monkeypatch.setattr("pipeline.training.sources.build_embedder", lambda settings: FakeEmbedder())
+    clicks = [{"query": f"query {i}", "chosen": f"doc{i}", "shown": [f"other {i}", f"doc{i}"]} for i in range(40)]
+    path = write(tmp_path / "clicks.jsonl", *clicks)
+    base = Base("none", "none", None, None)
+    arguments = {"seed": 0, "max_queries": None, "negatives": 2}
+    return run._prepare([path], Settings(), base, None, ScoreCache(), tmp_path, arguments, lambda line: None)
+
+
+@pytest.fixture
+def clicked() -> FakeStore:
+    found = FakeStore()
+    documents = (Document(id=f"doc{i}", text=f"Number {i} of many") for i in range(40))
+    Pipeline(embedder=FakeEmbedder(), store=found).ingest(documents)
+    return found
+
+
+def documents_of(cases: Sequence[Case]) -> list[str]:
+    return [id_ for case in cases for id_ in case.grades]
+
+
+def test_what_was_trained_on_is_not_reported_on_later(
+    tmp_path: Path, clicked: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although a training that was cut off finds fewer clicked documents when it goes on."""
+    first = prepared(tmp_path, clicked, monkeypatch)
+    assert (32, 4, 4) == (first.queries, len(first.choose), len(first.report))
+    clicked.delete_documents(documents_of([*first.choose[:2], *first.report[:2]]))
+    again = prepared(tmp_path, clicked, monkeypatch)
+    assert first.examples == again.examples
+    assert first.choose[2:] == again.choose
+    assert first.report[2:] == again.report
+
+
+def test_a_training_with_nothing_left_to_report_on_is_an_error(
+    tmp_path: Path, clicked: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no other query that it has not seen."""
+    first = prepared(tmp_path, clicked, monkeypatch)
+    clicked.delete_documents(documents_of(first.report))
+    with pytest.raises(SettingsError, match="is in the collection any more"):
+        prepared(tmp_path, clicked, monkeypatch)

@@ -7,15 +7,21 @@ import pytest
 
 from pipeline.errors import SettingsError
 from pipeline.reranking import Scorer
-from pipeline.training import measuring
+from pipeline.score_cache import ScoreCache
+from pipeline.settings import Settings
+from pipeline.training import finishing, measuring
+from pipeline.training.finishing import Prepared
 from pipeline.training.measuring import Case
-from pipeline.types import Candidate, Chunk, RerankScore
+from pipeline.training.starting import Base
+from pipeline.types import Candidate, Chunk, RerankScore, StageFusion
 from tests.fakes import FakeReranker, word_tokenizer
 
+pytestmark = pytest.mark.usefixtures("plain_settings")
 
-def case(number: int, relevant: str = "c") -> Case:
+
+def case(number: int, relevant: str = "c", found: str = "abcde") -> Case:
     """Five candidates of which the first stage puts the relevant one third."""
-    chunks = [Chunk(id_, "hash", 0, 1, id_, "", id_) for id_ in "abcde"]
+    chunks = [Chunk(id_, "hash", 0, 1, id_, "", id_) for id_ in found]
     candidates = tuple(Candidate(chunk, 1.0 - rank / 10, rank) for rank, chunk in enumerate(chunks, 1))
     return Case("set", f"set/{number}", "query", candidates, {relevant: 1})
 
@@ -67,6 +73,20 @@ def test_the_weight_is_the_smallest_of_the_best(right: Sequence[float], expected
     assert expected == chosen
     best = max(sum(measuring.ndcg(CASES, scores, step / 20)) for step in range(1, 21))
     assert best == pytest.approx(sum(measuring.ndcg(CASES, scores, chosen)))
+
+
+@pytest.mark.parametrize(("fusion", "alpha", "place"), [("linear", 0.4, 3), ("rrf", 0.7, 2)])
+def test_it_is_measured_with_the_fusion_of_queries(fusion: StageFusion, alpha: float, place: int) -> None:
+    """The weight is chosen with it, and the figure is what queries will have: with that weight alone it would be 1."""
+    new = FakeReranker({"a": 0.0, "b": 0.0, "c": 5.0, "d": 0.0, "e": 0.0})
+    ready = Prepared([], {}, CASES, [case(3, found="abdec")], 0, word_tokenizer())
+    settings = Settings(fusion=fusion, cascade="off")
+    outcome = finishing._measured(
+        Base("none", "none", None, None), new, ready, ScoreCache(), settings, lambda line: None
+    )
+    assert alpha == outcome["alpha"]["after"]
+    assert outcome["ndcg@10"]["after"] == pytest.approx(1 / math.log2(place + 1), abs=1e-5)
+    assert 1.0 == outcome["ndcg@10"]["after_alone"]
 
 
 @pytest.mark.parametrize(

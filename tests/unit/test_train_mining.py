@@ -108,6 +108,21 @@ def test_relevant_passages_are_never_each_other_s_negatives() -> None:
         assert {TEXTS[id_] for id_ in relevant}.isdisjoint(example.passages[1:])
 
 
+def test_no_chunk_of_a_relevant_document_is_a_negative() -> None:
+    """Neither are those that the first stage did not recall, of which a long document has many."""
+    store = FakeStore()
+    rag = Pipeline(embedder=FakeEmbedder(), store=store, chunk_tokens=21, chunk_overlap=0)
+    long = " ".join(f"The manual's sentence {i} is on ports and gRPC." for i in range(40))
+    rag.ingest([Document(id="long", text=long), *(Document(id=f"o{i}", text=f"Number {i} of many") for i in range(9))])
+    dataset = Dataset("set", {"q": "ports and gRPC in the manual"}, {"q": {"long": 1}})
+    of = CollectionSource(dataset, store, FakeEmbedder(), Settings(top_n=5, top_k=5, chunk_tokens=21, chunk_overlap=0))
+    assert len(of.chunks("long")) > len(of.candidates("q"))
+    for seed in range(5):
+        (example,) = mine(of, None, seed=seed)
+        assert len(example.passages) > 1
+        assert not any("manual" in passage for passage in example.passages[1:])
+
+
 def test_of_a_long_document_the_best_chunk_is_the_relevant_passage() -> None:
     """A judgement is of a document; a chunk on something else in it would teach nonsense."""
     chunks = ["We start with how to install it.", "Then gRPC listens on port 6334.", "We end with a summary."]

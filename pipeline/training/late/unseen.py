@@ -1,7 +1,8 @@
 """``python -m pipeline.training.late.unseen DATA --output FOLDER``: a dataset of what training has not seen.
 
 Of the datasets of which only a sample of the passages was used, so many of the others, with questions that are answered
-there: the technical ones in English and Chinese.
+there: the technical ones in English and Chinese. A passage is one example of a tldr page, or one part of a page of
+TiDB's documentation: other passages of the same page may have been trained on.
 """
 
 from __future__ import annotations
