@@ -209,14 +209,15 @@ class _Parts:
         steps = [part for part in (self._quick.get(spec.reranker), reranker) if part is not None]
         timed = [("embed", self._embedder), ("search", self._store), *(("rerank", part) for part in steps)]
         for _, part in timed:
-            part.ms = 0.0
+            part.ms = part.spent_ms = 0.0
         if reranker is not None:
             # It is not asked where nothing was recalled.
             reranker.texts = []
         result = self._pipeline(spec).query(text)
-        latency = dict.fromkeys(STAGES, 0.0)
+        # A stage is more than its part: texts are cut for a reranker, scores are fused. That is done anew each time.
+        latency = {stage: result.timings_ms[stage] for stage in STAGES}
         for stage, part in timed:
-            latency[stage] += part.ms
+            latency[stage] += part.ms - part.spent_ms
         # The pipeline's own share: everything that is in no stage.
         rest = result.timings_ms["total"] - sum(result.timings_ms[stage] for stage in STAGES)
         hits = result.hits
