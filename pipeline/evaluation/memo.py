@@ -94,11 +94,14 @@ class RememberedReranker(_Memo):
         self._inner = inner
         self.texts: list[str] = []
         """Those of the last call, remembered or not, since it was emptied."""
+        self.embedded = True
+        """Whether the query is embedded before: an embedder may read it for the reranker, whose scores then take less
+        time, so what they took without that is remembered apart."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
-        """The scores, computed once for the same texts."""
+        """The scores, computed once for the same texts, and once more where the query is not embedded."""
         self.texts = list(texts)
-        return self.call((query, tuple(texts)), lambda: self._inner.score(query, texts))
+        return self.call((self.embedded, query, tuple(texts)), lambda: self._inner.score(query, texts))
