@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 
 class Embedder(Protocol):
-    """Turns texts into unit-length vectors. A query and a document are different inputs."""
+    """Turns texts into unit-length vectors. A query and a document are different inputs.
+
+    One that reads queries for a reranker, too, has ``forget_queries()``, so that searches without it can be measured.
+    """
 
     name: str
     """Model and revision; goes into the collection's fingerprint."""

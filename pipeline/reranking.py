@@ -21,7 +21,7 @@ from pipeline.score_cache import ScoreCache
 from pipeline.scoring import logit
 from pipeline.text import well_formed
 from pipeline.types import Candidate, RerankScore
-from pipeline.windows import Passage, Window, shorten_query, windows
+from pipeline.windows import Passage, TokenCounts, Window, shorten_query, windows
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class Scorer:
         self._cache = cache
         self._calibrations = calibrations
         self._calibration: tuple[str, Calibration | None] | None = None
+        self._counts: TokenCounts | None = None
         self._seconds = self._characters = 0.0  # what reading took, and how much was read
         self._lock = threading.Lock()
 
@@ -184,7 +185,10 @@ class Scorer:
         clean = [Passage(well_formed(passage.title), well_formed(passage.text)) for passage in passages]
         apart = getattr(self.reranker, "apart", False)
         query, room = shorten_query(well_formed(query), tokenizer, max_tokens, apart=apart)
-        return query, windows(clean, tokenizer, room)
+        counts = self._counts
+        if counts is None or counts.tokenizer is not tokenizer:
+            counts = self._counts = TokenCounts(tokenizer)
+        return query, windows(clean, counts, room)
 
 
 @dataclass(frozen=True, slots=True)

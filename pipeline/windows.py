@@ -6,17 +6,21 @@ Understanding for IR with Contextual Neural Language Modeling", SIGIR 2019).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from pipeline.byte_cache import digest
 from pipeline.types import Candidate
 
 # Room for a model's special tokens, and for pieces that fall apart where a window cuts them off.
 _SPARE = 8
 # Share of a window that the next one repeats, so that what lies across a border is whole in one of them.
 _OVERLAP = 0.25
+# Texts whose length is remembered, at some 200 bytes each.
+_TEXTS = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +64,53 @@ def shorten_query(query: str, tokenizer: Tokenizer, max_tokens: int, *, apart: b
     return query, room if apart else room - min(len(encoding), most)
 
 
-def windows(passages: Sequence[Passage], tokenizer: Tokenizer, room: int) -> list[list[Window]]:
+class TokenCounts:
+    """How many tokens a tokenizer makes of texts, remembered for those counted last. Safe to share between threads.
+
+    Counting takes longer than reranking passages whose token vectors are known, and the same ones come again.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, limit: int = _TEXTS) -> None:
+        self.tokenizer = tokenizer
+        self._limit = limit
+        self._counted: dict[bytes, int] = {}
+        self._lock = threading.Lock()
+
+    def of(self, texts: Sequence[str]) -> list[int]:
+        """One number a text, without special tokens."""
+        keys = [digest(text) for text in texts]
+        with self._lock:
+            counts = {key: self._counted[key] for key in keys if key in self._counted}
+        fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in counts}
+        if fresh:
+            encoded = self.tokenizer.encode_batch_fast(list(fresh.values()), add_special_tokens=False)
+            new = {key: len(encoding) for key, encoding in zip(fresh, encoded, strict=True)}
+            counts |= new
+            with self._lock:
+                self._counted |= new
+                while len(self._counted) > self._limit:
+                    del self._counted[next(iter(self._counted))]
+        return [counts[key] for key in keys]
+
+
+def windows(passages: Sequence[Passage], counts: TokenCounts, room: int) -> list[list[Window]]:
     """For each passage the windows, of at most ``room`` tokens each, that cover it; one for a passage that fits."""
-    # No tokenizer makes more tokens of a text than it has bytes.
-    long = [i for i, passage in enumerate(passages) if len(passage.whole.encode("utf-8", "replace")) > room]
-    encoded = tokenizer.encode_batch_fast([passages[i].whole for i in long], add_special_tokens=False)
-    too_long = {i for i, encoding in zip(long, encoded, strict=True) if len(encoding) > room}
+    long = [i for i, passage in enumerate(passages) if not _surely_fits(passage.whole, room)]
+    found = counts.of([passages[i].whole for i in long])
+    too_long = {i for i, count in zip(long, found, strict=True) if count > room}
     return [
-        _cut(passage, tokenizer, room) if i in too_long else [Window(passage.whole, None)]
+        _cut(passage, counts.tokenizer, room) if i in too_long else [Window(passage.whole, None)]
         for i, passage in enumerate(passages)
     ]
+
+
+def _surely_fits(text: str, room: int) -> bool:
+    """Whether that can be known without a tokenizer.
+
+    None makes more tokens of ASCII than there are characters, and one that it may put before the first word. Other
+    letters may become several when they are normalized: a single Arabic one is a whole sentence (U+FDFA).
+    """
+    return len(text) < room and text.isascii()
 
 
 def _cut(passage: Passage, tokenizer: Tokenizer, room: int) -> list[Window]:

@@ -64,6 +64,11 @@ class EmbeddedEmbedder:
         self._token_vectors.put_query(self._with_tokens.name, text, asked)
         return _only(vectors)
 
+    def forget_queries(self) -> None:
+        """Forgets what was read of queries for the reranker, which then reads them itself."""
+        if self._token_vectors is not None:
+            self._token_vectors.forget_queries()
+
     def close(self) -> None:
         """Closes the file of token vectors; closing twice is fine."""
         if self._token_vectors is not None:

@@ -19,6 +19,7 @@ from pipeline.interfaces import Embedder, Store
 from pipeline.settings import Settings
 from pipeline.stores import bm25
 from pipeline.stores.edge import EdgeStore
+from pipeline.stores.storage import Storage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,10 +89,16 @@ def ingested(
     tokens, overlap = settings.chunk_tokens, settings.chunk_overlap
     if whole_documents:
         embedder, tokens, overlap = _Uncut(embedder), _WHOLE, 0
-    # Another model or chunking gets a collection of its own, so that switching back costs nothing.
-    made_with = (dataset.origin, embedder.name, tokens, overlap, bm25.DESCRIPTION)
+    # What is empty is as for a new collection, so that a folder holds what its key says.
+    storage = Storage(settings.quantization or "none", settings.on_disk or False, settings.oversampling)
+    # Another model, chunking or way to keep the vectors gets a collection of its own, so that switching back costs
+    # nothing. Oversampling belongs to a search.
+    made_with: tuple[object, ...] = (dataset.origin, embedder.name, tokens, overlap, bm25.DESCRIPTION)
+    kept = (storage.quantization, storage.on_disk)
+    if kept != ("none", False):  # added for others alone: collections made before this was part of the key are found
+        made_with += kept
     key = hashlib.blake2b(repr(made_with).encode(), digest_size=6).hexdigest()
-    store = EdgeStore(settings.data_dir / "eval" / f"{dataset.name}-{key}")
+    store = EdgeStore(settings.data_dir / "eval" / f"{dataset.name}-{key}", storage=storage)
     try:
         base = Pipeline(embedder=embedder, store=store, chunk_tokens=tokens, chunk_overlap=overlap)
         report = base.ingest(dataset.documents(), progress=_progress(say))

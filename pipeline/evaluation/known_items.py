@@ -10,10 +10,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import SettingsError
+from pipeline.files import write_atomically
 from pipeline.ingestion.markdown import sections
 from pipeline.ingestion.reading import read
 from pipeline.types import Document, Failure
@@ -41,10 +43,13 @@ def make_questions(paths: Iterable[Path], into: Path) -> dict[str, Any]:
     too short to mean anything.
 
     Raises:
-        SettingsError: a path does not exist, ``into`` exists already, or no query could be made.
+        SettingsError: a path does not exist, ``into`` exists already or cannot be written, or no query could be made.
     """
-    if into.exists():
-        raise SettingsError(f"{into} exists already and may hold questions of yours: choose another --out")
+    with _writing(into):  # before the work, which may take minutes
+        if into.exists():
+            raise SettingsError(f"{into} exists already and may hold questions of yours: choose another --out")
+        if not into.absolute().parent.is_dir():
+            raise SettingsError(f"--out {into}: there is no folder {into.parent}")
     documents, failures = 0, 0
     found: dict[str, tuple[str, str, set[str]]] = {}
     for batch in read(list(paths), []):
@@ -63,7 +68,10 @@ def make_questions(paths: Iterable[Path], into: Path) -> dict[str, Any]:
     ]
     if not lines:
         raise SettingsError(f"no titles, headings or questions in the {documents} documents there: write some by hand")
-    into.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    with _writing(into):
+        # File names bring lone surrogates: written out as \udXXX, JSON reads them as what they were.
+        write_atomically(into, text.encode("utf-8", "backslashreplace").decode())
     return {
         "path": str(into),
         "questions": len(lines),
@@ -73,6 +81,14 @@ def make_questions(paths: Iterable[Path], into: Path) -> dict[str, Any]:
         "left_out": len(found) - len(lines),
         "note": CAVEAT,
     }
+
+
+@contextmanager
+def _writing(into: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(f"cannot write {into}: {error.strerror}") from error
 
 
 def queries_of(document: Document) -> Iterator[tuple[str, str]]:

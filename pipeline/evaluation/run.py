@@ -134,15 +134,17 @@ def run_all(
     firsts = {mode: RunSpec(mode, "none", depth) for mode in modes}
     parts = _Parts(settings, embedder, store, rerankers, cascades or {})
     answers: dict[RunSpec, dict[str, Answer]] = {spec: {} for spec in (*specs, *firsts.values())}
-    parts.warm_up(answers, next(iter(dataset.queries.values())))
+    # Those that embed the query come first: the others must not find what was read of it then (see _Parts.query).
+    order = sorted(answers, key=lambda spec: not _embeds(spec))
+    parts.warm_up(order, next(iter(dataset.queries.values())))
     said = time.monotonic()
     for done, (id_, text) in enumerate(dataset.queries.items()):
         if time.monotonic() - said > _SAY_EVERY_S:
             said = time.monotonic()
             say(f"{done} of {len(dataset.queries)} queries")
         relevant = {document for document, grade in dataset.qrels[id_].items() if grade > 0}
-        for spec, so_far in answers.items():
-            so_far[id_] = parts.answer(spec, text, relevant)
+        for spec in order:
+            answers[spec][id_] = parts.answer(spec, text, relevant)
         parts.forget()
 
     def result(spec: RunSpec) -> RunResult:
@@ -190,13 +192,23 @@ class _Parts:
     def warm_up(self, specs: Iterable[RunSpec], text: str) -> None:
         """Loads what is loaded at the first call: that is no part of a query's latency."""
         for spec in specs:
-            self._pipeline(spec).query(text)
+            self.query(spec, text)
         self.forget()
 
     def forget(self) -> None:
         for part in (self._embedder, self._store, *self._rerankers.values(), *self._quick.values()):
             if part is not None:
                 part.forget()
+
+    def query(self, spec: RunSpec, text: str, *, threshold: float | None = None) -> QueryResult:
+        """The run's answer. In a run that does not embed the query, the reranker must read it, as it would alone."""
+        for part in (*self._rerankers.values(), *self._quick.values()):
+            if part is not None:
+                part.embedded = _embeds(spec)
+        forget_queries = getattr(self._embedder, "forget_queries", None)
+        if not _embeds(spec) and forget_queries is not None:
+            forget_queries()
+        return self._pipeline(spec).query(text, threshold=threshold)
 
     def alpha(self, spec: RunSpec) -> float | None:
         reranker = self._rerankers.get(spec.reranker)
@@ -209,20 +221,21 @@ class _Parts:
         steps = [part for part in (self._quick.get(spec.reranker), reranker) if part is not None]
         timed = [("embed", self._embedder), ("search", self._store), *(("rerank", part) for part in steps)]
         for _, part in timed:
-            part.ms = 0.0
+            part.ms = part.spent_ms = 0.0
         if reranker is not None:
             # It is not asked where nothing was recalled.
             reranker.texts = []
-        result = self._pipeline(spec).query(text)
-        latency = dict.fromkeys(STAGES, 0.0)
+        result = self.query(spec, text)
+        # A stage is more than its part: texts are cut for a reranker, scores are fused. That is done anew each time.
+        latency = {stage: result.timings_ms[stage] for stage in STAGES}
         for stage, part in timed:
-            latency[stage] += part.ms
+            latency[stage] += part.ms - part.spent_ms
         # The pipeline's own share: everything that is in no stage.
         rest = result.timings_ms["total"] - sum(result.timings_ms[stage] for stage in STAGES)
         hits = result.hits
         if spec.threshold is not None:
             # Everything is remembered, so this is the order alone.
-            hits = self._pipeline(spec).query(text, threshold=spec.threshold).hits
+            hits = self.query(spec, text, threshold=spec.threshold).hits
         tokens = self._tokens(text, reranker.texts) if reranker is not None else 0
         return _answer(result, hits, relevant, {**latency, "total": sum(latency.values()) + rest}, tokens)
 
@@ -252,6 +265,10 @@ class _Parts:
                 chunk_overlap=self._settings.chunk_overlap,
             )
         return self._pipelines[spec]
+
+
+def _embeds(spec: RunSpec) -> bool:
+    return spec.search != "sparse"
 
 
 def _answer(

@@ -57,7 +57,7 @@ def _run(evaluation: Evaluation, run: RunResult, first: RunResult | None) -> dic
     seconds = sum(answer.latency_ms["rerank"] for answer in answers) / 1e3
     pairs = sum(len(answer.scores) for answer in answers)
     found["reranked"] = round(pairs / len(answers), 2)
-    found["pairs_per_second"] = round(pairs / seconds, 1) if seconds else None
+    found["pairs_per_second"] = round(pairs / seconds, 1) if pairs and seconds else None
     found["cost_per_1000_queries"] = cost(evaluation.settings, run)
     return found
 

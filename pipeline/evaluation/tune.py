@@ -83,11 +83,9 @@ def tune(
     trials: list[Trial] = []
     evaluation: Evaluation | None = None
     for size in dict.fromkeys([settings.chunk_tokens, *chunk_tokens]):
-        overlap = min(settings.chunk_overlap, size // 4)
-        cut = settings.updated(chunk_tokens=size, chunk_overlap=overlap)
         evaluation = evaluate(
             name,
-            cut,
+            resized(settings, size),
             specs,
             metrics=metrics,
             max_queries=max_queries,
@@ -97,6 +95,16 @@ def tune(
         trials += [Trial(size, run) for run in evaluation.runs]
     assert evaluation is not None
     return report(evaluation, trials, settings, budget_ms=budget_ms, metric=metric)
+
+
+def resized(settings: Settings, chunk_tokens: int) -> Settings:
+    """The settings with chunks of this size, whose overlap is a quarter of it at most.
+
+    The size as it is keeps its overlap: that is what the others are to beat.
+    """
+    if chunk_tokens == settings.chunk_tokens:
+        return settings
+    return settings.updated(chunk_tokens=chunk_tokens, chunk_overlap=min(settings.chunk_overlap, chunk_tokens // 4))
 
 
 def report(
@@ -208,7 +216,7 @@ def env(best: Trial, settings: Settings, cut: float | None) -> dict[str, str]:
         values["threshold"] = cut
     if best.chunk_tokens != settings.chunk_tokens:
         values["chunk_tokens"] = best.chunk_tokens
-        values["chunk_overlap"] = min(settings.chunk_overlap, best.chunk_tokens // 4)
+        values["chunk_overlap"] = resized(settings, best.chunk_tokens).chunk_overlap
     return {
         variable(field): f"{value:g}" if isinstance(value, float) else str(value) for field, value in values.items()
     }

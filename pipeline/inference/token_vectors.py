@@ -61,6 +61,11 @@ class TokenVectors:
             if len(self._queries) > _QUERIES:
                 del self._queries[next(iter(self._queries))]
 
+    def forget_queries(self) -> None:
+        """Forgets all queries' vectors; those of texts stay."""
+        with self._lock:
+            self._queries.clear()
+
     def unread(self, model: str, texts: Sequence[str]) -> list[bool]:
         """Of each text, whether it is not known."""
         keys = [digest(model, text) for text in texts]

@@ -190,6 +190,21 @@ def test_the_embedder_reads_the_query_for_the_reranker(tmp_path: Path, monkeypat
         )
 
 
+def test_the_embedder_forgets_what_it_read_of_queries() -> None:
+    """For measurements of a search that does not embed them; the texts stay known, and the scores are the same."""
+    kept = TokenVectors()
+    embedder, reranker = EmbeddedEmbedder(token_vectors=kept), LateInteractionReranker(token_vectors=kept)
+    embedder.embed_documents(TEXTS)
+    embedder.embed_query(QUERY)
+    assert kept.query(reranker.identity, QUERY) is not None
+    before = raws(reranker.score(QUERY, TEXTS))
+    embedder.forget_queries()
+    assert kept.query(reranker.identity, QUERY) is None
+    assert [False] * 4 == reranker.unread(TEXTS)
+    assert before == pytest.approx(raws(reranker.score(QUERY, TEXTS)), rel=ROUNDED, abs=2 * ROUNDED)
+    EmbeddedEmbedder().forget_queries()
+
+
 def test_queries_in_memory_are_few() -> None:
     """Those of long ago are read again."""
     kept = TokenVectors()

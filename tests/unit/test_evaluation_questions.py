@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from collections.abc import Iterator
 from io import StringIO
@@ -178,6 +179,39 @@ def test_questions_of_ones_own_are_not_overwritten(folder: Path, tmp_path: Path)
     with pytest.raises(SettingsError, match="exists already"):
         make_questions([folder], mine)
     assert "mine" in mine.read_text()
+
+
+def test_a_file_name_that_is_not_utf_8_is_asked_about(tmp_path: Path) -> None:
+    """As under any other name: the question finds its document."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    name = docs / os.fsdecode(b"caf\xe9\\.md")
+    try:
+        name.write_text("# The menu of today\n\nSoup.\n")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    store = FakeStore()
+    Pipeline(embedder=FakeEmbedder(), store=store).ingest(docs)
+    out = tmp_path / "made.jsonl"
+    assert 1 == make_questions([docs], out)["questions"]
+    assert [out] == list(tmp_path.glob("made*"))
+    assert [str(name)] == [wanted for question in read_questions(out) for wanted in question.relevant]
+    assert {"1": {str(name): 1}} == qrels(out, store)
+
+
+def test_a_missing_folder_is_found_out_before_any_document_is_read(tmp_path: Path) -> None:
+    """Reading may take long: here a path that does not exist would be complained of first."""
+    with pytest.raises(SettingsError, match=r"--out .*there is no folder .*nowhere"):
+        make_questions([tmp_path / "missing"], tmp_path / "nowhere" / "made.jsonl")
+
+
+@pytest.mark.parametrize("length", [252, 400])
+def test_a_file_that_cannot_be_written_is_named(folder: Path, tmp_path: Path, length: int) -> None:
+    """And nothing is left of it, whether that is found out before the work or after it."""
+    out = tmp_path / ("x" * length)
+    with pytest.raises(SettingsError, match=r"cannot write .*xxx: File name too long"):
+        make_questions([folder], out)
+    assert [folder] == list(tmp_path.iterdir())
 
 
 def test_documents_without_anything_to_ask_are_an_error(tmp_path: Path) -> None:

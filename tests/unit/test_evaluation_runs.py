@@ -1,12 +1,15 @@
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from rich.console import Console
+from tokenizers import Tokenizer
 
 from pipeline.cascade import Cascade
 from pipeline.core import Pipeline
@@ -17,9 +20,9 @@ from pipeline.evaluation.saved import compare, load, save
 from pipeline.evaluation.summary import outcome
 from pipeline.evaluation.terminal import print_comparison, print_eval
 from pipeline.settings import Settings
-from pipeline.types import RerankScore, SearchMode
-from tests.evaluations import QUERIES, contrary, dataset, evaluation, filled_store
-from tests.fakes import FakeEmbedder, FakeReranker
+from pipeline.types import Candidate, Document, RerankScore, SearchMode
+from tests.evaluations import QUERIES, TEXTS, contrary, dataset, evaluation, filled_store
+from tests.fakes import FakeEmbedder, FakeReranker, FakeStore, word_tokenizer
 
 pytestmark = pytest.mark.usefixtures("plain_settings")
 
@@ -47,15 +50,96 @@ def test_runs_share_what_they_have_in_common() -> None:
     assert len(QUERIES) + warm_up == len(reranker.calls)
 
 
-def test_a_cascade_is_that_of_a_query_and_its_first_step_is_part_of_reranking() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What ``time.perf_counter`` says, in seconds; it stands still where nobody moves it."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    return now
+
+
+class Unhurried(FakeReranker):
+    """Takes 4 ms for its scores, and 16 ms before, for the tokenizer that cuts the texts for it."""
+
+    max_tokens = 512
+
+    def __init__(self, clock: list[float], **options: Any) -> None:
+        super().__init__(**options)
+        self.clock = clock
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        self.clock[0] += 0.016
+        return word_tokenizer()
+
+    def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+        self.clock[0] += 0.004
+        return super().score(query, texts)
+
+
+def test_the_time_of_a_stage_is_all_that_it_takes(clock: list[float]) -> None:
+    """What is done around a part counts beside the part's own time; a remembered part counts as if it had worked."""
+    specs = [RunSpec("hybrid", "unhurried", 6, alpha) for alpha in (0.1, 0.5)]
+    for run in evaluation(specs, {"unhurried": Unhurried(clock)}).runs:
+        for answer in run.answers.values():
+            assert {"embed": 0, "search": 0, "rerank": 20, "total": 20} == pytest.approx(answer.latency_ms)
+
+
+class Reading(FakeEmbedder):
+    """Reads a query for the reranker, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[str] = set()
+
+    def embed_query(self, text: str) -> NDArray[np.float32]:
+        self.read.add(text)
+        return super().embed_query(text)
+
+    def forget_queries(self) -> None:
+        self.read.clear()
+
+
+class Late(FakeReranker):
+    """Takes 4 ms for its scores, and 30 ms more for a query that the embedder has not read."""
+
+    def __init__(self, clock: list[float], embedder: Reading) -> None:
+        super().__init__(name="late")
+        self.clock, self.embedder = clock, embedder
+
+    def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+        self.clock[0] += 0.004 if query in self.embedder.read else 0.034
+        return super().score(query, texts)
+
+
+class Wordless(FakeStore):
+    """Finds the same without a vector."""
+
+    def search(self, text: str, vector: NDArray[np.float32] | None, **options: Any) -> list[Candidate]:
+        return super().search(text, FakeEmbedder().embed_query(text) if vector is None else vector, **options)
+
+
+@pytest.mark.parametrize("searches", [("hybrid", "sparse"), ("sparse", "hybrid")])
+@pytest.mark.parametrize("cascade", [False, True])
+def test_a_search_without_embedding_is_measured_with_a_query_that_nobody_has_read(
+    clock: list[float], searches: tuple[SearchMode, ...], cascade: bool
+) -> None:
+    """Whatever runs are beside it, before or after, and though they find the same; the others find it read."""
+    embedder, store = Reading(), Wordless()
+    Pipeline(embedder=embedder, store=store).ingest(Document(id=id_, text=text) for id_, text in TEXTS.items())
+    late = Late(clock, embedder)
+    specs = [RunSpec(search, "asked", top_n) for top_n in (6, 3) for search in searches]
+    rerankers = {"asked": contrary() if cascade else late}
+    cascades = {"asked": Cascade(late) if cascade else None}
+    found = run_all(dataset(), Settings(data_dir=Path("x")), specs, embedder, store, rerankers, cascades, say=print)
+    for run in found.runs:
+        times = {answer.latency_ms["rerank"] for answer in run.answers.values()}
+        assert [4 if run.spec.search == "hybrid" else 34] * len(times) == pytest.approx(list(times))
+
+
+def test_a_cascade_is_that_of_a_query_and_its_first_step_is_part_of_reranking(clock: list[float]) -> None:
     """Though all hits are looked at, the full reranker reads no more than for a query; the time is that of both."""
-
-    class Unhurried(FakeReranker):
-        def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
-            time.sleep(0.01)
-            return super().score(query, texts)
-
-    quick, full = Unhurried(name="quick"), contrary()
+    quick, full = Unhurried(clock, name="quick"), contrary()
     settings = Settings(data_dir=Path("x"), top_k=2)
     specs = [RunSpec("hybrid", "contrary", 6), RunSpec("hybrid", "contrary", 6, 0.3), RunSpec("hybrid", "none", 100)]
     rerankers = {"contrary": full, "none": None}
@@ -68,7 +152,7 @@ def test_a_cascade_is_that_of_a_query_and_its_first_step_is_part_of_reranking() 
         answer = found.runs[0].answers[id_]
         assert tuple(hit.document_id for hit in expected.hits) == answer.ranking[:2]
         assert (6, 2) == (len(answer.ranking), len(answer.scores))
-        assert all(run.answers[id_].latency_ms["rerank"] >= 10 for run in found.runs[:2])
+        assert [20, 20] == pytest.approx([run.answers[id_].latency_ms["rerank"] for run in found.runs[:2]])
     warm_up = 1
     assert [len(QUERIES) + warm_up] * 2 == [len(quick.calls), len(full.calls)]
     assert 0 == found.runs[2].answers["q1"].latency_ms["rerank"]

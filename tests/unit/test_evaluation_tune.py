@@ -10,7 +10,7 @@ from pipeline.evaluation.dataset import Dataset
 from pipeline.evaluation.plan import RunSpec
 from pipeline.evaluation.run import Answer, Evaluation, RunResult
 from pipeline.evaluation.terminal import print_tuned
-from pipeline.evaluation.tune import Trial, report, split, threshold, tune
+from pipeline.evaluation.tune import Trial, report, resized, split, threshold, tune
 from pipeline.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("plain_settings")
@@ -88,6 +88,13 @@ def test_the_lines_for_env_can_be_copied() -> None:
     assert "RAG_TOP_N=100\nRAG_ALPHA=0.5\n" in shown
     assert "On the other 20 queries" in shown
     assert "+0.1000" in shown
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(256, 100), (128, 32), (512, 100)])
+def test_the_size_as_it_is_keeps_its_overlap(size: int, overlap: int) -> None:
+    """Else the run to beat were not the one that the settings give. Other sizes overlap by a quarter at most."""
+    tried = resized(settings().updated(chunk_tokens=256, chunk_overlap=100), size)
+    assert (size, overlap) == (tried.chunk_tokens, tried.chunk_overlap)
 
 
 def test_a_wider_budget_lets_the_slow_one_win() -> None:

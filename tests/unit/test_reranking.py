@@ -97,6 +97,31 @@ def test_a_query_that_is_read_apart_takes_no_room_from_the_passage() -> None:
     assert 2 == len(reranker.calls[2][1])
 
 
+def test_a_passage_is_counted_for_the_first_query_alone() -> None:
+    """Its tokens are the same for all; by another tokenizer it is counted anew."""
+    counted: list[str] = []
+
+    class Watched:
+        def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
+            counted.extend(texts)
+            return word_tokenizer().encode_batch_fast(texts, **options)
+
+        def encode(self, text: str, **options: Any) -> Any:
+            return word_tokenizer().encode(text, **options)
+
+    reranker = Named(max_tokens=40)
+    reranker.tokenizer = Watched()  # type: ignore[attr-defined]
+    asked = scorer(reranker)
+    text = "a pear of some kind with a long name"
+    for query in ("apple", "pear", "what is a pear"):
+        asked.score(query, passages(text))
+    assert [text] == counted
+    reranker.tokenizer = Watched()  # type: ignore[attr-defined]
+    asked.score("plum", passages(text))
+    assert [text, text] == counted
+    assert {text} == {text for _, texts in reranker.calls for text in texts}
+
+
 def test_probabilities_are_calibrated_and_raw_scores_are_not() -> None:
     """The map belongs to this model; the cache keeps what the model gave."""
     halved = Calibration("fake model@1", "platt", ((1.0, -1.0),), "d", 1, 1, 1, None, 0.9, "")
