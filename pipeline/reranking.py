@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from bisect import bisect_right
@@ -88,7 +89,7 @@ class Scorer:
         score all until then; any other gets as many passages, from the first on, as are expected to be done by then.
 
         Raises:
-            RerankerError: the reranker failed, or its answer has another length than the question.
+            RerankerError: the reranker failed, its answer has another length than the question, or holds no scores.
         """
         distinct = [passage for passage in dict.fromkeys(passages) if passage.whole.strip()]
         identity = self.identity if self._cache is not None else None
@@ -168,6 +169,13 @@ class Scorer:
                 f"reranker {self.reranker.name} gave {len(scores)} scores for {len(texts)} texts",
                 provider=self.reranker.name,
             )
+        broken = sum(not _is_score(score) for score in scores)
+        if broken:  # NaN has no place in an order: it would stand anywhere, even first, and stay in the cache
+            raise RerankerError(
+                f"reranker {self.reranker.name} gave no finite raw score with a probability in [0, 1] for {broken} of "
+                f"{len(texts)} texts",
+                provider=self.reranker.name,
+            )
         rest = iter(scores)
         best = []
         for one in cut:
@@ -185,6 +193,10 @@ class Scorer:
         apart = getattr(self.reranker, "apart", False)
         query, room = shorten_query(well_formed(query), tokenizer, max_tokens, apart=apart)
         return query, windows(clean, tokenizer, room)
+
+
+def _is_score(score: RerankScore) -> bool:
+    return math.isfinite(score.raw) and 0.0 <= score.probability <= 1.0  # NaN, too, is not
 
 
 @dataclass(frozen=True, slots=True)

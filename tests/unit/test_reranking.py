@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,6 +111,35 @@ def test_probabilities_are_calibrated_and_raw_scores_are_not() -> None:
     assert plain == other
     assert (plain.raw, halved.probability(plain.raw, "logit")) == (mapped.raw, mapped.probability)
     assert mapped.probability < plain.probability
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        RerankScore(math.nan, 0.5),
+        RerankScore(math.inf, 1.0),
+        RerankScore(1.0, math.nan),
+        RerankScore(1.0, 1.1),
+        RerankScore(1.0, -0.1),
+    ],
+    ids=str,
+)
+def test_what_is_no_score_is_not_ranked(broken: RerankScore) -> None:
+    """A fallback answers, which an error of the operator's would not allow; nothing is kept of it."""
+
+    class Broken(Named):
+        def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+            scores = super().score(query, texts)
+            return [broken if text == "a pear" else score for text, score in zip(texts, scores, strict=True)]
+
+    cache = ScoreCache()
+    asked = passages("an apple", "a pear", "a plum")
+    with pytest.raises(RerankerError, match=r"reranker fake gave no .* for 1 of 3 texts") as caught:
+        scorer(Broken(), cache=cache).score("apple", asked)
+    assert ("fake", False) == (caught.value.provider, caught.value.operator)
+    answer = rerank("apple", asked, [scorer(Broken(), cache=cache), None])
+    assert ("none", 1) == (answer.name, len(answer.failures))
+    assert {} == cache.get("fake model@1", "apple", asked)
 
 
 class Remote(FakeReranker):
