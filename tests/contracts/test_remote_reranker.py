@@ -212,18 +212,20 @@ def test_answers_that_make_no_sense_are_errors(case: Case, pairs: Pairs, says: s
         Reply(json={"results": [1, 2, 3], "data": [1, 2, 3]}),
         Reply(json={}),
         Reply(json=["x"]),
+        Reply(json={"results": [{"index": 0, "s": 0.1}], "data": [{"index": 0, "s": 0.1}]}),
+        Reply(json=[{"index": 0, "s": 0.1}]),
         Reply(json=None),
         Reply(body=b"<html>hi</html>", content_type="text/html; charset=utf-8"),
         Reply(body=b"\xff\xfe", content_type="text/plain"),
     ],
-    ids=["no-list", "numbers", "empty", "list", "null", "html", "bytes"],
+    ids=["no-list", "numbers", "empty", "list", "fields", "list-of-fields", "null", "html", "bytes"],
 )
 def test_answers_of_another_form_point_to_the_address(case: Case, reply: Reply) -> None:
-    """Something else listens there."""
+    """Something else listens there, and no fallback may hide it."""
     with Loopback([reply]) as server:
         error = failure(case.make(server))
     assert case.url_setting in str(error)
-    assert (1, False) == (len(server.requests), error.retryable)
+    assert (1, False, True) == (len(server.requests), error.retryable, error.operator)
 
 
 @pytest.mark.parametrize("fault", SLOW)
