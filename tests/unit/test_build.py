@@ -101,6 +101,21 @@ def test_fallbacks_are_built_in_order_without_the_first_ones_model() -> None:
     assert [None, None] == seen
 
 
+def test_a_fallback_that_needs_a_model_is_told_that_it_has_none() -> None:
+    """To set RAG_RERANKER_MODEL, which is set already, would not help."""
+    with pytest.raises(SettingsError, match="RAG_RERANKER_FALLBACK=cross-encoder: a fallback has no model of its own"):
+        build_fallbacks(Settings(reranker="bge", reranker_model="m", reranker_fallback="cross-encoder"))
+
+
+def test_a_model_goes_to_no_other_reranker() -> None:
+    """A folder's path means nothing to an API, and need not be known there."""
+    settings = Settings(reranker="embedded", reranker_model="/a/folder", cohere_api_key="k")
+    built = build_reranker(settings.with_reranker("cohere"))
+    assert "rerank-v3.5" == getattr(built, "model", None)
+    assert "/a/folder" == settings.with_reranker("embedded").reranker_model
+    assert "k" == settings.with_reranker("cohere").cohere_api_key.get_secret_value()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("values", "auto", "on"),
     [
