@@ -92,13 +92,13 @@ class Scorer:
             RerankerError: the reranker failed, its answer has another length than the question, or holds no scores.
         """
         distinct = [passage for passage in dict.fromkeys(passages) if passage.whole.strip()]
-        identity = self.identity if self._cache is not None else None
+        whose = self._whose() if self._cache is not None else None
         known: dict[Passage, RerankScore] = {}
-        if self._cache is not None and identity is not None:
-            known = self._cache.get(identity, query, distinct)
+        if self._cache is not None and whose is not None:
+            known = self._cache.get(whose, query, distinct)
         fresh = self._in_time(query, [passage for passage in distinct if passage not in known], until)
-        if self._cache is not None and identity is not None and fresh:
-            self._cache.put(identity, query, fresh)
+        if self._cache is not None and whose is not None and fresh:
+            self._cache.put(whose, query, fresh)
         known |= fresh
         lowest = 0.0 if self.reranker.scale == "probability" else logit(0.0)
         blank = RerankScore(lowest, 0.0)
@@ -107,6 +107,11 @@ class Scorer:
         if calibration is None:
             return list(scores)
         return [None if one is None else calibration.apply([one], self.reranker.scale)[0] for one in scores]
+
+    def _whose(self) -> str | None:
+        """Under which name scores are cached: with the settings that change them, which a calibration does not have."""
+        identity = self.identity
+        return identity and f"{identity}, {self.reranker.scale} {getattr(self.reranker, 'variant', '')}"
 
     def _in_time(self, query: str, passages: Sequence[Passage], until: float | None) -> dict[Passage, RerankScore]:
         """Scores of the passages, or of as many from the first on as are expected to be done in time."""

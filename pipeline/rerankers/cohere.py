@@ -89,6 +89,7 @@ class CohereReranker:
         )
         self.identity = f"{model} at {without_secrets(self._url)}"
         self.max_tokens = max_tokens_per_doc or _MAX_TOKENS
+        self.variant = f"of {self.max_tokens} tokens"
         options: dict[str, Any] = {"max_tokens_per_doc": max_tokens_per_doc, "priority": priority}
         self._options = {name: value for name, value in options.items() if value is not None}
         self._gate = gate or Gate(self._endpoint.place)

@@ -141,6 +141,7 @@ class HttpReranker:
         )
         self.identity = f"{model or 'unnamed model'} at {without_secrets(self._url)}"
         self.max_tokens = max_tokens
+        self.variant = f"of {max_tokens or 'all'} tokens"
         self._gate = gate or Gate(self._endpoint.place)
         self._http = open_client()
 

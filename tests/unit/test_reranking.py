@@ -55,6 +55,19 @@ def test_known_scores_are_not_computed_again() -> None:
     assert ["an apple"] == other.calls[0][1]
 
 
+@pytest.mark.parametrize("changes", [{"scale": "probability"}, {"variant": "of 64 tokens"}])
+def test_scores_of_other_settings_are_not_known(changes: dict[str, str]) -> None:
+    """The model is the same, and so is the name of its calibration."""
+    cache = ScoreCache()
+    one, other = Named(), Named()
+    for name, value in changes.items():
+        setattr(other, name, value)
+    for reranker in (one, other, one, other):
+        scorer(reranker, cache=cache).score("apple", passages("an apple"))
+    assert (1, 1) == (len(one.calls), len(other.calls))
+    assert scorer(one).identity == scorer(other).identity
+
+
 def test_a_reranker_that_does_not_name_its_model_is_not_cached() -> None:
     """Nobody could tell whether the scores are still its own."""
     cache = ScoreCache()
@@ -139,7 +152,9 @@ def test_what_is_no_score_is_not_ranked(broken: RerankScore) -> None:
     assert ("fake", False) == (caught.value.provider, caught.value.operator)
     answer = rerank("apple", asked, [scorer(Broken(), cache=cache), None])
     assert ("none", 1) == (answer.name, len(answer.failures))
-    assert {} == cache.get("fake model@1", "apple", asked)
+    working = Named()
+    scorer(working, cache=cache).score("apple", asked)
+    assert 3 == len(working.calls[0][1])
 
 
 class Remote(FakeReranker):
