@@ -14,6 +14,7 @@ import queue
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -188,9 +189,12 @@ class Engine:
                     request = self._free_request(blocking=not running)
                 running.append((request, rows, inputs))  # inputs are shared with the request: keep them alive
                 request.start_async(inputs, share_inputs=True)
-        finally:
             while running:
                 collect()
+        finally:
+            while running:  # one has failed: the others come back, whatever becomes of them, and its error is raised
+                with suppress(RuntimeError):
+                    collect()
         return found
 
     def _free_request(self, *, blocking: bool) -> Any:

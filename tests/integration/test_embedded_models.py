@@ -98,6 +98,37 @@ def test_of_a_long_pair_only_the_end_of_the_text_is_cut(reranker: Reranker) -> N
     assert whole.raw != other.raw
 
 
+def test_requests_that_fail_come_back() -> None:
+    """All of them, else later calls would wait for them for good. Texts longer than the model reads fail in it."""
+    engine = Engine(EMBEDDER / "model.xml")
+    whole = engine._requests.qsize()
+    assert whole > 1
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            engine.run([[5] * (600 + 8 * i) for i in range(2 * whole)])
+        assert whole == engine._requests.qsize()
+    assert (1, 384) == engine.run([[5] * 20]).shape
+
+
+def test_the_first_failure_is_raised() -> None:
+    """Not what becomes of requests that could not start then."""
+
+    class Refusing:
+        def start_async(self, inputs: object, share_inputs: bool) -> None:
+            raise RuntimeError("it does not start")
+
+        def wait(self) -> None:
+            raise RuntimeError("it was not started")
+
+    engine = Engine(EMBEDDER / "model.xml")
+    last = [engine._requests.get() for _ in range(engine._requests.qsize())][-1]
+    for request in (last, Refusing()):
+        engine._requests.put(request)
+    with pytest.raises(RuntimeError, match="it does not start"):
+        engine.run([[5] * (600 + 8 * i) for i in range(2)])
+    assert 2 == engine._requests.qsize()
+
+
 def test_neither_torch_nor_transformers_is_loaded() -> None:
     """Embedding and reranking need the CPU engine alone."""
     script = (
