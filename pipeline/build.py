@@ -150,7 +150,17 @@ def build_fallbacks(settings: Settings) -> list[Reranker | None]:
 
 
 def build_fallback(settings: Settings, name: str) -> Reranker | None:
-    """One of them. ``RAG_RERANKER_MODEL`` is the first choice's alone."""
+    """One of them. ``RAG_RERANKER_MODEL`` is the first choice's alone.
+
+    Raises:
+        SettingsError: it needs a model, or another setting that is missing, or its name is unknown.
+    """
+    if name == "cross-encoder":
+        raise SettingsError(
+            "RAG_RERANKER_FALLBACK=cross-encoder: a fallback has no model of its own, RAG_RERANKER_MODEL is that of "
+            "RAG_RERANKER; name bge or an embedded one, or register a reranker that opens the model you want "
+            "(register_reranker)"
+        )
     return reranker_factory(name)(settings.updated(reranker=name, reranker_model=None))
 
 
@@ -277,7 +287,8 @@ def _bge(settings: Settings) -> Reranker:
 def _cross_encoder(settings: Settings) -> Reranker:
     from pipeline.rerankers.cross_encoder import CrossEncoderReranker
 
-    model = _required(settings, "reranker_model", "a Hugging Face name or a folder")
+    what = "a Hugging Face name or a folder, for the reranker that RAG_RERANKER names and no other"
+    model = _required(settings, "reranker_model", what)
     return CrossEncoderReranker(model, device=settings.device, engine=settings.engine, cache_dir=model_cache(settings))
 
 

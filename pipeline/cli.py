@@ -150,8 +150,8 @@ def query(
     from pipeline.display import print_result
 
     conditions = parse_where(where or [])
-    changes = {} if reranker is None else {"reranker": reranker}
-    with Pipeline.from_settings(_settings(**changes)) as rag:
+    settings = _settings()
+    with Pipeline.from_settings(settings if reranker is None else settings.with_reranker(reranker)) as rag:
         result = rag.query(text, top_n=top_n, top_k=top_k, threshold=threshold, alpha=alpha, where=conditions)
     if as_json:
         print_json(result.to_dict())
@@ -334,10 +334,10 @@ def _json_or_text(text: str) -> Any:
     return value if isinstance(value, str | int | float | bool) else text
 
 
-def _settings(**changes: Any) -> Settings:
+def _settings() -> Settings:
     from pipeline.settings import Settings
 
-    return Settings(**changes)
+    return Settings()
 
 
 @contextmanager

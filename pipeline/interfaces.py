@@ -64,6 +64,7 @@ class Reranker(Protocol):
 
     - ``identity`` (str or None): model and revision whose scores these are. Only with it can scores be cached and
       calibrated, because both are wrong for another model.
+    - ``variant`` (str): what else changes its scores, such as how much of a text it reads. Scores are cached for each.
     - ``max_tokens`` (int or None): longest pair of query and text that it reads; longer texts then come as windows.
       ``tokenizer`` (tokenizers.Tokenizer or None) counts them, otherwise the embedder's does.
     - ``apart`` (True): it reads query and text apart, so that neither takes the other's room in ``max_tokens``.

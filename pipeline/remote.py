@@ -141,7 +141,8 @@ def network_error(endpoint: Endpoint, error: httpx.HTTPError, *, timeout_s: floa
     """The error for a request that got no whole answer."""
     if isinstance(error, httpx.TimeoutException):
         message = f"{endpoint.place} did not answer within {timeout_s:.3g} s (see {endpoint.timeout_setting})"
-        return RemoteError(message, retryable=True, unconnected=isinstance(error, httpx.ConnectTimeout))
+        unconnected = isinstance(error, httpx.ConnectTimeout)
+        return RemoteError(message, retryable=True, unconnected=unconnected, timed_out=True)
     if _certificate_refused(error):
         return RemoteError(
             f"{endpoint.place}: its certificate is not trusted; check {endpoint.url_setting}, or make your "

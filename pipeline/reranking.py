@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from bisect import bisect_right
@@ -89,16 +90,16 @@ class Scorer:
         score all until then; any other gets as many passages, from the first on, as are expected to be done by then.
 
         Raises:
-            RerankerError: the reranker failed, or its answer has another length than the question.
+            RerankerError: the reranker failed, its answer has another length than the question, or holds no scores.
         """
         distinct = [passage for passage in dict.fromkeys(passages) if passage.whole.strip()]
-        identity = self.identity if self._cache is not None else None
+        whose = self._whose() if self._cache is not None else None
         known: dict[Passage, RerankScore] = {}
-        if self._cache is not None and identity is not None:
-            known = self._cache.get(identity, query, distinct)
+        if self._cache is not None and whose is not None:
+            known = self._cache.get(whose, query, distinct)
         fresh = self._in_time(query, [passage for passage in distinct if passage not in known], until)
-        if self._cache is not None and identity is not None and fresh:
-            self._cache.put(identity, query, fresh)
+        if self._cache is not None and whose is not None and fresh:
+            self._cache.put(whose, query, fresh)
         known |= fresh
         lowest = 0.0 if self.reranker.scale == "probability" else logit(0.0)
         blank = RerankScore(lowest, 0.0)
@@ -107,6 +108,11 @@ class Scorer:
         if calibration is None:
             return list(scores)
         return [None if one is None else calibration.apply([one], self.reranker.scale)[0] for one in scores]
+
+    def _whose(self) -> str | None:
+        """Under which name scores are cached: with the settings that change them, which a calibration does not have."""
+        identity = self.identity
+        return identity and f"{identity}, {self.reranker.scale} {getattr(self.reranker, 'variant', '')}"
 
     def _in_time(self, query: str, passages: Sequence[Passage], until: float | None) -> dict[Passage, RerankScore]:
         """Scores of the passages, or of as many from the first on as are expected to be done in time."""
@@ -169,6 +175,13 @@ class Scorer:
                 f"reranker {self.reranker.name} gave {len(scores)} scores for {len(texts)} texts",
                 provider=self.reranker.name,
             )
+        broken = sum(not _is_score(score) for score in scores)
+        if broken:  # NaN has no place in an order: it would stand anywhere, even first, and stay in the cache
+            raise RerankerError(
+                f"reranker {self.reranker.name} gave no finite raw score with a probability in [0, 1] for {broken} of "
+                f"{len(texts)} texts",
+                provider=self.reranker.name,
+            )
         rest = iter(scores)
         best = []
         for one in cut:
@@ -189,6 +202,10 @@ class Scorer:
         if counts is None or counts.tokenizer is not tokenizer:
             counts = self._counts = TokenCounts(tokenizer)
         return query, windows(clean, counts, room)
+
+
+def _is_score(score: RerankScore) -> bool:
+    return math.isfinite(score.raw) and 0.0 <= score.probability <= 1.0  # NaN, too, is not
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,9 @@ class RemoteError(Exception):
 
     ``status`` is the HTTP status if there was an answer, ``retryable`` says whether the same call may succeed later,
     ``retry_after`` how many seconds the server asks to wait before that, and ``operator`` whether a setting is wrong.
-    ``final`` says that there is no use in trying again within this call, and ``unconnected`` that nobody was reached.
+    ``final`` says that there is no use in trying again within this call, ``unconnected`` that nobody was reached, and
+    ``timed_out`` that the answer took longer than the try was given. ``excused`` errors are no fault of the endpoint's:
+    the query's deadline left it no time, or less than a request may take.
     """
 
     def __init__(
@@ -44,10 +46,14 @@ class RemoteError(Exception):
         operator: bool = False,
         final: bool = False,
         unconnected: bool = False,
+        timed_out: bool = False,
+        excused: bool = False,
     ) -> None:
         super().__init__(message)
         self.final = final
         self.unconnected = unconnected
+        self.timed_out = timed_out
+        self.excused = excused
         self.operator = operator
         self.status = status
         self.retryable = retryable
@@ -88,18 +94,26 @@ class RetryPolicy:
         """
         started = self.clock()
         unconnected = 0
+        # What a try gets of a deadline of our own; one that gets less was hurried by the query.
+        whole = min(self.timeout_s, self.deadline_s)
+
+        def time_left() -> float:
+            left = until - self.clock()
+            if left <= 0:
+                raise RemoteError("there was no time left to ask", retryable=True, excused=True)
+            return left
 
         def bounded() -> T:
             nonlocal unconnected
+            time_left()  # before the gate: who cannot ask any more takes nobody's turn
             turn = nullcontext() if gate is None else gate.passing(until, clock=self.clock, sleep=self.sleep)
             with turn:
-                left = until - self.clock()
-                if left <= 0:
-                    raise RemoteError("there was no time left to ask", retryable=True)
+                left = time_left()
                 try:
                     return attempt(min(self.timeout_s, left))
                 except RemoteError as error:
                     unconnected += error.unconnected
+                    error.excused = error.timed_out and left < whole
                     raise
 
         def was_last(made: int) -> bool:

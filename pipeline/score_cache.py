@@ -15,8 +15,9 @@ from pipeline.windows import Passage
 class ScoreCache:
     """At most ``limit`` scores, those used longest ago given up first. Safe to share between threads.
 
-    A score is found under a hash of everything it depends on: reranker with model and revision, query, title and
-    text. So it cannot be wrong after a change of model. ``path`` is that of :class:`~pipeline.byte_cache.ByteCache`.
+    A score is found under a hash of everything it depends on: reranker with model, revision and the settings that
+    change its scores, query, title and text. So it cannot be wrong after a change of one of them. ``path`` is that of
+    :class:`~pipeline.byte_cache.ByteCache`.
     """
 
     def __init__(self, path: Path | None = None, limit: int = 10_000) -> None:
@@ -29,7 +30,7 @@ class ScoreCache:
         self._lock = threading.Lock()
 
     def get(self, reranker: str, query: str, passages: Iterable[Passage]) -> dict[Passage, RerankScore]:
-        """The scores that are known; ``reranker`` is the name with model and revision."""
+        """The scores that are known; ``reranker`` says whose they are."""
         keys = {digest(reranker, query, passage.title, passage.text): passage for passage in passages}
         found = {keys[key]: _score(value) for key, value in self._cache.get(keys).items()}
         with self._lock:

@@ -252,6 +252,14 @@ class Settings(BaseSettings):
         """
         return Settings(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
+    def with_reranker(self, name: str) -> Settings:
+        """These settings with another reranker. ``reranker_model`` belongs to the one it was set with, and to no other.
+
+        Raises:
+            SettingsError: the name is empty.
+        """
+        return self if name == self.reranker else self.updated(reranker=name, reranker_model=None)
+
 
 def variable(field: str) -> str:
     """Name of the environment variable of a field."""

@@ -25,8 +25,9 @@ class Gate:
     ``per_minute`` bounds the requests that start within any 60 seconds, ``concurrency`` those under way. After
     ``failures`` tries in a row that failed with faults which may pass (no answer, 5xx) the gate is shut: for
     ``pause_s`` seconds every request fails at once, so that a fallback answers without a wait; then one request goes
-    ahead, and opens the gate again or shuts it anew (Nygard, "Release It!", circuit breaker). What a server asks for
-    by Retry-After holds for all.
+    ahead, and opens the gate again or shuts it anew (Nygard, "Release It!", circuit breaker). A query in a hurry, whose
+    deadline left a try no time or less than a request may take, says nothing of the endpoint. What a server asks for by
+    Retry-After holds for all.
     """
 
     def __init__(
@@ -128,6 +129,8 @@ class Gate:
         self._note(None, probe, clock())
 
     def _note(self, error: RemoteError | None, probe: bool, now: float) -> None:
+        if error is not None and error.excused:
+            return
         with self._lock:
             if error is not None and error.retryable and error.retry_after is not None:
                 self._asked_to_wait = max(self._asked_to_wait, now + error.retry_after)

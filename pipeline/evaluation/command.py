@@ -246,9 +246,10 @@ def calibrate(
 
     _check_report(report)
     say = sayer(stderr())
+    settings = Settings()
     outcome = calibrate_dataset(
         dataset,
-        Settings(**({} if reranker is None else {"reranker": reranker})),
+        settings if reranker is None else settings.with_reranker(reranker),
         method=_one_of(method, "--method", ("platt", "isotonic")),
         precision=precision,
         max_queries=max_queries,

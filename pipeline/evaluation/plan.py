@@ -72,7 +72,7 @@ def cross(
         for value in values:
             if not 0.0 <= value <= 1.0:
                 raise SettingsError(f"{option} must be between 0 and 1, not {value:g}")
-    in_two_steps = {name: cascades(settings.updated(reranker=name)) for name in names}
+    in_two_steps = {name: cascades(settings.with_reranker(name)) for name in names}
     runs = [
         RunSpec(mode, name, max(RECALL_DEPTH, *depths))
         if name == "none"

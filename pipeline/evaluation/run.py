@@ -98,7 +98,7 @@ def evaluate(
         RerankerError, StoreError, EmbedderError: that part failed.
     """
     # Built before any work, so that a wrong name or a missing key is found at once.
-    asked = {spec.reranker: settings.updated(reranker=spec.reranker) for spec in specs}
+    asked = {spec.reranker: settings.with_reranker(spec.reranker) for spec in specs}
     rerankers = {name: build_reranker(one) for name, one in asked.items()}
     cascades = {name: build_cascade(one) for name, one in asked.items()}
     embedder = build_embedder(next(filter(reads_for_reranker, asked.values()), settings))

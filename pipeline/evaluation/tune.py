@@ -212,6 +212,8 @@ def env(best: Trial, settings: Settings, cut: float | None) -> dict[str, str]:
     values: dict[str, Any] = {"search": spec.search, "reranker": spec.reranker}
     if spec.reranker != "none":
         values |= {"top_n": spec.top_n, "alpha": best.run.alpha}
+    if settings.reranker_model != settings.with_reranker(spec.reranker).reranker_model:
+        values["reranker_model"] = ""  # else the model of the one before would be asked for
     if cut is not None:
         values["threshold"] = cut
     if best.chunk_tokens != settings.chunk_tokens:

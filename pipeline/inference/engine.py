@@ -7,6 +7,7 @@ activations quantised as they come use the CPU's integer dot products; what stay
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import os
@@ -14,10 +15,12 @@ import queue
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +60,8 @@ class _Slot:
 
 _slots: defaultdict[tuple[Path, bool], _Slot] = defaultdict(_Slot)
 _slots_lock = threading.Lock()
+# All engines of the process, shared or not.
+_engines: WeakSet[Engine] = WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,23 @@ def shared_engine(
         return slot.engine
 
 
+def _forget_in_child() -> None:
+    """After a fork the engines are the parent's: a child that asks for one gets its own.
+
+    They are never destroyed in the child, not even when it exits: OpenVINO would wait for their threads, which only
+    the parent has.
+    """
+    global _slots_lock
+    for engine in _engines:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+    _slots_lock = threading.Lock()
+    _slots.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
 class Engine:
     """A compiled model with inputs ``input_ids`` and ``attention_mask``. Thread-safe.
 
@@ -107,6 +129,7 @@ class Engine:
         group: int = ACTIVATION_GROUP,
         trunk: Trunk | None = None,
     ) -> None:
+        self._pid = os.getpid()
         compiled = _compile(model, cache_dir, exact=exact, group=group, trunk=trunk)
         self.exact = exact
         self._pad_id = pad_id
@@ -119,6 +142,7 @@ class Engine:
         self._by_token = [len(port.partial_shape) == 3 for port in compiled.outputs]
         self._width = int(compiled.output(0).partial_shape[-1].get_length())
         self._together: Combiner[_Item, NDArray[np.float32]] = Combiner(self._rows, TOGETHER)
+        _engines.add(self)
 
     def run(self, sequences: Sequence[Sequence[int]], second: Sequence[int] | None = None) -> NDArray[np.float32]:
         """Output rows of shape (len(sequences), width), in input order.
@@ -126,21 +150,32 @@ class Engine:
         ``second`` says for each sequence where its second part begins, 0 for none. Equal sequences are computed once.
         The order of the sequences does not change a row.
         """
+        self._check_process()
         return self._stacked(self._rows(_items(sequences, second)))
 
     def run_together(
         self, sequences: Sequence[Sequence[int]], second: Sequence[int] | None = None
     ) -> NDArray[np.float32]:
         """As :meth:`run`, and in one with the calls that other threads make meanwhile."""
+        self._check_process()
         return self._stacked(self._together.run(_items(sequences, second)))
 
     def token_rows(self, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """For each sequence rows of shape (its length, width); in one with the calls that other threads make."""
+        self._check_process()
         return self._together.run(_items(sequences, None))
 
     def both_rows(self, sequences: Sequence[Sequence[int]]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """With a trunk that is computed to its end: of each sequence :meth:`token_rows`, and that model's own row."""
+        self._check_process()
         return [(rows, own) for rows, own in self._outputs(_items(sequences, None))]
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():  # its threads are the parent's: nobody would ever answer here
+            raise RuntimeError(
+                "this model was loaded before the process was forked; make the pipeline in each worker, after the "
+                "fork, or start the workers with 'spawn'"
+            )
 
     def _stacked(self, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         return np.stack(rows) if rows else np.empty((0, self._width), dtype=np.float32)
@@ -188,9 +223,12 @@ class Engine:
                     request = self._free_request(blocking=not running)
                 running.append((request, rows, inputs))  # inputs are shared with the request: keep them alive
                 request.start_async(inputs, share_inputs=True)
-        finally:
             while running:
                 collect()
+        finally:
+            while running:  # one has failed: the others come back, whatever becomes of them, and its error is raised
+                with suppress(RuntimeError):
+                    collect()
         return found
 
     def _free_request(self, *, blocking: bool) -> Any:

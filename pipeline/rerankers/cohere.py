@@ -89,6 +89,7 @@ class CohereReranker:
         )
         self.identity = f"{model} at {without_secrets(self._url)}"
         self.max_tokens = max_tokens_per_doc or _MAX_TOKENS
+        self.variant = f"of {self.max_tokens} tokens"
         options: dict[str, Any] = {"max_tokens_per_doc": max_tokens_per_doc, "priority": priority}
         self._options = {name: value for name, value in options.items() if value is not None}
         self._gate = gate or Gate(self._endpoint.place)
@@ -144,8 +145,8 @@ class CohereReranker:
         except (JSONDecodeError, UnicodeDecodeError) as error:
             failure = chained(not_json(self._endpoint, 200, "application/json"), error, secret)
         except (ParsingError, TypeError) as error:  # TypeError: the SDK unpacks the answer's parts unseen
-            failure = RemoteError(f"{self._endpoint.place} sent JSON of an unknown form; check {_URL_SETTING}")
-            failure = chained(failure, error, secret)
+            message = f"{self._endpoint.place} sent JSON of an unknown form; check {_URL_SETTING}"
+            failure = chained(RemoteError(message, operator=True), error, secret)
         # Outside the except blocks, so that an exception which quotes the key is not kept as context either.
         raise failure
 
@@ -168,8 +169,10 @@ class CohereReranker:
         # The SDK builds its answer objects without checking them: anything may be missing.
         results = getattr(response, "results", None)
         if not isinstance(results, list):
-            raise RemoteError(f"{self._endpoint.place} answered without results; check {_URL_SETTING}")
+            raise RemoteError(f"{self._endpoint.place} answered without results; check {_URL_SETTING}", operator=True)
         pairs = [(getattr(item, "index", None), getattr(item, "relevance_score", None)) for item in results]
+        if pairs and all(score is None for _, score in pairs):
+            raise RemoteError(f"{self._endpoint.place} answered in another form; check {_URL_SETTING}", operator=True)
         scores = [number(value) for value in in_input_order(pairs, count, self._endpoint)]
         for score in scores:
             if not 0.0 <= score <= 1.0:  # NaN, too, is not

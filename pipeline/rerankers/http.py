@@ -141,6 +141,7 @@ class HttpReranker:
         )
         self.identity = f"{model or 'unnamed model'} at {without_secrets(self._url)}"
         self.max_tokens = max_tokens
+        self.variant = f"of {max_tokens or 'all'} tokens"
         self._gate = gate or Gate(self._endpoint.place)
         self._http = open_client()
 
@@ -175,13 +176,16 @@ class HttpReranker:
 
     def _read(self, answer: Any, count: int) -> list[float]:
         results = self._wire.results(answer)
-        if not isinstance(results, list) or not all(isinstance(item, Mapping) for item in results):
+        fields = ("index", self._wire.score)
+        if not isinstance(results, list) or not all(
+            isinstance(item, Mapping) and all(field in item for field in fields) for item in results
+        ):
             raise RemoteError(
                 f"{self._endpoint.place} answered in another form; check {self._endpoint.url_setting} and "
                 "RAG_RERANK_SHAPE",
                 operator=True,
             )
-        pairs: Iterable[tuple[object, Any]] = ((item.get("index"), item.get(self._wire.score)) for item in results)
+        pairs: Iterable[tuple[object, Any]] = ((item["index"], item[self._wire.score]) for item in results)
         scores = [number(value) for value in in_input_order(pairs, count, self._endpoint)]
         low, high = (0.0, 1.0) if self.scale == "probability" else (-1e6, 1e6)
         for score in scores:

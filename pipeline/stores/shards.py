@@ -64,6 +64,11 @@ class OpenShard:
         self._open = False
         self._unflushed = 0
 
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a forked child of the process that opened it."""
+        return self._pid != os.getpid()
+
     def open(self, config: edge.EdgeConfig | None) -> None:
         """Locks the directory and opens the engine; with ``config`` makes it if it is not there yet."""
         if config is not None:
@@ -95,8 +100,8 @@ class OpenShard:
     @contextmanager
     def use(self, doing: str) -> Iterator[edge.EdgeShard]:
         """The engine, for this thread alone. What it raises becomes a StoreError that tells what was being done."""
-        if self._pid != os.getpid():
-            raise self._lock.locked()  # a forked child: the files belong to the parent
+        if self.inherited:
+            raise self._lock.locked()  # the files belong to the parent
         with self._mutex, self._explained(doing):
             if not self._open:
                 raise StoreError(f"the embedded store in {self.directory} was closed")
@@ -257,7 +262,9 @@ def acquire(directory: Path, config: edge.EdgeConfig | None = None) -> OpenShard
 
 
 def release(shard: OpenShard) -> None:
-    """Gives a shard back; the last user closes it."""
+    """Gives a shard back; the last user closes it. In a forked child it is the parent's, who closes it."""
+    if shard.inherited:
+        return
     with _registry:
         shard.users -= 1
         if shard.users == 0:

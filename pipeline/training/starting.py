@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import model_cache, reranker_factory
+from pipeline.build import build_reranker, model_cache
 from pipeline.errors import SettingsError
 from pipeline.hub import ModelError, identity, load_model
 from pipeline.inference.folder import FILES, ModelFolder
@@ -89,9 +89,7 @@ def open_teacher(name: str, settings: Settings) -> Reranker:
         return EmbeddedReranker(folder, cache_dir=model_cache(settings), name="teacher")
     if folder.is_dir() or "/" in name:
         return CrossEncoderReranker(name, name="teacher", device=settings.device)
-    # RAG_RERANKER_MODEL belongs to the reranker of the settings alone.
-    model = settings.reranker_model if name == settings.reranker else None
-    reranker = reranker_factory(name)(settings.updated(reranker=name, reranker_model=model))
+    reranker = build_reranker(settings.with_reranker(name))
     if reranker is None:
         raise SettingsError(f"--teacher {name} has no scores to learn from")
     return reranker

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
+from pipeline import deadline
 from pipeline.errors import RerankerError
 from pipeline.interfaces import Reranker
 from pipeline.rerankers.asking import RERANK_RETRY
 from pipeline.rerankers.cohere import CohereReranker
 from pipeline.rerankers.http import HttpReranker, Shape
-from tests.loopback import SLOW, Fault, Loopback, Reply
+from tests.loopback import SLOW, Fault, Loopback, Reply, Request
 
 KEY = "secret-Key-1234567890"
 TEXTS = ["nothing of it", "read json files", "how to read json"]
@@ -211,18 +212,20 @@ def test_answers_that_make_no_sense_are_errors(case: Case, pairs: Pairs, says: s
         Reply(json={"results": [1, 2, 3], "data": [1, 2, 3]}),
         Reply(json={}),
         Reply(json=["x"]),
+        Reply(json={"results": [{"index": 0, "s": 0.1}], "data": [{"index": 0, "s": 0.1}]}),
+        Reply(json=[{"index": 0, "s": 0.1}]),
         Reply(json=None),
         Reply(body=b"<html>hi</html>", content_type="text/html; charset=utf-8"),
         Reply(body=b"\xff\xfe", content_type="text/plain"),
     ],
-    ids=["no-list", "numbers", "empty", "list", "null", "html", "bytes"],
+    ids=["no-list", "numbers", "empty", "list", "fields", "list-of-fields", "null", "html", "bytes"],
 )
 def test_answers_of_another_form_point_to_the_address(case: Case, reply: Reply) -> None:
-    """Something else listens there."""
+    """Something else listens there, and no fallback may hide it."""
     with Loopback([reply]) as server:
         error = failure(case.make(server))
     assert case.url_setting in str(error)
-    assert (1, False) == (len(server.requests), error.retryable)
+    assert (1, False, True) == (len(server.requests), error.retryable, error.operator)
 
 
 @pytest.mark.parametrize("fault", SLOW)
@@ -264,6 +267,23 @@ def test_a_server_that_keeps_failing_is_not_asked_for_a_while(case: Case) -> Non
     assert "failed 5 times in a row" in str(error)
     assert "answered 503 (down)" in str(error)
     assert (5, True) == (len(server.requests), error.retryable)
+
+
+def test_queries_in_a_hurry_do_not_keep_a_healthy_server_from_the_others(case: Case) -> None:
+    """Deadlines that were over before, or that no answer could keep, are not the server's faults."""
+    hurried = [True]
+
+    def respond(_: Request) -> Reply:
+        return Reply(fault="stall") if hurried else case.answer(GOOD)
+
+    with Loopback(respond) as server:
+        reranker = case.make(server)
+        for left in [0.0] * 5 + [0.05] * 5:
+            with deadline.until(reranker._retry.clock() + left):  # type: ignore[attr-defined]
+                failure(reranker)
+            assert left or [] == server.requests
+        hurried.clear()
+        assert [0.1, 0.6, 0.9] == raws(reranker)
 
 
 LEAKS = {

@@ -438,6 +438,18 @@ def test_switching_the_reranker_needs_no_other_change(rag: Rag, docs: Path, tmp_
     assert results["cohere"]["hits"][0]["score"] == results["cohere"]["hits"][0]["rerank"]["raw"]
 
 
+@pytest.mark.parametrize("command", ["query", "eval", "calibrate"])
+def test_a_model_goes_to_no_reranker_but_its_own(rag: Rag, docs: Path, tmp_path: Path, command: str) -> None:
+    """With RAG_RERANKER_MODEL set for another one, ``--reranker http`` asks its endpoint for no model."""
+    rag.json("ingest", str(docs))
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"question": "Which port is for gRPC?", "relevant": ["port 6334"]}))
+    with Loopback(rerank_server("jina")) as server:
+        variables = {"RAG_RERANKER_MODEL": str(tmp_path / "my-reranker"), "RAG_RERANK_URL": server.url}
+        done = rag(command, "gRPC" if command == "query" else str(questions), "--reranker", "http", **variables)
+    assert (0, [False]) == (done.returncode, list({"model" in request.json for request in server.requests}))
+
+
 def test_a_rejected_key_is_one_line_without_the_key(rag: Rag, docs: Path) -> None:
     """Exit code 1, what to check, and no trace of the key."""
     rag.json("ingest", str(docs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,74 @@ def test_of_a_long_pair_only_the_end_of_the_text_is_cut(reranker: Reranker) -> N
     whole, longer, other = reranker.score("Why was it closed?", [text, text + "More.", "No. " + text])
     assert whole.raw == pytest.approx(longer.raw, abs=1e-3)
     assert whole.raw != other.raw
+
+
+def test_requests_that_fail_come_back() -> None:
+    """All of them, else later calls would wait for them for good. Texts longer than the model reads fail in it."""
+    engine = Engine(EMBEDDER / "model.xml")
+    whole = engine._requests.qsize()
+    assert whole > 1
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            engine.run([[5] * (600 + 8 * i) for i in range(2 * whole)])
+        assert whole == engine._requests.qsize()
+    assert (1, 384) == engine.run([[5] * 20]).shape
+
+
+def test_the_first_failure_is_raised() -> None:
+    """Not what becomes of requests that could not start then."""
+
+    class Refusing:
+        def start_async(self, inputs: object, share_inputs: bool) -> None:
+            raise RuntimeError("it does not start")
+
+        def wait(self) -> None:
+            raise RuntimeError("it was not started")
+
+    engine = Engine(EMBEDDER / "model.xml")
+    last = [engine._requests.get() for _ in range(engine._requests.qsize())][-1]
+    for request in (last, Refusing()):
+        engine._requests.put(request)
+    with pytest.raises(RuntimeError, match="it does not start"):
+        engine.run([[5] * (600 + 8 * i) for i in range(2)])
+    assert 2 == engine._requests.qsize()
+
+
+FORKED = """
+import os, signal, sys
+from pipeline import Document, Pipeline, Settings
+from pipeline.embedders.embedded import EmbeddedEmbedder
+from pipeline.errors import EmbedderError
+
+rag = Pipeline.from_settings(Settings(data_dir=sys.argv[1], reranker=sys.argv[2]))
+rag.ingest([Document(id="a", text="Qdrant stores vectors.")])
+rag.query("What stores vectors?")
+if (pid := os.fork()) == 0:
+    signal.alarm(60)  # else it would hang for good where it does
+    try:
+        rag.query("Which fruit is yellow?")
+    except EmbedderError as error:
+        print(error, flush=True)
+    rag.close()
+    print(*EmbeddedEmbedder().embed_query("one of its own").shape, flush=True)
+    sys.exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), len(rag.query("What is stored?").hits))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("reranker", ["embedded", "embedded-cross-encoder"])
+def test_a_forked_child_is_told_to_make_its_own(tmp_path: Path, reranker: str) -> None:
+    """The engine's threads are the parent's. A child's call fails, what it makes itself works, and it can exit."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, str(tmp_path), reranker],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said, made, after = run.stdout.splitlines() or [run.stderr] * 3
+    assert "loaded before the process was forked; make the pipeline in each worker" in said
+    assert ("384", "0 1") == (made, after)
 
 
 def test_neither_torch_nor_transformers_is_loaded() -> None:

@@ -98,6 +98,15 @@ def test_a_score_outside_the_declared_range_names_the_setting(make: Make) -> Non
         make(server.url).score("q", ["a"])
 
 
+def test_scores_under_another_shapes_name_point_to_the_shape(make: Make) -> None:
+    """Not to what its scores are; and no fallback may hide it."""
+    answer = {"results": [{"index": 0, "score": 0.5}]}
+    with Loopback([Reply(json=answer)]) as server, pytest.raises(RerankerError, match="RAG_RERANK_SHAPE") as caught:
+        make(server.url).score("q", ["a"])
+    assert caught.value.operator
+    assert "RAG_RERANK_SCORES" not in str(caught.value)
+
+
 def test_the_query_of_an_address_stays_behind_the_path(make: Make) -> None:
     """Some providers want a version there."""
     with Loopback([Reply(json={"results": [{"index": 0, "relevance_score": 0.5}]})]) as server:

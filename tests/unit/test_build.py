@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +100,41 @@ def test_fallbacks_are_built_in_order_without_the_first_ones_model() -> None:
     built = build_fallbacks(Settings(reranker="one", reranker_model="m", reranker_fallback="two, one,none"))
     assert ["two", "one", None] == [reranker and reranker.name for reranker in built]
     assert [None, None] == seen
+
+
+@pytest.mark.parametrize(
+    ("values", "change"),
+    [
+        ({"reranker": "http", "rerank_url": "http://x"}, {"rerank_max_tokens": 64}),
+        ({"reranker": "http", "rerank_url": "http://x"}, {"rerank_scores": "logit"}),
+        ({"reranker": "cohere", "cohere_api_key": "k"}, {"cohere_max_tokens_per_doc": 512}),
+    ],
+)
+def test_a_setting_that_changes_scores_is_told_to_the_cache(values: dict[str, Any], change: dict[str, Any]) -> None:
+    """By the scale or the variant, while the identity is still that of the model."""
+
+    def told(settings: Settings) -> list[object]:
+        built = build_reranker(settings)
+        return [getattr(built, name) for name in ("identity", "scale", "variant")]
+
+    before, after = told(Settings(**values)), told(Settings(**values, **change))
+    assert before[0] == after[0]
+    assert before != after
+
+
+def test_a_fallback_that_needs_a_model_is_told_that_it_has_none() -> None:
+    """To set RAG_RERANKER_MODEL, which is set already, would not help."""
+    with pytest.raises(SettingsError, match="RAG_RERANKER_FALLBACK=cross-encoder: a fallback has no model of its own"):
+        build_fallbacks(Settings(reranker="bge", reranker_model="m", reranker_fallback="cross-encoder"))
+
+
+def test_a_model_goes_to_no_other_reranker() -> None:
+    """A folder's path means nothing to an API, and need not be known there."""
+    settings = Settings(reranker="embedded", reranker_model="/a/folder", cohere_api_key="k")
+    built = build_reranker(settings.with_reranker("cohere"))
+    assert "rerank-v3.5" == getattr(built, "model", None)
+    assert "/a/folder" == settings.with_reranker("embedded").reranker_model
+    assert "k" == settings.with_reranker("cohere").cohere_api_key.get_secret_value()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pipeline.evaluation.dataset import Dataset, check_documents, read_dataset
 from pipeline.evaluation.metrics import METRICS, Qrels, Rankings, mean_metrics, metrics_at
 from pipeline.evaluation.plan import RunSpec, cross
 from pipeline.evaluation.statistics import bootstrap_interval, paired_p
+from pipeline.models import RERANKER
 from pipeline.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("plain_settings")
@@ -214,6 +215,12 @@ def test_a_run_says_whether_there_is_a_cascade() -> None:
         "hybrid + embedded, top 50",
         "hybrid + embedded-cross-encoder, top 50",
     ] == labels
+
+
+def test_a_run_of_another_reranker_does_not_go_by_the_model_of_the_settings() -> None:
+    """``embedded`` with a cross-encoder's folder would have a cascade before it."""
+    settings = Settings(data_dir="unused", reranker="embedded-cross-encoder", reranker_model=str(RERANKER))
+    assert [True, False] == [spec.cascade for spec in cross(settings, rerankers=["embedded-cross-encoder", "embedded"])]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,19 @@ def test_the_size_as_it_is_keeps_its_overlap(size: int, overlap: int) -> None:
     assert (size, overlap) == (tried.chunk_tokens, tried.chunk_overlap)
 
 
+@pytest.mark.parametrize(("reranker", "model"), [("embedded", "/a/folder"), ("cohere", None)])
+def test_the_lines_for_env_take_a_model_away_from_another_reranker(
+    reranker: str, model: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left where it is, the next query would ask Cohere for the folder."""
+    now = settings().updated(reranker_model="/a/folder")
+    monkeypatch.setenv("RAG_RERANKER_MODEL", "/a/folder")
+    trials = [NOW, trial(RunSpec("hybrid", reranker, 100), ms=100, quality=[0.9])]
+    for name, value in report(evaluation(trials), trials, now, budget_ms=500, metric="ndcg@10")["env"].items():
+        monkeypatch.setenv(name, value)
+    assert (reranker, model) == ((chosen := Settings()).reranker, chosen.reranker_model)
+
+
 def test_a_wider_budget_lets_the_slow_one_win() -> None:
     """Latency alone kept it out."""
     found = report(evaluation(TRIALS), TRIALS, settings(), budget_ms=1000, metric="ndcg@10")

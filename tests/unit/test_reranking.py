@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,19 @@ def test_known_scores_are_not_computed_again() -> None:
     other = Named("model@2")
     scorer(other, cache=cache).score("apple", passages("an apple"))
     assert ["an apple"] == other.calls[0][1]
+
+
+@pytest.mark.parametrize("changes", [{"scale": "probability"}, {"variant": "of 64 tokens"}])
+def test_scores_of_other_settings_are_not_known(changes: dict[str, str]) -> None:
+    """The model is the same, and so is the name of its calibration."""
+    cache = ScoreCache()
+    one, other = Named(), Named()
+    for name, value in changes.items():
+        setattr(other, name, value)
+    for reranker in (one, other, one, other):
+        scorer(reranker, cache=cache).score("apple", passages("an apple"))
+    assert (1, 1) == (len(one.calls), len(other.calls))
+    assert scorer(one).identity == scorer(other).identity
 
 
 def test_a_reranker_that_does_not_name_its_model_is_not_cached() -> None:
@@ -135,6 +149,37 @@ def test_probabilities_are_calibrated_and_raw_scores_are_not() -> None:
     assert plain == other
     assert (plain.raw, halved.probability(plain.raw, "logit")) == (mapped.raw, mapped.probability)
     assert mapped.probability < plain.probability
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        RerankScore(math.nan, 0.5),
+        RerankScore(math.inf, 1.0),
+        RerankScore(1.0, math.nan),
+        RerankScore(1.0, 1.1),
+        RerankScore(1.0, -0.1),
+    ],
+    ids=str,
+)
+def test_what_is_no_score_is_not_ranked(broken: RerankScore) -> None:
+    """A fallback answers, which an error of the operator's would not allow; nothing is kept of it."""
+
+    class Broken(Named):
+        def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+            scores = super().score(query, texts)
+            return [broken if text == "a pear" else score for text, score in zip(texts, scores, strict=True)]
+
+    cache = ScoreCache()
+    asked = passages("an apple", "a pear", "a plum")
+    with pytest.raises(RerankerError, match=r"reranker fake gave no .* for 1 of 3 texts") as caught:
+        scorer(Broken(), cache=cache).score("apple", asked)
+    assert ("fake", False) == (caught.value.provider, caught.value.operator)
+    answer = rerank("apple", asked, [scorer(Broken(), cache=cache), None])
+    assert ("none", 1) == (answer.name, len(answer.failures))
+    working = Named()
+    scorer(working, cache=cache).score("apple", asked)
+    assert 3 == len(working.calls[0][1])
 
 
 class Remote(FakeReranker):

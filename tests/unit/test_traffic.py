@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.retrying import RemoteError
+from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.traffic import Gate, in_parts, shared_gate
 
 
@@ -121,6 +121,55 @@ def test_a_server_that_answers_is_not_broken(answer: RemoteError | None) -> None
             ask(gate, clock)
         else:
             assert str(answer) == fail(gate, clock, answer)
+
+
+def asking(gate: Gate, clock: Clock, left: float, error: RemoteError) -> str:
+    """What a call says that has ``left`` seconds of its query's deadline, and whose tries all fail."""
+
+    def attempt(_: float) -> None:
+        raise error
+
+    policy = RetryPolicy(timeout_s=10, deadline_s=30, tries=1, clock=clock.time, sleep=clock.sleep)
+    with pytest.raises(RemoteError) as caught:
+        policy.run(attempt, until=clock.now + left, gate=gate)
+    return str(caught.value)
+
+
+SLOW = RemoteError("no answer in time", retryable=True, timed_out=True)
+
+
+@pytest.mark.parametrize(("left", "says"), [(0, "no time left to ask"), (-1, "no time left"), (0.2, "no answer in")])
+def test_a_query_in_a_hurry_shuts_no_gate(left: float, says: str) -> None:
+    """Its deadline was over, or left a request less than its timeout: the endpoint may be as quick as ever."""
+    clock, gate = Clock(), Gate("x", failures=2)
+    for _ in range(5):
+        assert says in asking(gate, clock, left, SLOW)
+    ask(gate, clock)
+
+
+@pytest.mark.parametrize(("left", "error"), [(30, SLOW), (0.2, DOWN)])
+def test_an_endpoint_that_had_its_time_or_fails_in_a_short_one_is_to_blame(left: float, error: RemoteError) -> None:
+    """Then the gate is shut."""
+    clock, gate = Clock(), Gate("x", failures=2)
+    for _ in range(2):
+        assert str(error) in asking(gate, clock, left, error)
+    assert "failed 2 times in a row" in asking(gate, clock, left, error)
+
+
+def test_a_hurried_try_of_a_shut_gate_decides_nothing() -> None:
+    """It stays shut for those who may not try it, and the next one tries it."""
+    clock, gate = Clock(), Gate("x", failures=1, pause_s=15)
+    fail(gate, clock)
+    clock.now += 15
+    assert "no answer in time" in asking(gate, clock, 0.2, SLOW)
+    ask(gate, clock)
+
+
+def test_a_query_without_time_takes_no_turn() -> None:
+    """Nothing was sent, so the minute has as many requests left as before."""
+    clock, gate = Clock(), Gate("x", 1)
+    asking(gate, clock, 0, DOWN)
+    assert 1000.0 == ask(gate, clock)
 
 
 def test_no_more_requests_are_under_way_than_allowed() -> None:
