@@ -72,8 +72,8 @@ class Prune:
     def refusal(self, max_delete: float) -> str | None:
         """Why this must not be done, or None.
 
-        With 0 nothing may go; else one document always may. More than ``max_delete`` (a share of ``total``) may not, nor
-        may all of a root: an unmounted folder looks like one whose files were all deleted. What was moved does not
+        With 0 nothing may go; else one document always may. More than ``max_delete`` (a share of ``total``) may not,
+        nor may all of a root: an unmounted folder looks like one whose files were all deleted. What was moved does not
         count.
         """
         n = len(self.doomed) - self.moved
