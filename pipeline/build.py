@@ -61,7 +61,7 @@ def build(settings: Settings | None = None, *, rerank: bool = True) -> Pipeline:
         fusion=settings.fusion,
         deadline_ms=settings.deadline_ms,
         score_cache=build_score_cache(settings),
-        calibrations=partial(load_calibration, calibration_dir(settings)),
+        calibrations=partial(load_calibration, calibration_dir(settings).absolute()),
         chunk_tokens=settings.chunk_tokens,
         chunk_overlap=settings.chunk_overlap,
         max_file_mb=settings.max_file_mb,
@@ -207,7 +207,7 @@ def build_score_cache(settings: Settings) -> ScoreCache | None:
     """Scores are kept in memory, or with ``RAG_SCORE_CACHE_DISK`` in a file."""
     if not settings.score_cache:
         return None
-    path = settings.data_dir / "cache" / "scores.sqlite" if settings.score_cache_disk else None
+    path = _cache_dir(settings) / "scores.sqlite" if settings.score_cache_disk else None
     return ScoreCache(path, settings.score_cache)
 
 
@@ -261,7 +261,7 @@ def _embedded(settings: Settings) -> Reranker:
 
 
 def _token_vectors(settings: Settings) -> TokenVectors:
-    path = settings.data_dir / "cache" / "token-vectors.sqlite" if settings.token_vectors_disk else None
+    path = _cache_dir(settings) / "token-vectors.sqlite" if settings.token_vectors_disk else None
     return shared_token_vectors(path, settings.token_vectors_mb)
 
 
@@ -365,7 +365,12 @@ _RERANKERS: dict[str, RerankerFactory] = dict(_BUILT_IN)
 
 def model_cache(settings: Settings) -> Path:
     """Where the CPU engine keeps converted and compiled models between processes."""
-    return settings.data_dir / "cache" / "models"
+    return _cache_dir(settings) / "models"
+
+
+def _cache_dir(settings: Settings) -> Path:
+    # Absolute, as the store's directory is: both stay together should the program change its working directory.
+    return settings.data_dir.absolute() / "cache"
 
 
 def _required(settings: Settings, field: str, what: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.build import build_embedder, build_reranker
+from pipeline.calibration import Calibration, save_calibration
 from pipeline.core import Pipeline
 from pipeline.embedders.embedded import EmbeddedEmbedder
 from pipeline.errors import SettingsError
@@ -203,6 +204,25 @@ def test_the_embedder_forgets_what_it_read_of_queries() -> None:
     assert [False] * 4 == reranker.unread(TEXTS)
     assert before == pytest.approx(raws(reranker.score(QUERY, TEXTS)), rel=ROUNDED, abs=2 * ROUNDED)
     EmbeddedEmbedder().forget_queries()
+
+
+def test_a_relative_data_directory_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that changes its working directory keeps its store, caches and calibrations."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(home)
+    with Pipeline.from_settings(Settings(data_dir=Path("data"), score_cache_disk=True)) as rag:
+        assert isinstance(rag.reranker, LateInteractionReranker)
+        name = f"{rag.reranker.name} {rag.reranker.identity}"
+        flat = Calibration(name, "platt", ((0.0, 0.0),), "d", 10, 500, 10, 0.4, 0.9, "2026-01-01")
+        save_calibration(home / "data" / "calibration", flat)
+        monkeypatch.chdir(elsewhere)
+        rag.ingest([Document(id=str(i), text=text) for i, text in enumerate(TEXTS)])
+        hits = rag.query(QUERY).hits
+    assert {0.5} == {hit.rerank.probability for hit in hits if hit.rerank}
+    assert [] == list(elsewhere.iterdir())
+    assert {"scores.sqlite", "token-vectors.sqlite"} <= {file.name for file in (home / "data" / "cache").iterdir()}
 
 
 def test_queries_in_memory_are_few() -> None:
