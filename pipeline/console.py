@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,5 +35,14 @@ def sayer(console: Console) -> Callable[[str], None]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on a line, as ``--json`` promises."""
-    print(json.dumps(value, ensure_ascii=False))
+    """One JSON object on a line, as ``--json`` promises; numbers that JSON does not have become null."""
+    print(json.dumps(_finite(value), ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for NaN and infinities, which Python would write and no other reader take."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -74,8 +74,9 @@ def post_json(
     """The JSON that the endpoint answers; the key goes along as a bearer token.
 
     Raises:
-        RemoteError: there was no answer, a refusal, or no JSON.
+        RemoteError: the client is closed, or there was no answer, a refusal, or no JSON.
     """
+    check_open(client, endpoint)
     headers = {"authorization": f"Bearer {secret}"} if secret else {}
     try:
         response = client.post(url, json=body, headers=headers, timeout=timeout_s)
@@ -98,6 +99,16 @@ def post_json(
 
 
 # -------------------------------------------------------------------- errors
+
+
+def check_open(client: httpx.Client, endpoint: Endpoint) -> None:
+    """A closed client would raise a plain RuntimeError.
+
+    Raises:
+        RemoteError: it is closed.
+    """
+    if client.is_closed:
+        raise RemoteError(f"the connections to {endpoint.place} were closed; make a new pipeline")
 
 
 def status_error(

@@ -16,6 +16,7 @@ from pipeline.remote import (
     Endpoint,
     chained,
     check_key,
+    check_open,
     check_url,
     in_input_order,
     network_error,
@@ -120,6 +121,7 @@ class CohereReranker:
         self._http.close()
 
     def _ask(self, query: str, documents: list[str], timeout_s: float) -> Any:
+        check_open(self._http, self._endpoint)
         # The SDK's import takes over half a second, so it waits for the first call.
         from cohere.core.api_error import ApiError
         from cohere.core.parse_error import ParsingError

@@ -6,9 +6,11 @@ that engine does not give its answers, under PyTorch.
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,15 +149,36 @@ class _Asked:
     cache_dir: Path | None
 
 
+@dataclass
+class _Slot:
+    """A model, or the promise of one: while it is downloaded and converted, those that are loaded answer."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    model: ModelFolder | TorchCrossEncoder | None = None
+
+
 # One model a process, whatever the number of rerankers that use it.
-_models: dict[_Asked, ModelFolder | TorchCrossEncoder] = {}
-_models_lock = threading.Lock()
+_slots: defaultdict[_Asked, _Slot] = defaultdict(_Slot)
+_slots_lock = threading.Lock()
+
+
+def _forget_in_child() -> None:
+    """After a fork the models are the parent's, as :mod:`pipeline.inference.engine` says of its engines."""
+    global _slots_lock
+    _slots_lock = threading.Lock()
+    _slots.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _shared(asked: _Asked) -> ModelFolder | TorchCrossEncoder:
-    with _models_lock:
-        if asked not in _models:
-            _models[asked] = open_model(
+    with _slots_lock:
+        slot = _slots[asked]
+    with slot.lock:
+        if slot.model is None:
+            slot.model = open_model(
                 "cross-encoder",
                 partial(_open_torch, asked),
                 identity=partial(identity, asked.place, asked.revision, ORGANIZATION),
@@ -164,7 +187,7 @@ def _shared(asked: _Asked) -> ModelFolder | TorchCrossEncoder:
                 engine=asked.engine,
                 cache_dir=asked.cache_dir,
             )
-        return _models[asked]
+        return slot.model
 
 
 def _open_torch(asked: _Asked) -> TorchCrossEncoder:

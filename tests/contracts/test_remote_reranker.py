@@ -321,6 +321,16 @@ def test_credentials_in_the_address_are_not_shown(case: Case) -> None:
     assert "hidden" not in str(error) + repr(reranker)
 
 
+def test_a_closed_one_says_so(case: Case) -> None:
+    """In an error of ours, and nothing is sent."""
+    with Loopback([case.answer(GOOD)]) as server:
+        reranker = case.make(server)
+        reranker.close()  # type: ignore[attr-defined]
+        error = failure(reranker)
+    assert "were closed" in str(error)
+    assert (case.provider, False, []) == (error.provider, error.retryable, server.requests)
+
+
 def test_one_connection_serves_many_requests(case: Case) -> None:
     """Connections are kept: a TLS handshake for each query would cost more than the query."""
     with Loopback([case.answer(GOOD)]) as server:

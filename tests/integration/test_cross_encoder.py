@@ -296,6 +296,41 @@ def test_a_model_comes_from_the_hub_once_and_from_the_cache_then(tmp_path: Path,
     assert first == second
 
 
+_MEANWHILE = """
+import os, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tests.hub import serve_model
+from tests.loopback import Loopback
+
+asked, answered, in_time = threading.Event(), threading.Event(), []
+serve = serve_model("org/tiny", Path(sys.argv[1]))
+
+def respond(request):
+    asked.set()
+    in_time.append(answered.wait(60))
+    return serve(request)
+
+with Loopback(respond) as hub, ThreadPoolExecutor() as pool:
+    os.environ["HF_ENDPOINT"] = hub.url
+    from pipeline.rerankers.cross_encoder import CrossEncoderReranker
+
+    loaded, other = (CrossEncoderReranker(model, device="cpu") for model in (sys.argv[1], "org/tiny"))
+    before = loaded.score("read json", ["json"])
+    loading = pool.submit(other.load)
+    asked.wait()
+    meanwhile = loaded.score("read json", ["json"])
+    answered.set()
+    loading.result()
+    print(all(in_time), before == meanwhile == other.score("read json", ["json"]))
+"""
+
+
+def test_a_loaded_model_answers_while_another_one_is_downloaded(tmp_path: Path, folder: Path) -> None:
+    """The hub answers only when the loaded one has."""
+    assert "True True" == run(_MEANWHILE, str(folder), tmp_path)
+
+
 def test_an_embedder_from_the_hub_is_named_by_its_commit(tmp_path: Path) -> None:
     """So that a collection knows when the model behind the name changed."""
     folder = save_embedder(tmp_path / "model")

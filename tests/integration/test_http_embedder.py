@@ -57,6 +57,16 @@ def test_the_request_is_openai_s(make: Make) -> None:
     assert "query: " in embedder.name
 
 
+def test_a_closed_one_says_so(make: Make) -> None:
+    """In an error of ours, and nothing is sent."""
+    with Loopback(openai_embeddings) as server:
+        embedder = make(server.url, dimension=16)
+        embedder.close()
+        with pytest.raises(EmbedderError, match="were closed"):
+            embedder.embed_query("a")
+    assert [] == server.requests
+
+
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
 def test_the_address_may_end_in_the_version(make: Make, suffix: str) -> None:
     """Both ways of writing a base URL lead to the same path, and without a key none is sent."""

@@ -1,4 +1,5 @@
 import io
+import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pipeline.cli import app, parse_where
+from pipeline.console import print_json
 from pipeline.display import print_pairs, query_terms, snippet
 from pipeline.errors import SettingsError
 
@@ -86,3 +88,10 @@ def test_a_long_value_is_shown_whole() -> None:
     stream = io.StringIO()
     print_pairs(Console(file=stream, width=60), [("kept in", "folder/" + "x" * 100)])
     assert "x" * 100 in "".join(stream.getvalue().split())
+
+
+def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    """Metadata may hold them, and only Python reads the NaN that it would write."""
+    print_json({"hits": [{"metadata": {"x": math.nan, "y": [1.5, -math.inf], "z": (2, "语")}}], "count": 1})
+    shown = capsys.readouterr().out
+    assert '{"hits": [{"metadata": {"x": null, "y": [1.5, null], "z": [2, "语"]}}], "count": 1}\n' == shown
