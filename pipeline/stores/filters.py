@@ -163,9 +163,12 @@ def _range(key: str, bounds: Mapping[Any, Any]) -> Test:
 
 
 def _number(bound: Any) -> float | None:
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
+    if isinstance(bound, bool) or not isinstance(bound, int | float):
         return None
-    return _as_stored(bound)
+    try:
+        return _as_stored(bound) if math.isfinite(bound) else None
+    except OverflowError:  # an integer beyond all floats
+        return None
 
 
 def _as_stored(number: float) -> float:

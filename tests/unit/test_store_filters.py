@@ -116,6 +116,7 @@ def test_no_filter(where: dict[str, Any] | None) -> None:
         {"gt": float("nan")},
         {"gt": 1, "lt": "2024-01-01"},
         float("inf"),
+        {"gt": 10**400},
         2**64,
         [["nested"]],
         [None],
