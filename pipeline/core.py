@@ -302,9 +302,7 @@ class Pipeline:
         Raises:
             FingerprintError: the collection was made with another embedding model, which those that stay may need.
         """
-        stored = self.store.fingerprint()
-        if stored is not None:
-            refuse_other(self.store, stored, self.fingerprint, ignore=_CHUNKING)
+        refuse_other(self.store, self.fingerprint, ignore=_CHUNKING)
         self._complete.clear()
         ids = [document_ids] if isinstance(document_ids, str) else document_ids
         return collection.delete(self.store, ids, self.embedder.embed_documents)
@@ -382,9 +380,7 @@ class Pipeline:
         Raises:
             FingerprintError: it was not; says in what they differ.
         """
-        stored = self.store.fingerprint()
-        if stored is not None:
-            refuse_other(self.store, stored, self.fingerprint)
+        refuse_other(self.store, self.fingerprint)
 
     # ------------------------------------------------------------- lifetime
 
@@ -429,11 +425,8 @@ class Pipeline:
         """Once a pipeline: vectors of another model would give wrong answers without any error."""
         if self._checked:
             return
-        stored = self.store.fingerprint()
-        if stored is not None:
-            # How chunks were cut does not matter for finding them.
-            refuse_other(self.store, stored, self.fingerprint, ignore=_CHUNKING)
-            self._checked = True
+        # How chunks were cut does not matter for finding them.
+        self._checked = refuse_other(self.store, self.fingerprint, ignore=_CHUNKING)
 
 
 def _without_errors(*loads: Callable[[], None]) -> None:

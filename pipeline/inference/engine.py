@@ -12,11 +12,10 @@ import logging
 import math
 import os
 import queue
-import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.inference.combining import Combiner
+from pipeline.inference.shared import Shared
 
 if TYPE_CHECKING:
     import openvino
@@ -50,18 +50,23 @@ TOGETHER = 128
 _Item = tuple[tuple[int, ...], int]
 
 
-@dataclass
-class _Slot:
-    """An engine, or the promise of one: two different models may be loaded at the same time, one only once."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    engine: Engine | None = None
-
-
-_slots: defaultdict[tuple[Path, bool], _Slot] = defaultdict(_Slot)
-_slots_lock = threading.Lock()
 # All engines of the process, shared or not.
 _engines: WeakSet[Engine] = WeakSet()
+
+
+def _keep_in_child() -> None:
+    """After a fork the parent's engines are never destroyed in the child, not even when it exits.
+
+    OpenVINO would wait for their threads, which only the parent has.
+    """
+    for engine in _engines:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+
+
+if hasattr(os, "register_at_fork"):  # before those that forget engines: they are called in this order
+    os.register_at_fork(after_in_child=_keep_in_child)
+
+_shared: Shared[tuple[Path, bool], Engine] = Shared()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,29 +90,10 @@ def shared_engine(
     trunk: Trunk | None = None,
 ) -> Engine:
     """The process's one engine for a model file, whatever the number of its users; kept in the first one's cache."""
-    with _slots_lock:
-        slot = _slots[(model.resolve(), trunk is not None and trunk.whole)]
-    with slot.lock:
-        if slot.engine is None:
-            slot.engine = Engine(model, cache_dir, pad_id, exact=exact, group=group, trunk=trunk)
-        return slot.engine
-
-
-def _forget_in_child() -> None:
-    """After a fork the engines are the parent's: a child that asks for one gets its own.
-
-    They are never destroyed in the child, not even when it exits: OpenVINO would wait for their threads, which only
-    the parent has.
-    """
-    global _slots_lock
-    for engine in _engines:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
-    _slots_lock = threading.Lock()
-    _slots.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+    return _shared.get(
+        (model.resolve(), trunk is not None and trunk.whole),
+        lambda: Engine(model, cache_dir, pad_id, exact=exact, group=group, trunk=trunk),
+    )
 
 
 class Engine:

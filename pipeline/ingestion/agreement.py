@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-
 from pipeline.errors import FingerprintError
 from pipeline.interfaces import Store
 from pipeline.types import Fingerprint
 
 
-def refuse_other(store: Store, stored: Fingerprint, wanted: Fingerprint, *, ignore: Set[str] = frozenset()) -> None:
-    """Nothing where the two agree, but for the fields in ``ignore``.
+def refuse_other(store: Store, wanted: Fingerprint, *, ignore: frozenset[str] = frozenset()) -> bool:
+    """Whether there is a collection, which then is as wanted, but for the fields in ``ignore``.
 
     Raises:
         FingerprintError: they do not; says in what they differ and what can be done.
     """
-    differences = stored.differences(wanted, ignore=frozenset(ignore))
+    stored = store.fingerprint()
+    differences = [] if stored is None else stored.differences(wanted, ignore=ignore)
     if not differences:
-        return
+        return stored is not None
     listed = "; ".join(f"{name}: stored {theirs!r}, asked for {ours!r}" for name, theirs, ours in differences)
     if "bm25" in {name for name, *_ in differences}:
         advice = "This version of the package makes BM25 vectors otherwise, which no setting changes: rag reindex"
@@ -36,6 +35,4 @@ def make_ready(store: Store, fingerprint: Fingerprint) -> None:
         FingerprintError: that one makes it otherwise.
     """
     store.ensure_ready(fingerprint)
-    stored = store.fingerprint()
-    if stored is not None:
-        refuse_other(store, stored, fingerprint)
+    refuse_other(store, fingerprint)

@@ -126,8 +126,9 @@ def plan_prune(
 
 def _emptied(root: str, here: Mapping[str, str], lost: Set[str]) -> bool:
     """Whether documents lie under this root, and all of them are lost."""
-    under = [id_ for id_, source in here.items() if is_under(source, root)]
-    return bool(under) and lost >= set(under)
+    if not any(is_under(here[id_], root) for id_ in lost):
+        return False
+    return not any(is_under(source, root) for id_, source in here.items() if id_ not in lost)
 
 
 def is_under(source: str, root: str) -> bool:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from pipeline.ingestion.changes import answering, by_document
 from pipeline.ingestion.copies import Embed, Sharing, related
 from pipeline.interfaces import Store
 from pipeline.types import Chunk, DocumentVersion, StoredDocument
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pair = tuple[Chunk, NDArray[np.float32] | None]
+    """With its vector, where that is asked for."""
+
 _BATCH = 500
-# Looks at a document that others are writing.
-_LOOKS = 10
+LOOKS = 10
+"""Looks at a document that others are writing."""
 
 
 def documents(store: Store) -> Iterator[DocumentVersion]:
@@ -23,7 +31,7 @@ def documents(store: Store) -> Iterator[DocumentVersion]:
 
 def get(store: Store, document_id: str) -> StoredDocument | None:
     """A document with its chunks; None if it is not there. The path of a copy leads to the document that has it."""
-    for _ in range(_LOOKS):
+    for _ in range(LOOKS):
         found = _get(store, document_id)
         if found is None or found.chunks:
             return found
@@ -37,13 +45,8 @@ def _get(store: Store, document_id: str) -> StoredDocument | None:
     if not versions:
         return None
     version = answering(own or versions)
-    # By place: a chunk that is stored twice counts once.
-    found = {
-        chunk.index: chunk
-        for chunk in store.chunks([version.document_id])
-        if chunk.content_hash == version.content_hash
-    }
-    chunks = tuple(found[index] for index in sorted(found))
+    pairs = in_order(store, {version.document_id: version}).get(version.document_id, [])
+    chunks = tuple(chunk for chunk, _ in pairs)
     return StoredDocument(
         id=version.document_id,
         content_hash=version.content_hash,
@@ -53,6 +56,23 @@ def _get(store: Store, document_id: str) -> StoredDocument | None:
         count=version.count,
         copies=version.copies,
     )
+
+
+def in_order(store: Store, wanted: Mapping[str, DocumentVersion], *, vectors: bool = False) -> dict[str, list[Pair]]:
+    """The chunks of these versions by document, in the order of the text; one that is stored twice counts once.
+
+    A document of which none is found, as it was removed or replaced meanwhile, is left out.
+    """
+    stored: Iterable[Pair]
+    if vectors:
+        stored = store.chunks_with_vectors(list(wanted))
+    else:
+        stored = ((chunk, None) for chunk in store.chunks(list(wanted)))
+    found: dict[str, dict[int, Pair]] = {}
+    for chunk, vector in stored:
+        if chunk.content_hash == wanted[chunk.document_id].content_hash:
+            found.setdefault(chunk.document_id, {})[chunk.index] = chunk, vector
+    return {id_: [found[id_][index] for index in sorted(found[id_])] for id_ in wanted if id_ in found}
 
 
 def delete(store: Store, document_ids: Iterable[str], embed: Embed) -> int:

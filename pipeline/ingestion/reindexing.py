@@ -40,8 +40,7 @@ from pipeline.types import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from pipeline.ingestion.collection import Pair
 
 # Documents read, and chunks embedded and written, at once.
 _DOCUMENTS = 100
@@ -49,8 +48,6 @@ _CHUNKS = 512
 _SHOWN = 20
 
 Ledger = Mapping[str, DocumentVersion]
-# With its vector, if that can be taken over.
-_Stored = tuple[Chunk, "NDArray[np.float32] | None"]
 
 
 def reindex(
@@ -248,7 +245,7 @@ class _Copy:
             due = {id_: ledger[id_] for id_ in changed & ledger.keys()}
             gone = changed - ledger.keys()
         self._total = self.documents + len(due)
-        pending: list[_Stored] = []
+        pending: list[Pair] = []
         ids = list(due)
         for first in range(0, len(ids), _DOCUMENTS):
             some = {id_: due[id_] for id_ in ids[first : first + _DOCUMENTS]}
@@ -273,17 +270,12 @@ class _Copy:
             self.new.delete_documents(sorted(gone))
         return ledger
 
-    def _documents(self, wanted: Ledger) -> Iterator[list[_Stored]]:
+    def _documents(self, wanted: Ledger) -> Iterator[list[Pair]]:
         """The chunks of these documents as they have to be."""
-        found: dict[str, dict[int, _Stored]] = {id_: {} for id_ in wanted}
-        for chunk, vector in self._stored_chunks(list(wanted)):
-            if chunk.content_hash == wanted[chunk.document_id].content_hash:
-                found[chunk.document_id][chunk.index] = chunk, vector
-        for id_, places in found.items():
-            stored = [places[index] for index in sorted(places)]
+        # With their vectors, if those can be taken over. What was removed meanwhile the next look at the ledger finds.
+        taken = self.stored.embedder == self.wanted.embedder
+        for id_, stored in collection.in_order(self.old, wanted, vectors=taken).items():
             chunks = [chunk for chunk, _ in stored]
-            if not chunks:
-                continue  # removed since the ledger was read: the next look at it finds that
             if len(chunks) < chunks[0].count:
                 # Cut anew it would pass for the whole.
                 self._incomplete.add(id_)
@@ -295,19 +287,13 @@ class _Copy:
                 new = recut(chunks, self.chunker, overlapping=self.stored.chunk_overlap > 0)
                 yield [(chunk, None) for chunk in new]
 
-    def _stored_chunks(self, ids: list[str]) -> Iterable[_Stored]:
-        """With their vectors, if those can be taken over."""
-        if self.stored.embedder == self.wanted.embedder:
-            return self.old.chunks_with_vectors(ids)
-        return ((chunk, None) for chunk in self.old.chunks(ids))
-
     def _as_it_is(self, chunks: list[Chunk]) -> bool:
         one, other = self.stored, self.wanted
         if (one.chunk_tokens, one.chunk_overlap) != (other.chunk_tokens, other.chunk_overlap):
             return False
         return one.embedder == other.embedder or fits(chunks, self.embedder.tokenizer, other.chunk_tokens)
 
-    def _write(self, stored: list[_Stored]) -> None:
+    def _write(self, stored: list[Pair]) -> None:
         import numpy as np
 
         if stored:

@@ -23,13 +23,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Pair = tuple[Chunk, NDArray[np.float32] | None]
+    from pipeline.ingestion.collection import Pair
 
 # Documents read, and chunks written, at once.
 _DOCUMENTS = 100
 _CHUNKS = 512
-# Looks at a document that others are writing.
-_LOOKS = 10
 
 
 def export_to(
@@ -73,29 +71,15 @@ def _whole(store: Store, ids: Sequence[str], *, vectors: bool) -> tuple[list[lis
     """
     whole: dict[str, list[Pair]] = {}
     left: Sequence[str] = ids
-    for _ in range(_LOOKS):
+    for _ in range(collection.LOOKS):
         wanted = {id_: answering(found) for id_, found in by_document(store.versions(left)).items()}
-        for id_, pairs in _in_order(store, wanted, vectors=vectors).items():
+        for id_, pairs in collection.in_order(store, wanted, vectors=vectors).items():
             if len(pairs) >= wanted[id_].present:
                 whole[id_] = pairs
         left = [id_ for id_ in ids if id_ in wanted and id_ not in whole]
         if not left:
             break
     return [whole[id_] for id_ in ids if id_ in whole], [*left]
-
-
-def _in_order(store: Store, wanted: dict[str, DocumentVersion], *, vectors: bool) -> dict[str, list[Pair]]:
-    """The chunks of these versions by document, in order; one that is stored twice once."""
-    stored: Iterable[Pair]
-    if vectors:
-        stored = store.chunks_with_vectors(list(wanted))
-    else:
-        stored = ((chunk, None) for chunk in store.chunks(list(wanted)))
-    found: dict[str, dict[int, Pair]] = {}
-    for chunk, vector in stored:
-        if chunk.content_hash == wanted[chunk.document_id].content_hash:
-            found.setdefault(chunk.document_id, {})[chunk.index] = chunk, vector
-    return {id_: [places[index] for index in sorted(places)] for id_, places in found.items()}
 
 
 def import_from(

@@ -6,11 +6,9 @@ that engine does not give its answers, under PyTorch.
 
 from __future__ import annotations
 
-import os
 import threading
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +19,7 @@ from tokenizers import Tokenizer
 from pipeline.errors import RerankerError
 from pipeline.hub import ModelError, identity, load_model
 from pipeline.inference.choice import EngineChoice, open_model, runs_on
+from pipeline.inference.shared import Shared
 from pipeline.scoring import sigmoid
 from pipeline.text import well_formed
 from pipeline.types import RerankScore, ScoreScale
@@ -149,45 +148,23 @@ class _Asked:
     cache_dir: Path | None
 
 
-@dataclass
-class _Slot:
-    """A model, or the promise of one: while it is downloaded and converted, those that are loaded answer."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    model: ModelFolder | TorchCrossEncoder | None = None
-
-
 # One model a process, whatever the number of rerankers that use it.
-_slots: defaultdict[_Asked, _Slot] = defaultdict(_Slot)
-_slots_lock = threading.Lock()
-
-
-def _forget_in_child() -> None:
-    """After a fork the models are the parent's, as :mod:`pipeline.inference.engine` says of its engines."""
-    global _slots_lock
-    _slots_lock = threading.Lock()
-    _slots.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+_models: Shared[_Asked, ModelFolder | TorchCrossEncoder] = Shared()
 
 
 def _shared(asked: _Asked) -> ModelFolder | TorchCrossEncoder:
-    with _slots_lock:
-        slot = _slots[asked]
-    with slot.lock:
-        if slot.model is None:
-            slot.model = open_model(
-                "cross-encoder",
-                partial(_open_torch, asked),
-                identity=partial(identity, asked.place, asked.revision, ORGANIZATION),
-                variant=str(asked.max_length or ""),
-                device=asked.device,
-                engine=asked.engine,
-                cache_dir=asked.cache_dir,
-            )
-        return slot.model
+    return _models.get(
+        asked,
+        lambda: open_model(
+            "cross-encoder",
+            partial(_open_torch, asked),
+            identity=partial(identity, asked.place, asked.revision, ORGANIZATION),
+            variant=str(asked.max_length or ""),
+            device=asked.device,
+            engine=asked.engine,
+            cache_dir=asked.cache_dir,
+        ),
+    )
 
 
 def _open_torch(asked: _Asked) -> TorchCrossEncoder:

@@ -117,8 +117,20 @@ def dense_vector(stored: Any) -> NDArray[np.float32]:
 def to_candidates(points: Iterable[tuple[object, float, Mapping[str, Any]]]) -> list[Candidate]:
     """Candidates from (point id, score, payload), best first. Equal scores go by id: the engine leaves them open."""
     ordered = sorted(points, key=lambda point: (-point[1], str(point[0])))
-    ours = [(score, payload) for _, score, payload in ordered if is_chunk(payload)]
+    ours = ((score, payload) for _, score, payload in ordered if is_chunk(payload))
     return [Candidate(to_chunk(payload), float(score), rank) for rank, (score, payload) in enumerate(ours, 1)]
+
+
+def to_chunks(payloads: Iterable[Mapping[str, Any]]) -> Iterator[Chunk]:
+    """The chunks among some points; what others wrote into the collection is passed over."""
+    return (to_chunk(payload) for payload in payloads if is_chunk(payload))
+
+
+def to_chunks_with_vectors(
+    points: Iterable[tuple[Mapping[str, Any], Any]],
+) -> Iterator[tuple[Chunk, NDArray[np.float32]]]:
+    """As :func:`to_chunks`, of points with the vectors that the engine gives."""
+    return ((to_chunk(payload), dense_vector(stored)) for payload, stored in points if is_chunk(payload))
 
 
 def stale_ids(points: Iterable[tuple[str, Mapping[str, Any]]], keep: Mapping[str, str]) -> list[str]:

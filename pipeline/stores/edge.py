@@ -233,18 +233,15 @@ class EdgeStore:
     def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
         """The stored chunks of these documents, or of all."""
         for batch in common.ledger_batches(document_ids):
-            for _, stored in self._points(batch, payload.CHUNK_FIELDS):
-                if payload.is_chunk(stored):
-                    yield payload.to_chunk(stored)
+            yield from common.to_chunks(stored for _, stored in self._points(batch, payload.CHUNK_FIELDS))
 
     def chunks_with_vectors(
         self, document_ids: Sequence[str] | None = None
     ) -> Iterator[tuple[Chunk, NDArray[np.float32]]]:
         """The stored chunks of these documents, or of all, each with its dense vector."""
         for batch in common.ledger_batches(document_ids):
-            for record in self._records(batch, payload.CHUNK_FIELDS, vectors=True):
-                if payload.is_chunk(record.payload or {}):
-                    yield payload.to_chunk(record.payload or {}), common.dense_vector(record.vector)
+            records = self._records(batch, payload.CHUNK_FIELDS, vectors=True)
+            yield from common.to_chunks_with_vectors((record.payload or {}, record.vector) for record in records)
 
     def ledger(self) -> Iterator[LedgerEntry]:
         """An entry for each stored chunk."""
@@ -359,8 +356,8 @@ class EdgeStore:
 def _index(engine: edge.EdgeShard, clause: filters.Clause) -> None:
     """Makes the index that is due for a clause; one of another type is replaced in the same step."""
     # The engine names a path with quotes only where it must have them. Asking it each time takes microseconds.
-    known = {path.replace('"', ""): info.data_type for path, info in engine.info().payload_schema.items()}
-    existing = known.get(clause.path.replace('"', ""))
+    known = {filters.unquoted(path): info.data_type for path, info in engine.info().payload_schema.items()}
+    existing = known.get(filters.unquoted(clause.path))
     due = clause.index_due(None if existing is None else _type_name(existing))
     if due is not None:
         engine.update(edge.UpdateOperation.create_field_index(clause.path, _INDEX_TYPES[due]))

@@ -106,6 +106,11 @@ def parse(where: Mapping[str, Any] | None) -> list[Clause]:
     return [Clause(_path(key), _tests(key, wanted)) for key, wanted in (where or {}).items()]
 
 
+def unquoted(path: str) -> str:
+    """A field's path by which two are compared: engines name one with quotes only where it must have them."""
+    return path.replace('"', "")
+
+
 def _path(key: Any) -> str:
     if not isinstance(key, str) or not all(key.split(".")) or '"' in key:
         raise SettingsError(f"where: {key!r} is not a metadata key; write lang, or a.b for b within a")

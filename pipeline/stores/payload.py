@@ -143,8 +143,8 @@ def _storable(value: Any) -> Any:
 
 def short(value: float) -> float:
     """The float to 15 digits: a JSON reader may be off in the last place of longer ones, and is never of these."""
-    short = float(f"{value:.15g}")
-    return short if math.isfinite(short) else value
+    rounded = float(f"{value:.15g}")
+    return rounded if math.isfinite(rounded) else value
 
 
 def _same(value: Any, stored: Any) -> bool:

@@ -293,18 +293,15 @@ class ServerStore:
     def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
         """The stored chunks of these documents, or of all."""
         for batch in common.ledger_batches(document_ids):
-            for _, stored in self._points(batch, payload.CHUNK_FIELDS):
-                if payload.is_chunk(stored):
-                    yield payload.to_chunk(stored)
+            yield from common.to_chunks(stored for _, stored in self._points(batch, payload.CHUNK_FIELDS))
 
     def chunks_with_vectors(
         self, document_ids: Sequence[str] | None = None
     ) -> Iterator[tuple[Chunk, NDArray[np.float32]]]:
         """The stored chunks of these documents, or of all, each with its dense vector."""
         for batch in common.ledger_batches(document_ids):
-            for record in self._records(batch, payload.CHUNK_FIELDS, vectors=True):
-                if payload.is_chunk(record.payload or {}):
-                    yield payload.to_chunk(record.payload or {}), common.dense_vector(record.vector)
+            records = self._records(batch, payload.CHUNK_FIELDS, vectors=True)
+            yield from common.to_chunks_with_vectors((record.payload or {}, record.vector) for record in records)
 
     def ledger(self) -> Iterator[LedgerEntry]:
         """An entry for each stored chunk."""
@@ -374,7 +371,7 @@ class ServerStore:
                     self._try_to_index(clause.path, due)
 
     def _try_to_index(self, path: str, index: filters.IndexType) -> None:
-        name = path.replace('"', "")
+        name = filters.unquoted(path)
         try:
             self._index(path, index, self._server.once)
         except (DeniedError, StoreUnavailableError) as error:
@@ -385,11 +382,11 @@ class ServerStore:
             self._indexes[name] = "" if isinstance(error, DeniedError) else index
 
     def _index_due(self, clause: filters.Clause) -> filters.IndexType | None:
-        return clause.index_due(self._indexes.get(clause.path.replace('"', "")))
+        return clause.index_due(self._indexes.get(filters.unquoted(clause.path)))
 
     def _note_indexes(self, info: models.CollectionInfo) -> None:
         schema = info.payload_schema.items()
-        self._indexes.update({path.replace('"', ""): index.data_type.value for path, index in schema})
+        self._indexes.update({filters.unquoted(path): index.data_type.value for path, index in schema})
         self._looked = time.monotonic()
 
     def _index(self, path: str, index: filters.IndexType, ask: Ask) -> None:
@@ -399,7 +396,7 @@ class ServerStore:
                 "make an index in",
                 lambda: self._client.create_payload_index(self._name, path, _INDEX_TYPES[index], wait=True),
             )
-        self._indexes[path.replace('"', "")] = index
+        self._indexes[filters.unquoted(path)] = index
 
     def _points(self, document_ids: Sequence[str] | None, fields: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Ids and payload fields of the chunks of these documents, or of all."""

@@ -19,7 +19,7 @@ from pipeline.ingestion.reindexing import collect_garbage, generations_of, rollb
 from pipeline.interfaces import Store
 from pipeline.stores.edge import EdgeStore
 from pipeline.stores.server import ServerStore
-from pipeline.types import Document
+from pipeline.types import Document, RollbackReport
 from tests.fakes import FakeEmbedder, FakeStore
 
 Open = Callable[..., Pipeline]
@@ -75,6 +75,16 @@ def leave(rag: Pipeline) -> None:
 
 def states(rag: Pipeline) -> dict[str, str]:
     return {one.name: one.state for one in generations_of(rag.store).all()}
+
+
+def rolled_back(open_: Open) -> tuple[Pipeline, RollbackReport]:
+    """After a reindex to the model "new", with one document more and another one rewritten before the rollback."""
+    old, new = open_(), open_("new")
+    old.ingest(documents())
+    new.reindex()
+    new.ingest([Document("late", "a latecomer"), Document("d3", "rewritten entirely")])
+    leave(old)
+    return new, rollback(new.store)
 
 
 def test_another_model(open_: Open) -> None:
@@ -206,12 +216,7 @@ def test_nothing_to_do(open_: Open) -> None:
 
 def test_rollback_and_back_again(open_: Open) -> None:
     """A rollback uses the old collection as it was, and counts what came since."""
-    old, new = open_(), open_("new")
-    old.ingest(documents())
-    new.reindex()
-    new.ingest([Document("late", "a latecomer"), Document("d3", "rewritten entirely")])
-    leave(old)
-    report = rollback(new.store)
+    new, report = rolled_back(open_)
     assert ("documents", "old", 2) == (report.collection, report.fingerprint.embedder, report.behind)
     assert {"documents": "current", "documents.2": "kept"} == states(new)
     again = open_()
@@ -224,12 +229,7 @@ def test_rollback_and_back_again(open_: Open) -> None:
 
 def test_reindex_after_a_rollback_keeps_what_came_before_it(open_: Open) -> None:
     """What was ingested between the switch and the rollback is in the kept collection alone: it is not overwritten."""
-    old, new = open_(), open_("new")
-    old.ingest(documents())
-    new.reindex()
-    new.ingest([Document("late", "a latecomer"), Document("d3", "rewritten entirely")])
-    leave(old)
-    rollback(new.store)
+    new, _ = rolled_back(open_)
     leave(new)
     report = open_("new").reindex()
     assert ("documents.3", "documents") == (report.collection, report.kept)
