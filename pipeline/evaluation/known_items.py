@@ -18,6 +18,7 @@ from pipeline.errors import SettingsError
 from pipeline.files import write_atomically
 from pipeline.ingestion.markdown import sections
 from pipeline.ingestion.reading import read
+from pipeline.stores.payload import clean
 from pipeline.types import Document, Failure
 
 CAVEAT = (
@@ -70,8 +71,8 @@ def make_questions(paths: Iterable[Path], into: Path) -> dict[str, Any]:
         raise SettingsError(f"no titles, headings or questions in the {documents} documents there: write some by hand")
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     with _writing(into):
-        # File names bring lone surrogates: written out as \udXXX, JSON reads them as what they were.
-        write_atomically(into, text.encode("utf-8", "backslashreplace").decode())
+        # File names bring lone surrogates, which JSON reads as what they were if they are written out.
+        write_atomically(into, clean(text))
     return {
         "path": str(into),
         "questions": len(lines),
