@@ -67,10 +67,11 @@ class ByteCache:
 
         return self._try(look_up) or {}
 
-    def known(self, keys: Iterable[bytes]) -> set[bytes]:
-        """Those keys that have a value; nothing is read, and nothing counts as used."""
+    def sizes(self, keys: Iterable[bytes]) -> dict[bytes, int]:
+        """Bytes of the values that are known; nothing is read, and nothing counts as used."""
         wanted = list(keys)
-        return {key for (key,) in self._try(lambda database: _select(database, "key", wanted)) or []}
+        found = self._try(lambda database: _select(database, "key, length(value)", wanted)) or []
+        return {key: size - _CHECK for key, size in found}
 
     def weight(self, seconds: float | None = None) -> int | None:
         """What counts towards the limit, or what of it was used in the last seconds; None if it cannot be known."""

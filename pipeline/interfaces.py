@@ -68,8 +68,9 @@ class Reranker(Protocol):
     - ``max_tokens`` (int or None): longest pair of query and text that it reads; longer texts then come as windows.
       ``tokenizer`` (tokenizers.Tokenizer or None) counts them, otherwise the embedder's does.
     - ``apart`` (True): it reads query and text apart, so that neither takes the other's room in ``max_tokens``.
-    - ``unread(texts)`` (list of bool): which texts it has not read before, where it keeps what it has read and such a
-      text costs next to nothing. Only for the question how many texts fit into the time that is left.
+    - ``tokens_read(texts)`` (list of int or None): how many tokens it made of each text that it has read before, where
+      it keeps what it has read and such a text costs next to nothing; None for others. It says how many texts fit into
+      the time that is left, and that a text which was not cut need not be counted again.
     - ``load()``: loads its model. A pipeline calls it in a thread at its first query, beside the first stage; what it
       raises is left for ``score`` to raise again.
     - ``keeps_deadline`` (True): it obeys :mod:`pipeline.deadline` by itself, as those that wait for a network must.
@@ -160,7 +161,7 @@ class Store(Protocol):
         *,
         limit: int,
         mode: SearchMode = "hybrid",
-        fusion: HybridFusion = "dbsf",
+        fusion: HybridFusion = "convex",
         where: Mapping[str, Any] | None = None,
         exact: bool = False,
     ) -> list[Candidate]:

@@ -137,10 +137,13 @@ class Scorer:
 
     def _efforts(self, cut: Sequence[Sequence[Window]]) -> list[int]:
         """How many characters must be read to score each passage, given its windows; 0 where nothing must be."""
-        unread = getattr(self.reranker, "unread", None)
-        texts = [window.text for one in cut for window in one]
-        fresh = iter([True] * len(texts) if unread is None else unread(texts))
-        return [sum(max(len(window.text), _LEAST) for window in one if next(fresh)) for one in cut]
+        read = iter(self._tokens_read([window.text for one in cut for window in one]))
+        return [sum(max(len(window.text), _LEAST) for window in one if next(read) is None) for one in cut]
+
+    def _tokens_read(self, texts: Sequence[str]) -> list[int | None]:
+        """Tokens of the texts that the reranker has read and kept."""
+        found: Callable[[Sequence[str]], list[int | None]] | None = getattr(self.reranker, "tokens_read", None)
+        return [None] * len(texts) if found is None else found(texts)
 
     def _fitting(self, efforts: Sequence[int], left: float) -> int:
         """How many of the passages, from the first on, can be expected to be scored in the seconds that are left."""
@@ -201,7 +204,7 @@ class Scorer:
         counts = self._counts
         if counts is None or counts.tokenizer is not tokenizer:
             counts = self._counts = TokenCounts(tokenizer)
-        return query, windows(clean, counts, room)
+        return query, windows(clean, counts, room, self._tokens_read)
 
 
 def _is_score(score: RerankScore) -> bool:

@@ -7,7 +7,7 @@ Understanding for IR with Contextual Neural Language Modeling", SIGIR 2019).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
@@ -93,9 +93,20 @@ class TokenCounts:
         return [counts[key] for key in keys]
 
 
-def windows(passages: Sequence[Passage], counts: TokenCounts, room: int) -> list[list[Window]]:
-    """For each passage the windows, of at most ``room`` tokens each, that cover it; one for a passage that fits."""
+def windows(
+    passages: Sequence[Passage],
+    counts: TokenCounts,
+    room: int,
+    tokens_read: Callable[[Sequence[str]], Sequence[int | None]] = lambda texts: [None] * len(texts),
+) -> list[list[Window]]:
+    """For each passage the windows, of at most ``room`` tokens each, that cover it; one for a passage that fits.
+
+    ``tokens_read`` knows of some texts how many tokens were made of them, or of the beginning that a model reads.
+    """
     long = [i for i, passage in enumerate(passages) if not _surely_fits(passage.whole, room)]
+    read = tokens_read([passages[i].whole for i in long])
+    # Of so few nothing was cut off: they are all that there are.
+    long = [i for i, tokens in zip(long, read, strict=True) if tokens is None or tokens > room]
     found = counts.of([passages[i].whole for i in long])
     too_long = {i for i, count in zip(long, found, strict=True) if count > room}
     return [

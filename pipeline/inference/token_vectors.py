@@ -66,11 +66,11 @@ class TokenVectors:
         with self._lock:
             self._queries.clear()
 
-    def unread(self, model: str, texts: Sequence[str]) -> list[bool]:
-        """Of each text, whether it is not known."""
+    def tokens(self, model: str, texts: Sequence[str], dimension: int) -> list[int | None]:
+        """How many vectors each text has; None for one that is not known."""
         keys = [digest(model, text) for text in texts]
-        known = self._kept.known(keys)
-        return [key not in known for key in keys]
+        sizes = self._kept.sizes(keys)
+        return [sizes[key] // dimension if key in sizes else None for key in keys]
 
     def room(self) -> bool:
         """Whether more can be kept without giving up what was kept or used in the last day."""

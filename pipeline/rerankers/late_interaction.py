@@ -17,6 +17,7 @@ from pipeline.errors import RerankerError
 from pipeline.inference.folder import ModelFolder
 from pipeline.inference.token_vectors import Int8Vectors, TokenVectors, in_int8
 from pipeline.models import EMBEDDER, LATE_INTERACTION
+from pipeline.models.upper_layers import DIMENSION
 from pipeline.scoring import sigmoid
 from pipeline.types import RerankScore, ScoreScale
 
@@ -75,9 +76,9 @@ class LateInteractionReranker:
         scores = {text: RerankScore(raw, sigmoid(raw)) for text, raw in zip(distinct, logits.tolist(), strict=True)}
         return [scores[text] for text in texts]
 
-    def unread(self, texts: Sequence[str]) -> list[bool]:
-        """Whether each text must still be read, which is nearly all that scoring it takes."""
-        return self._kept.unread(self.identity, texts)
+    def tokens_read(self, texts: Sequence[str]) -> list[int | None]:
+        """Tokens of each text that was read, special ones included; reading is nearly all that scoring one takes."""
+        return self._kept.tokens(self.identity, texts, DIMENSION)
 
     def close(self) -> None:
         """Closes the file of token vectors; closing twice is fine."""

@@ -60,7 +60,7 @@ def test_what_no_ingest_has_read_the_first_query_reads(tmp_path: Path) -> None:
             assert rag.cascade is not None
             quick = rag.cascade.reranker
             assert isinstance(quick, LateInteractionReranker)
-            assert unread == sum(quick.unread([f"News\n{text}" for text in TEXTS]))
+            assert unread == quick.tokens_read([f"News\n{text}" for text in TEXTS]).count(None)
             result = rag.query(QUERY)
         assert (3, ["0", "1"]) == (result.reranked, [hit.document_id for hit in result.hits])
     with Pipeline.from_settings(settings.updated(cascade="off")) as rag:

@@ -15,6 +15,7 @@ from pipeline.calibration import Calibration, save_calibration
 from pipeline.core import Pipeline
 from pipeline.embedders.embedded import EmbeddedEmbedder
 from pipeline.errors import SettingsError
+from pipeline.inference.folder import ModelFolder
 from pipeline.inference.token_vectors import TokenVectors
 from pipeline.models import EMBEDDER, LATE_INTERACTION, RERANKER
 from pipeline.rerankers.embedded import EmbeddedReranker
@@ -63,7 +64,9 @@ def test_the_next_process_finds_what_was_read(tmp_path: Path, monkeypatch: pytes
     expected = raws(first.score(QUERY, TEXTS))
     first.close()
     second = LateInteractionReranker(token_vectors=TokenVectors(path))
-    assert [False] * 4 + [True] == second.unread([*TEXTS, "another"])
+    model = ModelFolder(LATE_INTERACTION, "late-interaction", trunk=EMBEDDER)
+    lengths = [len(ids) for ids in model.sequences(TEXTS, query=False)]
+    assert [*lengths, None] == second.tokens_read([*TEXTS, "another"])
     seen = reads(second, monkeypatch)
     assert expected == raws(second.score(QUERY, TEXTS))
     assert [] == seen
@@ -76,7 +79,7 @@ def test_another_model_does_not_find_them(tmp_path: Path) -> None:
     reranker = LateInteractionReranker(token_vectors=TokenVectors(path))
     reranker.score(QUERY, TEXTS)
     reranker.identity = "late-interaction@other"
-    assert [True] * 4 == reranker.unread(TEXTS)
+    assert [None] * 4 == reranker.tokens_read(TEXTS)
     reranker.close()
 
 
@@ -165,7 +168,7 @@ def test_what_an_ingest_reads_is_what_the_models_read_alone() -> None:
     vectors = embedder.embed_documents(TEXTS)
     assert np.allclose(EmbeddedEmbedder().embed_documents(TEXTS), vectors, atol=2e-3)
     prepared, alone = LateInteractionReranker(token_vectors=kept), LateInteractionReranker()
-    assert [False] * 4 == prepared.unread(TEXTS)
+    assert None not in prepared.tokens_read(TEXTS)
     assert raws(alone.score(QUERY, TEXTS)) == pytest.approx(
         raws(prepared.score(QUERY, TEXTS)), rel=ROUNDED, abs=2 * ROUNDED
     )
@@ -201,7 +204,7 @@ def test_the_embedder_forgets_what_it_read_of_queries() -> None:
     before = raws(reranker.score(QUERY, TEXTS))
     embedder.forget_queries()
     assert kept.query(reranker.identity, QUERY) is None
-    assert [False] * 4 == reranker.unread(TEXTS)
+    assert None not in reranker.tokens_read(TEXTS)
     assert before == pytest.approx(raws(reranker.score(QUERY, TEXTS)), rel=ROUNDED, abs=2 * ROUNDED)
     EmbeddedEmbedder().forget_queries()
 
@@ -247,10 +250,10 @@ def test_an_ingest_does_not_push_out_what_was_used_today(monkeypatch: pytest.Mon
     assert not kept.room()
     embedder, reranker = EmbeddedEmbedder(token_vectors=kept), LateInteractionReranker(token_vectors=kept)
     embedder.embed_documents(TEXTS)
-    assert [True] * 4 == reranker.unread(TEXTS)
+    assert [None] * 4 == reranker.tokens_read(TEXTS)
     clock[0] += 25 * 60 * 60
     embedder.embed_documents(TEXTS)
-    assert [False] * 4 == reranker.unread(TEXTS)
+    assert None not in reranker.tokens_read(TEXTS)
 
 
 def test_memory_stays_when_one_of_its_users_is_closed(tmp_path: Path) -> None:
@@ -261,7 +264,7 @@ def test_memory_stays_when_one_of_its_users_is_closed(tmp_path: Path) -> None:
     assert isinstance(second, LateInteractionReranker)
     first.score(QUERY, TEXTS)
     first.close()
-    assert [False] * 4 == second.unread(TEXTS)
+    assert None not in second.tokens_read(TEXTS)
 
 
 def test_the_package_has_the_tokenizer_once() -> None:
@@ -273,7 +276,7 @@ def test_a_full_cache_is_not_filled_by_an_ingest() -> None:
     """It would push out what queries use; embeddings come as ever."""
     kept = TokenVectors(megabytes=0)
     assert (4, 384) == EmbeddedEmbedder(token_vectors=kept).embed_documents(TEXTS).shape
-    assert [True] * 4 == LateInteractionReranker(token_vectors=kept).unread(TEXTS)
+    assert [None] * 4 == LateInteractionReranker(token_vectors=kept).tokens_read(TEXTS)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,9 @@ class Watched:
         self.counted += texts
         return TOKENIZER.encode_batch_fast(texts, **options)
 
+    def encode(self, text: str, **options: Any) -> Any:
+        return TOKENIZER.encode(text, **options)
+
 
 def test_a_text_is_counted_once() -> None:
     """Also where it stands twice."""
@@ -63,6 +66,19 @@ def test_a_text_is_counted_once() -> None:
     assert [2, 1, 2] == counts.of(["a pear", "plum", "a pear"])
     assert [1, 3, 2] == counts.of(["plum", "and an apple", "a pear"])
     assert ["a pear", "plum", "and an apple"] == watched.counted
+
+
+def test_what_a_model_has_read_whole_is_not_counted() -> None:
+    """As many tokens as a model reads may be the beginning of a text that is longer: that one is counted."""
+    watched = Watched()
+    short, long = "word " * 9, "word " * 30
+    read = {short: 9, long: 12}
+    asked = [Passage("", text) for text in (short, long, "new " * 9)]
+    counts = TokenCounts(watched)  # type: ignore[arg-type]
+    found = windows(asked, counts, 10, lambda texts: [read.get(text) for text in texts])
+    assert [long, "new " * 9] == watched.counted
+    assert [1, 1] == [len(found[0]), len(found[2])]
+    assert len(found[1]) > 2
 
 
 def test_the_texts_counted_first_are_forgotten_first() -> None:
