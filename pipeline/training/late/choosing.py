@@ -10,8 +10,10 @@ import numpy as np
 
 from pipeline.evaluation.metrics import metrics_by_query
 from pipeline.scoring import standardise
+from pipeline.stores.common import depth
+from pipeline.stores.hybrid import convex
 from pipeline.training.late.fitting import Model
-from pipeline.training.late.questions import Questions, fused
+from pipeline.training.late.questions import Questions
 
 ALPHAS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 _METRIC = "ndcg@10"
@@ -72,10 +74,15 @@ def choose(
 
 
 def first_stage(model: Model, questions: Questions, place: int, sequence: int) -> list[tuple[int, float]]:
-    """Number and fused score of the best 50 passages of the question's dataset, dense and BM25 together."""
+    """Number and fused score of the best 50 passages of the question's dataset, found as the store finds them."""
     question = questions.all[place]
     passages = questions.by_dataset[question.dataset]
     cosines = model.states.embeddings[passages.start : passages.stop] @ model.states.embeddings[sequence]
-    near = np.argsort(-cosines, kind="stable")[:_DEPTH]
-    dense = [(passages.start + int(number), float(cosines[number])) for number in near]
-    return fused([dense, question.candidates], _DEPTH)
+    words = question.by_words
+    if words is None:
+        raise ValueError(f"question {place} is not held back")
+    near, worded = (np.argsort(-scores, kind="stable")[: depth(_DEPTH)] for scores in (cosines, words))
+    found = {*near.tolist(), *worded[words[worded] > 0].tolist()}
+    dense, sparse = ({number: float(scores[number]) for number in sorted(found)} for scores in (cosines, words))
+    fused = sorted(convex(dense, sparse).items(), key=lambda pair: -pair[1])[:_DEPTH]
+    return [(passages.start + number, score) for number, score in fused]

@@ -15,7 +15,7 @@ from pipeline.evaluation.dataset import Dataset, read_dataset
 from pipeline.stores import bm25
 from pipeline.types import Document
 
-_DEPTH = 50
+_CANDIDATES = 50
 SEED = 7
 """Of the passages that are drawn where not all are used."""
 
@@ -56,8 +56,14 @@ class Question:
     text: str
     relevant: list[int]
     candidates: list[tuple[int, float]]
-    """BM25's, with its scores, best first."""
-    held_back: bool
+    """BM25's best 50, with its scores, best first."""
+    by_words: NDArray[np.float32] | None
+    """Of one that is held back: BM25's scores of all the dataset's passages, 0 where no word is shared."""
+
+    @property
+    def held_back(self) -> bool:
+        """Whether it is for choosing, not for training."""
+        return self.by_words is not None
 
 
 @dataclass(slots=True)
@@ -106,16 +112,19 @@ def _questions(
     trained = [id_ for id_ in ids[share.held_back :] if theirs.isdisjoint(relevant[id_])][: share.questions]
     chosen = held_back + trained
     first = min(numbers.values(), default=0)
-    ranked = bm25_candidates(documents, [dataset.queries[id_] for id_ in chosen])
-    for place, (id_, candidates) in enumerate(zip(chosen, ranked, strict=True)):
-        listed = [(first + number, score) for number, score in candidates]
-        yield Question(dataset.name, dataset.queries[id_], relevant[id_], listed, place < len(held_back))
+    for place, (id_, scores) in enumerate(
+        zip(chosen, bm25_scores(documents, [dataset.queries[id_] for id_ in chosen]), strict=True)
+    ):
+        best = np.argsort(-scores, kind="stable")[:_CANDIDATES]
+        listed = [(first + int(number), float(scores[number])) for number in best if scores[number] > 0]
+        by_words = scores if place < len(held_back) else None
+        yield Question(dataset.name, dataset.queries[id_], relevant[id_], listed, by_words)
 
 
-def bm25_candidates(documents: Sequence[Document], queries: Sequence[str]) -> Iterator[list[tuple[int, float]]]:
-    """For each query the best 50 documents that share a word with it, and their scores, as the store would find them.
+def bm25_scores(documents: Sequence[Document], queries: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+    """For each query the scores of all documents, of shape (len(documents),), as the store would give them.
 
-    That is if each is one chunk.
+    That is if each is one chunk. A document that shares no word with the query has 0.
     """
     words: dict[int, int] = {}
     weights = _matrix([bm25.chunk_vector(document.title, document.text) for document in documents], words)
@@ -124,9 +133,7 @@ def bm25_candidates(documents: Sequence[Document], queries: Sequence[str]) -> It
     weights = weights.multiply(np.log(1 + (len(documents) - frequency + 0.5) / (frequency + 0.5))).tocsr()
     asked = _matrix([bm25.query_vector(query) for query in queries], dict(words))[:, : weights.shape[1]]
     for row in asked:
-        scores = (row @ weights.T).toarray()[0]
-        best = np.argsort(-scores, kind="stable")[:_DEPTH]
-        yield [(int(number), float(scores[number])) for number in best if scores[number] > 0]
+        yield (row @ weights.T).toarray()[0].astype(np.float32)
 
 
 def _matrix(vectors: Sequence[Any], words: dict[int, int]) -> Any:
@@ -140,21 +147,6 @@ def _matrix(vectors: Sequence[Any], words: dict[int, int]) -> Any:
         columns.extend(words.setdefault(index, len(words)) for index in sparse.indices)
         values.extend(sparse.values)
     return scipy.sparse.csr_matrix((values, (rows, columns)), shape=(len(vectors), len(words)), dtype=np.float32)
-
-
-def fused(lists: Sequence[Sequence[tuple[int, float]]], limit: int = _DEPTH) -> list[tuple[int, float]]:
-    """Distribution-based score fusion, as Qdrant's: a list's mean plus and minus three deviations are 0 and 1."""
-    totals: dict[int, float] = {}
-    for ranked in lists:
-        scores: NDArray[np.float64] = np.array([score for _, score in ranked])
-        if not len(scores):
-            continue
-        spread = 6 * (scores.std(ddof=1) if len(scores) > 1 else 0.0)
-        low = scores.mean() - spread / 2
-        for number, score in ranked:
-            share = (score - low) / spread if spread else 0.5
-            totals[number] = totals.get(number, 0.0) + min(1.0, max(0.0, share))
-    return sorted(totals.items(), key=lambda pair: -pair[1])[:limit]
 
 
 def _text(document: Document) -> str:
