@@ -69,7 +69,7 @@ class Pipeline:
         fallbacks: Sequence[Reranker | None] = (),
         cascade: Cascade | None = None,
         search: SearchMode = "hybrid",
-        hybrid_fusion: HybridFusion = "dbsf",
+        hybrid_fusion: HybridFusion = "convex",
         top_n: int = 50,
         top_k: int = 5,
         threshold: float | None = None,

@@ -94,7 +94,11 @@ class Settings(BaseSettings):
     embedding_url: str | None = Field(None, description="for `http`: base address of an OpenAI-shaped `/v1/embeddings`")
     embedding_api_key: SecretStr | None = Field(None, description="for `http`: secret")
     search: SearchMode = Field("hybrid", description="first stage: dense and BM25 together, or one of them")
-    hybrid_fusion: HybridFusion = Field("dbsf", description="how the two lists of the first stage become one")
+    hybrid_fusion: HybridFusion = Field(
+        "convex",
+        description="how the two lists of the first stage become one: `convex` has what one list found scored by the "
+        "other, too, and adds the standardised scores; `dbsf` and `rrf` are Qdrant's own",
+    )
     reranker: str = Field(
         "embedded",
         min_length=1,

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 SearchMode = Literal["hybrid", "dense", "sparse"]
-HybridFusion = Literal["dbsf", "rrf"]
+HybridFusion = Literal["convex", "dbsf", "rrf"]
 Quantization = Literal["none", "int8"]
 StageFusion = Literal["linear", "rrf"]
 ScoreScale = Literal["logit", "probability"]

@@ -173,7 +173,7 @@ class FakeStore:
         *,
         limit: int,
         mode: SearchMode = "hybrid",
-        fusion: HybridFusion = "dbsf",
+        fusion: HybridFusion = "convex",
         where: Mapping[str, Any] | None = None,
         exact: bool = False,
     ) -> list[Candidate]:

@@ -74,7 +74,7 @@ class RememberedStore(_Memo):
         *,
         limit: int,
         mode: SearchMode = "hybrid",
-        fusion: HybridFusion = "dbsf",
+        fusion: HybridFusion = "convex",
         where: Mapping[str, Any] | None = None,
         exact: bool = False,
     ) -> list[Candidate]:

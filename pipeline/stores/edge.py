@@ -26,7 +26,7 @@ import qdrant_edge as edge
 
 from pipeline.errors import StoreError
 from pipeline.files import write_atomically
-from pipeline.stores import bm25, common, edge_requests, filters, payload, shards
+from pipeline.stores import bm25, common, edge_requests, filters, hybrid, payload, shards
 from pipeline.stores.edge_generations import EdgeGenerations, in_use
 from pipeline.stores.storage import INDEXING_KIB, Storage
 from pipeline.types import (
@@ -266,7 +266,7 @@ class EdgeStore:
         *,
         limit: int,
         mode: SearchMode = "hybrid",
-        fusion: HybridFusion = "dbsf",
+        fusion: HybridFusion = "convex",
         where: Mapping[str, Any] | None = None,
         exact: bool = False,
     ) -> list[Candidate]:
@@ -275,21 +275,39 @@ class EdgeStore:
         dense = common.query_vector(vector, mode)
         if self.fingerprint() is None:
             return []
-        request = edge_requests.query(
-            text,
-            dense,
-            limit=limit,
-            mode=mode,
-            fusion=fusion,
-            condition=edge_requests.condition(clauses),
-            exact=exact,
-            oversampling=self._storage.oversampling,
-        )
-        if request is None:
+        nearest = edge_requests.nearest(text, dense, mode)
+        if not nearest:
             return []
+        condition = edge_requests.condition(clauses)
+        deep = common.depth(limit) if len(nearest) > 1 else limit
+        params = edge_requests.params(
+            deep, filtered=condition is not None, exact=exact, oversampling=self._storage.oversampling
+        )
+
+        def ask(questions: Sequence[hybrid.Question[Any]]) -> list[dict[Any, float]]:
+            requests = [
+                edge_requests.best(nearest[name], deep, condition, params, payload=False)
+                if ids is None
+                else edge_requests.scores(nearest[name], ids)
+                for name, ids in questions
+            ]
+            found = engine.query_batch(edge.QueryBatchRequest(requests))
+            return [{point.id: point.score for point in points} for points in found]
+
         with self._engine("search") as (_, engine):
             for clause in clauses:
                 _index(engine, clause)
+            if len(nearest) > 1 and fusion == "convex":
+                fused = hybrid.search(ask, limit)
+                if not fused:
+                    return []
+                records = engine.retrieve(list(fused), True, False)
+                return common.to_candidates((record.id, fused[record.id], record.payload or {}) for record in records)
+            if len(nearest) > 1:
+                request = edge_requests.fused(nearest.values(), fusion, limit, deep, condition, params)
+            else:
+                (one,) = nearest.values()
+                request = edge_requests.best(one, limit, condition, params, payload=True)
             found = engine.query(request)
         return common.to_candidates((point.id, point.score, point.payload or {}) for point in found)
 

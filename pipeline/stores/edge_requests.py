@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,41 +34,59 @@ def storage(config: Mapping[str, Any]) -> Storage:
     return Storage(quantization=kind, on_disk=dense.get("memory") == "cold")
 
 
-def query(
-    text: str,
-    dense: list[float],
-    *,
-    limit: int,
-    mode: SearchMode,
-    fusion: HybridFusion,
-    condition: edge.Filter | None,
-    exact: bool,
-    oversampling: float,
-) -> edge.QueryRequest | None:
-    """The search; None if nothing can be found, because a sparse query has no words."""
-    lists: list[Any] = []
+def nearest(text: str, dense: list[float], mode: SearchMode) -> dict[str, Any]:
+    """What is searched for, by the vector's name; empty if nothing can be found: a sparse query without words."""
+    found: dict[str, Any] = {}
     if mode != "sparse":
-        lists.append(edge.Query.Nearest(dense, using=common.DENSE))
+        found[common.DENSE] = edge.Query.Nearest(dense, using=common.DENSE)
     if mode != "dense":
         sparse = bm25.query_vector(text)
         if sparse.indices:
-            lists.append(edge.Query.Nearest(sparse, using=common.SPARSE))
-    if not lists:
-        return None
-    deep = common.depth(limit) if mode == "hybrid" else limit
-    params = edge.SearchParams(
-        hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None),
+            found[common.SPARSE] = edge.Query.Nearest(sparse, using=common.SPARSE)
+    return found
+
+
+def params(limit: int, *, filtered: bool, exact: bool, oversampling: float) -> edge.SearchParams:
+    """How a list of so many hits is searched for."""
+    return edge.SearchParams(
+        hnsw_ef=common.hnsw_ef(limit, filtered=filtered),
         exact=exact,
         # Without effect where nothing is filtered.
         acorn=edge.AcornSearchParams(enable=True, max_selectivity=common.ACORN_MAX_SELECTIVITY),
         # Without effect where nothing is quantized.
         quantization=edge.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=oversampling),
     )
-    if mode != "hybrid":
-        return edge.QueryRequest(limit=limit, query=lists[0], filter=condition, params=params, with_payload=True)
-    fused: Any = edge.Fusion.Rrf(k=common.RRF_K) if fusion == "rrf" else edge.Fusion.Dbsf()
-    prefetches = [edge.Prefetch(deep, nearest, params=params, filter=condition) for nearest in lists]
-    return edge.QueryRequest(limit=limit, query=fused, prefetches=prefetches, filter=condition, with_payload=True)
+
+
+def best(
+    one: Any, limit: int, condition: edge.Filter | None, params: edge.SearchParams, *, payload: bool
+) -> edge.QueryRequest:
+    """The points nearest to one vector."""
+    return edge.QueryRequest(limit=limit, query=one, filter=condition, params=params, with_payload=payload)
+
+
+def fused(
+    lists: Iterable[Any],
+    fusion: HybridFusion,
+    limit: int,
+    deep: int,
+    condition: edge.Filter | None,
+    params: edge.SearchParams,
+) -> edge.QueryRequest:
+    """Lists of ``deep`` points each, fused by the engine."""
+    how: Any = edge.Fusion.Rrf(k=common.RRF_K) if fusion == "rrf" else edge.Fusion.Dbsf()
+    prefetches = [edge.Prefetch(deep, one, params=params, filter=condition) for one in lists]
+    return edge.QueryRequest(limit=limit, query=how, prefetches=prefetches, filter=condition, with_payload=True)
+
+
+def scores(one: Any, ids: Collection[Any]) -> edge.QueryRequest:
+    """The exact scores of these points by one vector."""
+    return edge.QueryRequest(
+        limit=len(ids),
+        query=one,
+        filter=edge.Filter(must=[edge.HasIdCondition(set(ids))]),
+        params=edge.SearchParams(exact=True, quantization=edge.QuantizationSearchParams(ignore=True)),
+    )
 
 
 def point(chunk: Chunk, vector: NDArray[np.float32]) -> edge.Point:

@@ -23,7 +23,7 @@ from qdrant_client import QdrantClient, models
 
 from pipeline.errors import StoreError, StoreUnavailableError
 from pipeline.retrying import RetryPolicy
-from pipeline.stores import bm25, common, filters, payload, server_requests, server_settings
+from pipeline.stores import bm25, common, filters, hybrid, payload, server_requests, server_settings
 from pipeline.stores.connection import Connection, patience
 from pipeline.stores.server_errors import DeniedError, MissingCollectionError
 from pipeline.stores.server_generations import METADATA_KEY, ServerGenerations, builder_note, current_alias
@@ -328,34 +328,57 @@ class ServerStore:
         *,
         limit: int,
         mode: SearchMode = "hybrid",
-        fusion: HybridFusion = "dbsf",
+        fusion: HybridFusion = "convex",
         where: Mapping[str, Any] | None = None,
         exact: bool = False,
     ) -> list[Candidate]:
         """The best ``limit`` chunks; see :meth:`pipeline.interfaces.Store.search`."""
         clauses = filters.parse(where)
         dense = common.query_vector(vector, mode)
-        request = server_requests.query(
-            text,
-            dense,
-            limit=limit,
-            mode=mode,
-            fusion=fusion,
-            condition=server_requests.condition(clauses),
-            exact=exact,
-            local=self._server.local,
-            oversampling=self._storage.oversampling,
-        )
-        if request is None:
+        nearest = server_requests.nearest(text, dense, mode)
+        if not nearest or self.fingerprint() is None:
             return []
-        if self.fingerprint() is None:
-            return []
+        condition = server_requests.condition(clauses)
+        deep = common.depth(limit) if len(nearest) > 1 else limit
+        # The client's local mode is exact anyway, and warns of parameters.
+        params = known = None
+        if not self._server.local:
+            params = server_requests.params(
+                deep, filtered=condition is not None, exact=exact, oversampling=self._storage.oversampling
+            )
+            known = server_requests.EXACT
+
+        def ask(questions: Sequence[hybrid.Question[Any]]) -> list[dict[Any, float]]:
+            requests = [
+                server_requests.best(name, nearest[name], deep, condition, params, payload=False)
+                if ids is None
+                else server_requests.scores(name, nearest[name], ids, known)
+                for name, ids in questions
+            ]
+            return [{point.id: point.score for point in points} for points in self._found(requests)]
+
         try:
             self._index_filtered(clauses)
-            found = self._server.once("search", partial(self._client.query_points, self._name, **request))
+            if len(nearest) > 1 and fusion == "convex":
+                fused = hybrid.search(ask, limit)
+                if not fused:
+                    return []
+                read = partial(self._client.retrieve, self._name, list(fused), with_payload=True)
+                records = self._server.once("search", read)
+                return common.to_candidates((record.id, fused[record.id], record.payload or {}) for record in records)
+            if len(nearest) > 1:
+                request = server_requests.fused(nearest, fusion, limit, deep, condition, params)
+            else:
+                ((name, one),) = nearest.items()
+                request = server_requests.best(name, one, limit, condition, params, payload=True)
+            (found,) = self._found([request])
         except MissingCollectionError as error:
             raise self._gone() from error
-        return common.to_candidates((point.id, point.score, point.payload or {}) for point in found.points)
+        return common.to_candidates((point.id, point.score, point.payload or {}) for point in found)
+
+    def _found(self, requests: Sequence[models.QueryRequest]) -> list[list[models.ScoredPoint]]:
+        answers = self._server.once("search", partial(self._client.query_batch_points, self._name, requests))
+        return [answer.points for answer in answers]
 
     # ------------------------------------------------------------------ requests
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models
@@ -15,54 +15,73 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def query(
-    text: str,
-    dense: list[float],
-    *,
-    limit: int,
-    mode: SearchMode,
-    fusion: HybridFusion,
-    condition: models.Filter | None,
-    exact: bool,
-    local: bool,
-    oversampling: float,
-) -> dict[str, Any] | None:
-    """Arguments of the client's ``query_points``; None if nothing can be found: a sparse query without words."""
-    lists: list[tuple[str, Any]] = []
+def nearest(text: str, dense: list[float], mode: SearchMode) -> dict[str, Any]:
+    """What is searched for, by the vector's name; empty if nothing can be found: a sparse query without words."""
+    found: dict[str, Any] = {}
     if mode != "sparse":
-        lists.append((common.DENSE, dense))
+        found[common.DENSE] = models.NearestQuery(nearest=dense)
     if mode != "dense":
         sparse = bm25.query_vector(text)
         if sparse.indices:
-            lists.append((common.SPARSE, models.SparseVector(indices=sparse.indices, values=sparse.values)))
-    if not lists:
-        return None
-    deep = common.depth(limit) if mode == "hybrid" else limit
-    # The client's local mode is exact anyway, and warns of parameters.
-    params = (
-        None
-        if local
-        else models.SearchParams(
-            hnsw_ef=common.hnsw_ef(deep, filtered=condition is not None),
-            exact=exact,
-            # Without effect where nothing is filtered.
-            acorn=models.AcornSearchParams(enable=True, max_selectivity=common.ACORN_MAX_SELECTIVITY),
-            # Without effect where nothing is quantized.
-            quantization=models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=oversampling),
-        )
+            vector = models.SparseVector(indices=sparse.indices, values=sparse.values)
+            found[common.SPARSE] = models.NearestQuery(nearest=vector)
+    return found
+
+
+def params(limit: int, *, filtered: bool, exact: bool, oversampling: float) -> models.SearchParams:
+    """How a list of so many hits is searched for."""
+    return models.SearchParams(
+        hnsw_ef=common.hnsw_ef(limit, filtered=filtered),
+        exact=exact,
+        # Without effect where nothing is filtered.
+        acorn=models.AcornSearchParams(enable=True, max_selectivity=common.ACORN_MAX_SELECTIVITY),
+        # Without effect where nothing is quantized.
+        quantization=models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=oversampling),
     )
-    request: dict[str, Any] = {"limit": limit, "query_filter": condition, "with_payload": True}
-    if mode != "hybrid":
-        using, nearest = lists[0]
-        return {**request, "query": nearest, "using": using, "search_params": params}
-    fused: Any = models.FusionQuery(fusion=models.Fusion.DBSF)
+
+
+EXACT = models.SearchParams(exact=True, quantization=models.QuantizationSearchParams(ignore=True))
+"""How known points are scored."""
+
+
+def best(
+    name: str,
+    one: Any,
+    limit: int,
+    condition: models.Filter | None,
+    params: models.SearchParams | None,
+    *,
+    payload: bool,
+) -> models.QueryRequest:
+    """The points nearest to one vector, which has this name."""
+    return models.QueryRequest(
+        query=one, using=name, limit=limit, filter=condition, params=params, with_payload=payload
+    )
+
+
+def fused(
+    nearest: Mapping[str, Any],
+    fusion: HybridFusion,
+    limit: int,
+    deep: int,
+    condition: models.Filter | None,
+    params: models.SearchParams | None,
+) -> models.QueryRequest:
+    """Lists of ``deep`` points each, fused by the server."""
+    how: Any = models.FusionQuery(fusion=models.Fusion.DBSF)
     if fusion == "rrf":
-        fused = models.RrfQuery(rrf=models.Rrf(k=common.RRF_K))
+        how = models.RrfQuery(rrf=models.Rrf(k=common.RRF_K))
     prefetches = [
-        models.Prefetch(query=nearest, using=using, limit=deep, filter=condition, params=params)
-        for using, nearest in lists
+        models.Prefetch(query=one, using=name, limit=deep, filter=condition, params=params)
+        for name, one in nearest.items()
     ]
-    return {**request, "query": fused, "prefetch": prefetches}
+    return models.QueryRequest(query=how, prefetch=prefetches, limit=limit, filter=condition, with_payload=True)
+
+
+def scores(name: str, one: Any, ids: Sequence[Any], params: models.SearchParams | None) -> models.QueryRequest:
+    """The scores of these points by one vector, which has this name."""
+    known = models.Filter(must=[models.HasIdCondition(has_id=list(ids))])
+    return best(name, one, len(ids), known, params, payload=False)
 
 
 def point(chunk: Chunk, vector: NDArray[np.float32]) -> models.PointStruct:

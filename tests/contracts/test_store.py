@@ -23,6 +23,7 @@ from pipeline.errors import SettingsError, StoreError
 from pipeline.interfaces import Store
 from pipeline.stores.connection import connect
 from pipeline.stores.edge import EdgeStore
+from pipeline.stores.hybrid import convex
 from pipeline.stores.server import ServerStore
 from pipeline.stores.storage import Storage
 from pipeline.types import (
@@ -441,6 +442,29 @@ def test_hybrid_score_is_of_the_fusion(store: Store) -> None:
     query = TEXTS[4]
     assert 2 / 60 == pytest.approx(search(store, query, fusion="rrf")[0].score, rel=1e-5)
     assert search(store, query, fusion="dbsf")[0].score > 1.0
+
+
+def test_each_candidate_is_scored_by_both_lists(store: Store) -> None:
+    """Cosine and BM25 of all that either list has found, standardised and added, with a filter too."""
+    words = ["red", "blue", "fox", "dog", "stone"]
+    chunks = [
+        chunk(f"{words[i % 5]} {words[i % 3]} {i} {'river' * (i % 4 == 0)}", f"{i}", half=i % 2) for i in range(400)
+    ]
+    rng = np.random.default_rng(5)
+    vectors = rng.standard_normal((len(chunks), 64)).astype(np.float32)
+    store.upsert(chunks, vectors)
+    query, vector = "the red river 12", rng.standard_normal(64).astype(np.float32)
+    for where in (None, {"half": 0}):
+        cosine, bm25 = (
+            {c.chunk.id: c.score for c in store.search(query, vector, limit=400, mode=mode, where=where, exact=True)}
+            for mode in ("dense", "sparse")
+        )
+        listed = {*list(cosine)[:100], *list(bm25)[:100]}
+        assert len(listed) > 100
+        expected = convex({id_: cosine[id_] for id_ in sorted(listed)}, bm25)
+        found = store.search(query, vector, limit=60, where=where, exact=True)
+        assert sorted(expected.values(), reverse=True)[:60] == pytest.approx([c.score for c in found], abs=1e-4)
+        assert [expected[c.chunk.id] for c in found] == pytest.approx([c.score for c in found], abs=1e-4)
 
 
 def test_limit_larger_than_collection(store: Store) -> None:

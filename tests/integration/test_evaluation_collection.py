@@ -90,13 +90,13 @@ def test_searches_oversample_as_the_settings_say(
 ) -> None:
     """It changes which candidates are found with int8, and so what is measured."""
     asked: list[float] = []
-    query = edge_requests.query
+    params = edge_requests.params
 
     def watched(*args: Any, **options: Any) -> Any:
         asked.append(options["oversampling"])
-        return query(*args, **options)
+        return params(*args, **options)
 
-    monkeypatch.setattr(edge_requests, "query", watched)
+    monkeypatch.setattr(edge_requests, "params", watched)
     settings = Settings(data_dir=tmp_path / "data", quantization="int8", oversampling=oversampling)
     _, store = open_dataset(str(dataset), settings, FakeEmbedder(), max_queries=None, say=lambda _: None)
     store.search("xylophone", FakeEmbedder().embed_query("xylophone"), limit=1)

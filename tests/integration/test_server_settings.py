@@ -219,7 +219,7 @@ def test_another_spread_is_told_and_left(caplog: pytest.LogCaptureFixture) -> No
 @pytest.mark.parametrize("exact", [False, True])
 def test_candidates_are_rescored(exact: bool) -> None:
     """The copies find more than is asked for and the vectors decide; an exact search takes no notice of the copies."""
-    found = Reply(json={"result": {"points": []}, "status": "ok", "time": 0.1})
+    found = Reply(json={"result": [{"points": []}], "status": "ok", "time": 0.1})
     qdrant = QdrantRest()
     asked: list[Request] = []
 
@@ -234,8 +234,9 @@ def test_candidates_are_rescored(exact: bool) -> None:
         made = store(server, storage=Storage(oversampling=3.0))
         made.search("text", FakeEmbedder(dimension=16).embed_query("text"), limit=5, mode="dense", exact=exact)
         made.close()
-    (request,) = asked
-    assert {"ignore": exact, "rescore": True, "oversampling": 3.0} == request.json["params"]["quantization"]
+    (request,) = asked[0].json["searches"]
+    assert 1 == len(asked)
+    assert {"ignore": exact, "rescore": True, "oversampling": 3.0} == request["params"]["quantization"]
 
 
 def _given(body: Any) -> Any:

@@ -15,6 +15,7 @@ import pytest
 from pipeline.errors import SettingsError, StoreError
 from pipeline.retrying import RetryPolicy
 from pipeline.stores.connection import connect
+from pipeline.stores.payload import to_payload
 from pipeline.stores.server import ServerStore
 from pipeline.types import Chunk, Fingerprint
 from tests.fakes import FakeEmbedder
@@ -83,6 +84,10 @@ def ok(result: Any) -> Answer:
     return 200, {"result": result, "status": "ok", "time": 0.001}
 
 
+NOTHING = ok([{"points": []}, {"points": []}])
+"""What a hybrid search finds in an empty collection."""
+
+
 def refused(status: int, error: str) -> Answer:
     return status, {"status": {"error": error}, "time": 0.001}
 
@@ -143,7 +148,7 @@ def indexed(kind: str | None, answer: Answer | None = None) -> Respond:
     status, there = info()
     if kind:
         there["result"]["payload_schema"] = {"metadata.day": {"data_type": kind, "points": 1}}
-    answers = {"/query": ok({"points": []}), "/index": answer or ok({"operation_id": 1, "status": "completed"})}
+    answers = {"/query/batch": NOTHING, "/index": answer or ok({"operation_id": 1, "status": "completed"})}
 
     def respond(method: str, path: str) -> Answer:
         path = path.partition("?")[0]
@@ -312,7 +317,7 @@ def test_large_upsert_is_split(server: Loopback, store: ServerStore) -> None:
 def test_filtered_key_gets_its_index_once(server: Loopback, store: ServerStore) -> None:
     """The first search with a filter makes the index of the key's type, later ones do not ask again."""
     server.respond = collection_is_there(
-        {"/query": ok({"points": []}), "/index": ok({"operation_id": 1, "status": "completed"})}
+        {"/query/batch": NOTHING, "/index": ok({"operation_id": 1, "status": "completed"})}
     )
     for _ in range(2):
         search(store, where={"lang": "en", "year": {"gte": 2000}, "draft": True, "day": {"lt": "2024-01-01"}})
@@ -327,7 +332,7 @@ def test_filtered_key_gets_its_index_once(server: Loopback, store: ServerStore) 
 
 def test_read_only_key_searches_without_index(server: Loopback, store: ServerStore) -> None:
     """A key that may not make the index still gets its answer, and does not try each time."""
-    server.respond = collection_is_there({"/query": ok({"points": []}), "/index": refused(403, "read only")})
+    server.respond = collection_is_there({"/query/batch": NOTHING, "/index": refused(403, "read only")})
     for _ in range(2):
         assert [] == search(store, where={"lang": "en"})
     assert 1 == sum("/index" in path for _, path, _ in server.requests)
@@ -375,11 +380,11 @@ def test_an_index_that_cannot_be_replaced_is_no_wrong_answer(
         assert [] == search(store, where={"day": {"gt": 1}})
 
 
-def test_hybrid_request(server: Loopback, store: ServerStore) -> None:
+def test_request_fused_by_the_server(server: Loopback, store: ServerStore) -> None:
     """Both lists are at least 100 deep, filtered themselves, and the HNSW search is broader than the list is deep."""
-    server.respond = collection_is_there({"/query": ok({"points": []}), "/index": refused(403, "read only")})
+    server.respond = collection_is_there({"/query/batch": ok([{"points": []}]), "/index": refused(403, "read only")})
     search(store, where={"source": "a.txt"}, fusion="rrf")
-    body = next(body for _, path, body in server.requests if path.partition("?")[0].endswith("/query"))
+    (body,) = next(body for _, path, body in server.requests if "/query/batch" in path)["searches"]
     condition = {"must": [{"key": "source", "match": {"any": ["a.txt"]}}]}
     assert ["dense", "bm25"] == [prefetch["using"] for prefetch in body["prefetch"]]
     assert [100, 100] == [prefetch["limit"] for prefetch in body["prefetch"]]
@@ -388,3 +393,24 @@ def test_hybrid_request(server: Loopback, store: ServerStore) -> None:
     assert all(prefetch["params"]["acorn"]["enable"] for prefetch in body["prefetch"])
     assert {"rrf": {"k": 60}} == body["query"]
     assert 5 == body["limit"]
+
+
+def test_requests_of_a_convex_search(server: Loopback, store: ServerStore) -> None:
+    """Both lists in one request, what one of them lacks in the next, exactly, and the texts of the best in a third."""
+    there = chunks(8)
+    point = [{"id": item.id, "version": 1, "score": 0.9 - i / 10} for i, item in enumerate(there)]
+    lists = iter([ok([{"points": point[:7]}, {"points": point[6:]}]), ok([{"points": point[7:]}, {"points": []}])])
+    texts = ok([{"id": item.id, "payload": to_payload(item)} for item in (there[0], there[6])])
+    known = collection_is_there({"/points": texts, "/index": refused(403, "read only")})
+    server.respond = lambda method, path: next(lists) if "/query/batch" in path else known(method, path)
+    assert [there[0].id, there[6].id] == [found.chunk.id for found in search(store, where={"source": "a.txt"})]
+    first, second = (body["searches"] for _, path, body in server.requests if "/query/batch" in path)
+    condition = {"must": [{"key": "source", "match": {"any": ["a.txt"]}}]}
+    assert [("dense", 100, condition), ("bm25", 100, condition)] == [
+        (one["using"], one["limit"], one["filter"]) for one in first
+    ]
+    assert all(one["params"]["hnsw_ef"] >= 400 and one["params"]["acorn"]["enable"] for one in first)
+    lacking = [{there[7].id}, {item.id for item in there[:6]}]
+    assert lacking == [set(one["filter"]["must"][0]["has_id"]) for one in second]
+    assert all(one["params"]["exact"] and one["params"]["quantization"]["ignore"] for one in second)
+    assert [5] == [len(body["ids"]) for _, path, body in server.requests if path.partition("?")[0].endswith("/points")]

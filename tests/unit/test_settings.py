@@ -22,7 +22,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_defaults_are_those_of_the_interface() -> None:
     """Without any variable everything runs embedded."""
     settings = Settings()
-    assert ("embedded", "embedded", "hybrid", "dbsf") == (
+    assert ("embedded", "embedded", "hybrid", "convex") == (
         settings.embedder,
         settings.reranker,
         settings.search,
