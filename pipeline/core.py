@@ -24,9 +24,10 @@ from pipeline.ingestion.reindexing import reindex
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.ingestion.verify import verify as verify_store
 from pipeline.interfaces import Embedder, Reranker, Store
-from pipeline.reranking import Scorer
+from pipeline.reranking import Reranked, Scorer
 from pipeline.score_cache import ScoreCache
 from pipeline.types import (
+    Candidate,
     Document,
     DocumentVersion,
     ExportReport,
@@ -36,6 +37,7 @@ from pipeline.types import (
     IngestReport,
     QueryResult,
     ReindexReport,
+    RerankScore,
     SearchMode,
     StageFusion,
     StoredDocument,
@@ -186,7 +188,7 @@ class Pipeline:
         )
         candidates = complete_versions(candidates, self.store, self._complete)
         searched = time.perf_counter()
-        outcome = rerank_candidates(text, candidates, self._chain, until, quick=self._quick, least=self._least or top_k)
+        outcome = self._reranked(text, candidates, until, top_k)
         reranked = time.perf_counter()
 
         if outcome.failures:
@@ -217,6 +219,14 @@ class Pipeline:
                 "total": (time.perf_counter() - start) * 1e3,
             },
         )
+
+    def _reranked(self, text: str, candidates: Sequence[Candidate], until: float | None, top_k: int) -> Reranked:
+        if until is not None and self._loading is not None:
+            self._loading.join(max(0.0, until - time.monotonic()))
+            if self._loading.is_alive():  # a big model may take a minute, or must be fetched first
+                nothing: list[RerankScore | None] = [None] * len(candidates)
+                return Reranked(self.reranker, nothing, asked=len(nothing), warnings=["the reranker is still loading"])
+        return rerank_candidates(text, candidates, self._chain, until, quick=self._quick, least=self._least or top_k)
 
     async def aquery(self, text: str, **options: Any) -> QueryResult:
         """:meth:`query` in a thread, for asynchronous programs."""

@@ -32,8 +32,8 @@ class RemoteError(Exception):
     ``status`` is the HTTP status if there was an answer, ``retryable`` says whether the same call may succeed later,
     ``retry_after`` how many seconds the server asks to wait before that, and ``operator`` whether a setting is wrong.
     ``final`` says that there is no use in trying again within this call, ``unconnected`` that nobody was reached, and
-    ``timed_out`` that the answer took longer than the try was given. ``excused`` errors are no fault of the endpoint's:
-    the query's deadline left it no time, or less than a request may take.
+    ``timed_out`` that the answer took longer than the try was given. ``fault`` is the endpoint's share in it: less than
+    1 where the query's deadline left it only a part of the time that a request may take, or none.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class RemoteError(Exception):
         final: bool = False,
         unconnected: bool = False,
         timed_out: bool = False,
-        excused: bool = False,
+        fault: float = 1.0,
     ) -> None:
         super().__init__(message)
         self.final = final
         self.unconnected = unconnected
         self.timed_out = timed_out
-        self.excused = excused
+        self.fault = fault
         self.operator = operator
         self.status = status
         self.retryable = retryable
@@ -100,7 +100,7 @@ class RetryPolicy:
         def time_left() -> float:
             left = until - self.clock()
             if left <= 0:
-                raise RemoteError("there was no time left to ask", retryable=True, excused=True)
+                raise RemoteError("there was no time left to ask", retryable=True, fault=0.0)
             return left
 
         def bounded() -> T:
@@ -113,7 +113,8 @@ class RetryPolicy:
                     return attempt(min(self.timeout_s, left))
                 except RemoteError as error:
                     unconnected += error.unconnected
-                    error.excused = error.timed_out and left < whole
+                    if error.timed_out:
+                        error.fault = min(1.0, left / whole)
                     raise
 
         def was_last(made: int) -> bool:

@@ -17,6 +17,7 @@ from pipeline.retrying import RemoteError
 T = TypeVar("T")
 R = TypeVar("R")
 _MINUTE_S = 60.0
+_ROUNDING = 1e-6  # of many small parts of failures, added
 
 
 class Gate:
@@ -26,8 +27,8 @@ class Gate:
     ``failures`` tries in a row that failed with faults which may pass (no answer, 5xx) the gate is shut: for
     ``pause_s`` seconds every request fails at once, so that a fallback answers without a wait; then one request goes
     ahead, and opens the gate again or shuts it anew (Nygard, "Release It!", circuit breaker). A query in a hurry, whose
-    deadline left a try no time or less than a request may take, says nothing of the endpoint. What a server asks for by
-    Retry-After holds for all.
+    deadline left a try only a part of the time that a request may take, counts as that part of a failure, and one whose
+    deadline left none says nothing of the endpoint. What a server asks for by Retry-After holds for all.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Gate:
         self._slots = threading.BoundedSemaphore(concurrency)
         self._started: deque[float] = deque()
         self._in_a_row = 0
+        self._faults = 0.0
         self._last = ""
         self._shut_until: float | None = None
         self._probing = False
@@ -70,7 +72,7 @@ class Gate:
                 )
             try:
                 self._wait_for_turn(until, clock, sleep)
-                with self._watched(probe, clock):
+                with self._watched(clock):
                     yield
             finally:
                 self._slots.release()
@@ -120,16 +122,16 @@ class Gate:
             sleep(start - now)
 
     @contextmanager
-    def _watched(self, probe: bool, clock: Callable[[], float]) -> Iterator[None]:
+    def _watched(self, clock: Callable[[], float]) -> Iterator[None]:
         try:
             yield
         except RemoteError as error:
-            self._note(error, probe, clock())
+            self._note(error, clock())
             raise
-        self._note(None, probe, clock())
+        self._note(None, clock())
 
-    def _note(self, error: RemoteError | None, probe: bool, now: float) -> None:
-        if error is not None and error.excused:
+    def _note(self, error: RemoteError | None, now: float) -> None:
+        if error is not None and not error.fault:
             return
         with self._lock:
             if error is not None and error.retryable and error.retry_after is not None:
@@ -137,12 +139,15 @@ class Gate:
             # Too many requests is an answer of a server that works.
             if error is None or not error.retryable or error.status == 429:
                 self._in_a_row = 0
+                self._faults = 0.0
                 self._shut_until = None
                 return
             self._in_a_row += 1
+            self._faults += error.fault
             self._last = str(error)
-            if probe or self._in_a_row >= self._failures:
+            if self._faults >= self._failures - _ROUNDING:
                 self._shut_until = now + self._pause_s
+                self._faults = self._failures - 1  # whoever goes ahead next shuts it anew with one more
 
 
 _gates: dict[tuple[str, str, float | None, int], Gate] = {}

@@ -4,10 +4,10 @@ That is the convex combination of Bruch, Gai and Ingber, "An Analysis of Fusion 
 2023), who find it better than reciprocal ranks, with z-scores in the place of their min-max. Qdrant's own fusions know
 of a candidate that only one list has found nothing but that: here it is scored by the other side, too.
 
-nDCG@10 of the first stage on 1,010 and 4,800 training questions of ten datasets in English and Chinese that no model here
-learned from, means over the datasets: 0.846 and 0.838 by this, 0.842 and 0.835 by DBSF, 0.824 and 0.816 by RRF. (By the
-scores as `pipeline.training.late.choosing` has them; the differences are 2.5 and 4 standard errors.) Recall of the best
-50 is about the same. It takes 1.3 ms more.
+nDCG@10 of the first stage on 1,010 and 4,800 training questions of ten datasets in English and Chinese that no model
+here learned from, means over the datasets: 0.846 and 0.838 by this, 0.842 and 0.835 by DBSF, 0.824 and 0.816 by RRF (by
+the scores as ``pipeline.training.late.choosing`` has them; over DBSF by 2.5 and 4 standard errors). With a reranker the
+differences are as large. A search takes 1.3 ms more, of 2 ms for 6,000 chunks and of 10 ms for 100,000.
 """
 
 from __future__ import annotations

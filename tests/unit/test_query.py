@@ -394,6 +394,33 @@ def test_the_reranker_loads_beside_the_first_stage(error: Exception | None) -> N
     assert 1 == reranker.loads
 
 
+class Held(Loading):
+    """Is loading until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let = threading.Event()
+
+    def load(self) -> None:
+        super().load()
+        assert self.let.wait(10)
+
+
+def test_a_deadline_holds_while_the_reranker_loads() -> None:
+    """The first stage answers and says why; without a deadline, or once it has loaded, the reranker does."""
+    reranker = Held()
+    with Pipeline(embedder=FakeEmbedder(), store=FakeStore(), reranker=reranker, search="dense", threshold=0.5) as rag:
+        rag.ingest([Document(id=id_, text=text) for id_, text in TEXTS.items()])
+        rag.deadline_ms = 20
+        result = rag.query("apple")
+        assert (True, 0, "none", 4) == (result.degraded, result.reranked, result.reranker, len(result.hits))
+        assert "the reranker is still loading" in result.warnings
+        assert [] == reranker.calls
+        reranker.let.set()
+        rag.deadline_ms = 60_000
+        assert (4, "fake") == (rag.query("apple").reranked, rag.query("apple").reranker)
+
+
 def test_nothing_is_loaded_for_an_empty_collection() -> None:
     """There is nothing to rerank, so the note comes at once."""
     reranker = Loading()

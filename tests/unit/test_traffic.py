@@ -156,6 +156,21 @@ def test_an_endpoint_that_had_its_time_or_fails_in_a_short_one_is_to_blame(left:
     assert "failed 2 times in a row" in asking(gate, clock, left, error)
 
 
+def test_an_endpoint_that_hangs_is_found_out_by_queries_in_a_hurry() -> None:
+    """What they waited for comes to as many whole time-outs; one answer in between, and it starts over."""
+    clock, gate = Clock(), Gate("x", failures=2, pause_s=15)
+    for _ in range(9):
+        assert "no answer in" in asking(gate, clock, 2, SLOW)
+    ask(gate, clock)
+    for _ in range(10):
+        assert "no answer in" in asking(gate, clock, 2, SLOW)
+    assert "failed 10 times in a row" in asking(gate, clock, 2, SLOW)
+    clock.now += 15
+    for _ in range(5):  # a whole time-out more, by the queries that try it
+        assert "no answer in" in asking(gate, clock, 2, SLOW)
+    assert "failed 15 times in a row" in asking(gate, clock, 2, SLOW)
+
+
 def test_a_hurried_try_of_a_shut_gate_decides_nothing() -> None:
     """It stays shut for those who may not try it, and the next one tries it."""
     clock, gate = Clock(), Gate("x", failures=1, pause_s=15)
