@@ -51,7 +51,8 @@ def answer(
     reranked = sum(score is not None for score in outcome.scores or [])
     degraded = bool(outcome.failures)
     if outcome.scores is not None and reranked < outcome.asked:
-        unknown = "; the others are under every threshold" if reranked and threshold is not None else ""
+        applied = reranked and threshold is not None and not degraded
+        unknown = "; the others are under every threshold" if applied else ""
         share = f"{reranked} of {outcome.asked} candidates"
         warnings.append(f"the deadline of {deadline_ms or 0:g} ms left time to rerank {share}{unknown}")
         if not reranked:

@@ -257,6 +257,7 @@ def _embedded(settings: Settings) -> Reranker:
         name="embedded",
         token_vectors=_token_vectors(settings),
         early=not reads_for_reranker(settings) or settings.search == "sparse",
+        with_embedder=reads_for_reranker(settings),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import ssl
 import time
@@ -54,6 +55,16 @@ def without_secrets(url: str) -> str:
     """The address without user, password and query, which may hold a key: fit to be shown and kept."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def identity_of(model: str | None, url: str) -> str:
+    """Whose scores an endpoint gives: the model at an address, fit to be shown and kept.
+
+    What follows a "?" may choose the model, and may hold a key: it tells endpoints apart without being shown.
+    """
+    query = urlsplit(url).query
+    mark = f" ({hashlib.blake2b(query.encode(), digest_size=4).hexdigest()})" if query else ""
+    return f"{model or 'unnamed model'} at {without_secrets(url)}{mark}"
 
 
 def check_key(key: str, setting: str) -> str:

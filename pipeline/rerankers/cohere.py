@@ -18,12 +18,12 @@ from pipeline.remote import (
     check_key,
     check_open,
     check_url,
+    identity_of,
     in_input_order,
     network_error,
     not_json,
     number,
     status_error,
-    without_secrets,
 )
 from pipeline.rerankers.asking import RERANK_RETRY, raw_scores
 from pipeline.retrying import RemoteError, RetryPolicy
@@ -88,7 +88,7 @@ class CohereReranker:
             model_setting="RAG_RERANKER_MODEL",
             timeout_setting="RAG_RERANK_TIMEOUT",
         )
-        self.identity = f"{model} at {without_secrets(self._url)}"
+        self.identity = identity_of(model, self._url)
         self.max_tokens = max_tokens_per_doc or _MAX_TOKENS
         self.variant = f"of {self.max_tokens} tokens"
         options: dict[str, Any] = {"max_tokens_per_doc": max_tokens_per_doc, "priority": priority}

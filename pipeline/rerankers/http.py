@@ -15,10 +15,10 @@ from pipeline.remote import (
     Endpoint,
     check_key,
     check_url,
+    identity_of,
     in_input_order,
     number,
     post_json,
-    without_secrets,
 )
 from pipeline.rerankers.asking import RERANK_RETRY, raw_scores
 from pipeline.retrying import RemoteError, RetryPolicy
@@ -139,7 +139,7 @@ class HttpReranker:
             model_setting="RAG_RERANKER_MODEL",
             timeout_setting="RAG_RERANK_TIMEOUT",
         )
-        self.identity = f"{model or 'unnamed model'} at {without_secrets(self._url)}"
+        self.identity = identity_of(model, self._url)
         self.max_tokens = max_tokens
         self.variant = f"of {max_tokens or 'all'} tokens"
         self._gate = gate or Gate(self._endpoint.place)

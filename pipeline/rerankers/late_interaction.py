@@ -27,7 +27,8 @@ class LateInteractionReranker:
 
     ``cache_dir`` keeps the compiled model between processes; None compiles anew in each. What was read is kept in
     ``token_vectors``, by default in memory. ``early`` is False where the embedder reads queries and documents for it,
-    too, so that its own weights may never be needed.
+    too, so that its own weights may never be needed. With ``with_embedder`` it reads by the graph that the embedder
+    has: another one rounds otherwise, and a text's score would depend on who has read it.
     """
 
     scale: ScoreScale = "logit"
@@ -41,8 +42,11 @@ class LateInteractionReranker:
         name: str = "embedded",
         token_vectors: TokenVectors | None = None,
         early: bool = True,
+        with_embedder: bool = False,
     ) -> None:
-        self._model = ModelFolder(folder or LATE_INTERACTION, "late-interaction", cache_dir, trunk=EMBEDDER)
+        self._model = ModelFolder(
+            folder or LATE_INTERACTION, "late-interaction", cache_dir, trunk=EMBEDDER, whole_trunk=with_embedder
+        )
         self.name = name
         self.model = self.identity = self._model.name
         self.max_tokens = self._model.max_tokens

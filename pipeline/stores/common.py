@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
+Id = TypeVar("Id")
 
 DENSE, SPARSE = "dense", "bm25"
 """Names of the two vectors of a chunk."""
@@ -112,6 +113,23 @@ def query_vector(vector: NDArray[np.float32] | None, mode: SearchMode) -> list[f
 def dense_vector(stored: Any) -> NDArray[np.float32]:
     """The dense vector of a record that was read with its vectors."""
     return np.asarray(stored[DENSE], dtype=np.float32)
+
+
+def best_chunks(
+    scores: Mapping[Id, float], limit: int, read: Callable[[Sequence[Id]], Iterable[Any]]
+) -> list[Candidate]:
+    """Candidates from the first points of some, best first, until there are ``limit``.
+
+    ``read`` gives records with ``id`` and ``payload``, in any order. What it lacks was deleted a moment ago; it and
+    what others wrote into the collection is passed over.
+    """
+    found: list[tuple[object, float, Mapping[str, Any]]] = []
+    left = list(scores)
+    while left and len(found) < limit:
+        part, left = left[: limit - len(found)], left[limit - len(found) :]
+        points = ((record.id, scores[record.id], record.payload or {}) for record in read(part))
+        found.extend(point for point in points if is_chunk(point[2]))
+    return to_candidates(found)
 
 
 def to_candidates(points: Iterable[tuple[object, float, Mapping[str, Any]]]) -> list[Candidate]:

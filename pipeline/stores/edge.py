@@ -294,15 +294,14 @@ class EdgeStore:
             found = engine.query_batch(edge.QueryBatchRequest(requests))
             return [{point.id: point.score for point in points} for points in found]
 
+        def read(ids: Sequence[Any]) -> list[edge.Record]:
+            return engine.retrieve(list(ids), True, False)
+
         with self._engine("search") as (_, engine):
             for clause in clauses:
                 _index(engine, clause)
             if len(nearest) > 1 and fusion == "convex":
-                fused = hybrid.search(ask, limit)
-                if not fused:
-                    return []
-                records = engine.retrieve(list(fused), True, False)
-                return common.to_candidates((record.id, fused[record.id], record.payload or {}) for record in records)
+                return common.best_chunks(hybrid.search(ask), limit, read)
             if len(nearest) > 1:
                 request = edge_requests.fused(nearest.values(), fusion, limit, deep, condition, params)
             else:
@@ -360,15 +359,19 @@ class EdgeStore:
             return
         offset = None
         limit, wanted = (_READ_VECTORS, [common.DENSE]) if vectors else (_READ_BATCH, False)
-        while True:
-            request = edge.ScrollRequest(
-                offset=offset, limit=limit, filter=condition, with_payload=fields, with_vector=wanted
-            )
-            with self._engine("read") as (_, engine):
-                records, offset = engine.scroll(request)
-            yield from records
-            if offset is None:
-                return
+        shard = shards.acquire(self._open().directory)  # all pages from one, if there is a switch meanwhile
+        try:
+            while True:
+                request = edge.ScrollRequest(
+                    offset=offset, limit=limit, filter=condition, with_payload=fields, with_vector=wanted
+                )
+                with shard.use("read") as engine:
+                    records, offset = engine.scroll(request)
+                yield from records
+                if offset is None:
+                    return
+        finally:
+            shards.release(shard)
 
 
 def _index(engine: edge.EdgeShard, clause: filters.Clause) -> None:

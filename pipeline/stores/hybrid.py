@@ -28,15 +28,15 @@ Question = tuple[str, Sequence[Id] | None]
 Ask = Callable[[Sequence[Question[Id]]], Sequence[Scores[Id]]]
 
 
-def search(ask: Ask[Id], limit: int) -> dict[Id, float]:
-    """The best ``limit`` points and their fused scores, best first; equal scores go by id."""
+def search(ask: Ask[Id]) -> dict[Id, float]:
+    """All points that either list has and their fused scores, best first; equal scores go by id."""
     dense, sparse = ask([(DENSE, None), (SPARSE, None)])
     # By id, so that what is asked does not depend on the order in which sets come.
     unknown = [(DENSE, _without(sparse, dense)), (SPARSE, _without(dense, sparse))]
     asked = [question for question in unknown if question[1]]
     found = dict(zip((name for name, _ in asked), ask(asked) if asked else [], strict=True))
     fused = convex({**dense, **found.get(DENSE, {})}, {**sparse, **found.get(SPARSE, {})})
-    return dict(sorted(fused.items(), key=lambda pair: (-pair[1], str(pair[0])))[:limit])
+    return dict(sorted(fused.items(), key=lambda pair: (-pair[1], str(pair[0]))))
 
 
 def convex(dense: Scores[Id], sparse: Scores[Id]) -> dict[Id, float]:

@@ -122,7 +122,7 @@ class ServerStore:
     def follow(self) -> None:
         """Leaves the generation that this store stayed with for the one that is in use now."""
         if not self._chosen:
-            self._known, self._indexes, self._at = None, {}, None
+            self._known, self._indexes = None, {}  # until the next look-up has found it, names lead to the one before
 
     def fingerprint(self) -> Fingerprint | None:
         """What the collection was made with; None if there is none.
@@ -143,9 +143,10 @@ class ServerStore:
                     f"{self.name} exists but was not made by this program, or by a Qdrant before 1.16, which keeps no "
                     "metadata; choose another name with RAG_COLLECTION"
                 )
-            self._known = Fingerprint.from_dict(stored)
+            known = Fingerprint.from_dict(stored)
             self._at = str(stored.get("generation", self.collection))
-            kib = (info.points_count or 0) * self._known.dimension * 4 / 1024
+            self._known = known
+            kib = (info.points_count or 0) * known.dimension * 4 / 1024
             if server_settings.is_deferred(info.config) and kib > INDEXING_KIB:
                 log.warning(
                     "%s has no index yet: an ingest is writing it now, or was cut off. Searches are right but slow; "
@@ -153,6 +154,7 @@ class ServerStore:
                     self.name,
                 )
             self._note_indexes(info)
+            return known
         return self._known
 
     def _look_up(self, ask: Ask) -> models.CollectionInfo | None:
@@ -169,7 +171,10 @@ class ServerStore:
 
     def _refuse_left(self) -> None:
         """A change must not go into a collection that is in use no longer."""
-        if self._chosen or self._at is None:
+        if self._chosen:
+            return
+        if self._known is None:  # then what is looked up now is what is in use
+            self._fingerprint(self._server.patiently)
             return
         info = self._look_up(self._server.patiently)
         stored = (info.config.metadata or {}).get(METADATA_KEY, {}) if info is not None else {}
@@ -313,9 +318,10 @@ class ServerStore:
         if self.fingerprint() is None:
             return StoreCount(0, 0)
         try:
-            chunks = self._server.once("count", lambda: self._client.count(self._name, exact=True)).count
+            name = self._name
+            chunks = self._server.once("count", lambda: self._client.count(name, exact=True)).count
             facet = self._server.once(
-                "count", lambda: self._client.facet(self._name, "document_id", limit=max(1, chunks), exact=True)
+                "count", lambda: self._client.facet(name, "document_id", limit=max(1, chunks), exact=True)
             )
         except MissingCollectionError as error:
             raise self._gone() from error
@@ -348,36 +354,36 @@ class ServerStore:
             )
             known = server_requests.EXACT
 
+        name = self._name  # for all requests: after a switch the next would go to another collection
+
         def ask(questions: Sequence[hybrid.Question[Any]]) -> list[dict[Any, float]]:
             requests = [
-                server_requests.best(name, nearest[name], deep, condition, params, payload=False)
+                server_requests.best(using, nearest[using], deep, condition, params, payload=False)
                 if ids is None
-                else server_requests.scores(name, nearest[name], ids, known)
-                for name, ids in questions
+                else server_requests.scores(using, nearest[using], ids, known)
+                for using, ids in questions
             ]
-            return [{point.id: point.score for point in points} for points in self._found(requests)]
+            return [{point.id: point.score for point in points} for points in self._found(name, requests)]
+
+        def read(ids: Sequence[Any]) -> list[models.Record]:
+            return self._server.once("search", partial(self._client.retrieve, name, list(ids), with_payload=True))
 
         try:
             self._index_filtered(clauses)
             if len(nearest) > 1 and fusion == "convex":
-                fused = hybrid.search(ask, limit)
-                if not fused:
-                    return []
-                read = partial(self._client.retrieve, self._name, list(fused), with_payload=True)
-                records = self._server.once("search", read)
-                return common.to_candidates((record.id, fused[record.id], record.payload or {}) for record in records)
+                return common.best_chunks(hybrid.search(ask), limit, read)
             if len(nearest) > 1:
                 request = server_requests.fused(nearest, fusion, limit, deep, condition, params)
             else:
-                ((name, one),) = nearest.items()
-                request = server_requests.best(name, one, limit, condition, params, payload=True)
-            (found,) = self._found([request])
+                ((using, one),) = nearest.items()
+                request = server_requests.best(using, one, limit, condition, params, payload=True)
+            (found,) = self._found(name, [request])
         except MissingCollectionError as error:
             raise self._gone() from error
         return common.to_candidates((point.id, point.score, point.payload or {}) for point in found)
 
-    def _found(self, requests: Sequence[models.QueryRequest]) -> list[list[models.ScoredPoint]]:
-        answers = self._server.once("search", partial(self._client.query_batch_points, self._name, requests))
+    def _found(self, name: str, requests: Sequence[models.QueryRequest]) -> list[list[models.ScoredPoint]]:
+        answers = self._server.once("search", partial(self._client.query_batch_points, name, requests))
         return [answer.points for answer in answers]
 
     # ------------------------------------------------------------------ requests
@@ -437,14 +443,14 @@ class ServerStore:
     ) -> Iterator[models.Record]:
         if self._fingerprint(self._server.patiently) is None:
             return
-        offset = None
+        name, offset = self._name, None
         while True:
             try:
                 records, offset = self._server.patiently(
                     "read",
                     partial(
                         self._client.scroll,
-                        self._name,
+                        name,
                         scroll_filter=condition,
                         limit=_READ_VECTORS if vectors else _READ_BATCH,
                         offset=offset,

@@ -103,6 +103,26 @@ def test_another_model(open_: Open) -> None:
     assert {"documents": "kept", "documents.2": "current"} == states(new)
 
 
+def test_what_is_being_read_across_a_switch_is_one_collection(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of what was in use when the reading began, in whatever steps it is read."""
+    for store in ("edge", "server"):
+        monkeypatch.setattr(f"pipeline.stores.{store}._READ_BATCH", 7)
+    rag = open_("old")
+    rag.ingest(documents())
+    before = {chunk.id for chunk in rag.store.chunks()}
+    cut_anew = open_(chunk_tokens=64, overlap=16)
+    reading = cut_anew.store.chunks()
+    seen = [next(reading)]
+    cut_anew.reindex()
+    cut_anew.store.fingerprint()
+    seen.extend(reading)
+    assert len(before) == len(seen)
+    assert before == {chunk.id for chunk in seen}
+    after = {chunk.id for chunk in cut_anew.store.chunks()}
+    assert after
+    assert before.isdisjoint(after) or len(after) < len(before)
+
+
 def test_other_chunking(open_: Open) -> None:
     """The chunks are those that an ingest with the new sizes would have made."""
     old = open_()

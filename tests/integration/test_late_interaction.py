@@ -174,6 +174,24 @@ def test_what_an_ingest_reads_is_what_the_models_read_alone() -> None:
     )
 
 
+def test_a_score_does_not_depend_on_who_has_read_the_text(tmp_path: Path) -> None:
+    """An ingest and a query use one and the same graph, so that equal batches give equal vectors."""
+    for name, rerank_first in (("ingest", False), ("query", True)):
+        settings = Settings(data_dir=tmp_path / name)
+        embedder, reranker = build_embedder(settings), build_reranker(settings)
+        assert isinstance(reranker, LateInteractionReranker)
+        if not rerank_first:
+            embedder.embed_documents(TEXTS)
+        read = reranker.tokens_read(TEXTS)
+        assert rerank_first == (None in read)
+        embedder.embed_query(QUERY)
+        scores = raws(reranker.score(QUERY, TEXTS))
+        if name == "ingest":
+            expected = scores
+        reranker.close()
+    assert expected == scores
+
+
 def test_the_embedder_reads_the_query_for_the_reranker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where an ingest has read the texts, too, the reranker's own model has nothing to do, and is not loaded."""
     with Pipeline.from_settings(Settings(data_dir=tmp_path, chunk_tokens=64, chunk_overlap=8)) as rag:

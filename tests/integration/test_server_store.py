@@ -395,14 +395,46 @@ def test_request_fused_by_the_server(server: Loopback, store: ServerStore) -> No
     assert 5 == body["limit"]
 
 
+def test_a_search_stays_with_one_collection(server: Loopback, store: ServerStore) -> None:
+    """Also if the program's own reindex switches between two of its requests."""
+    there = chunks(3)
+    point = [{"id": item.id, "version": 1, "score": 0.9 - i / 10} for i, item in enumerate(there)]
+    texts = ok([{"id": item.id, "payload": to_payload(item)} for item in there])
+    current = ["documents.2"]
+
+    def respond(method: str, path: str) -> Answer:
+        path = path.partition("?")[0]
+        if path.endswith("/query/batch"):
+            if current == ["documents.2"]:
+                current[0] = "documents.3"
+                store.follow()
+            return ok([{"points": point}, {"points": point}])
+        if path.endswith("/points"):
+            return texts
+        return info(metadata={"two_stage_rag": FINGERPRINT.to_dict() | {"generation": current[0]}})
+
+    server.respond = respond
+    assert 3 == len(search(store))
+    asked = [path.split("/")[2] for _, path, _ in server.requests if "/points" in path]
+    assert ["documents.2"] * 2 == asked
+    assert 3 == len(search(store))
+    assert "documents.3" == [path.split("/")[2] for _, path, _ in server.requests if "/points" in path][-1]
+
+
 def test_requests_of_a_convex_search(server: Loopback, store: ServerStore) -> None:
-    """Both lists in one request, what one of them lacks in the next, exactly, and the texts of the best in a third."""
+    """Both lists at once, then what one of them lacks, exactly, then texts, and more texts where some are gone."""
     there = chunks(8)
     point = [{"id": item.id, "version": 1, "score": 0.9 - i / 10} for i, item in enumerate(there)]
     lists = iter([ok([{"points": point[:7]}, {"points": point[6:]}]), ok([{"points": point[7:]}, {"points": []}])])
-    texts = ok([{"id": item.id, "payload": to_payload(item)} for item in (there[0], there[6])])
-    known = collection_is_there({"/points": texts, "/index": refused(403, "read only")})
-    server.respond = lambda method, path: next(lists) if "/query/batch" in path else known(method, path)
+    texts = iter([ok([{"id": item.id, "payload": to_payload(item)} for item in (there[0], there[6])]), ok([])])
+    known = collection_is_there({"/index": refused(403, "read only")})
+
+    def respond(method: str, path: str) -> Answer:
+        if "/query/batch" in path:
+            return next(lists)
+        return next(texts) if path.partition("?")[0].endswith("/points") else known(method, path)
+
+    server.respond = respond
     assert [there[0].id, there[6].id] == [found.chunk.id for found in search(store, where={"source": "a.txt"})]
     first, second = (body["searches"] for _, path, body in server.requests if "/query/batch" in path)
     condition = {"must": [{"key": "source", "match": {"any": ["a.txt"]}}]}
@@ -413,4 +445,6 @@ def test_requests_of_a_convex_search(server: Loopback, store: ServerStore) -> No
     lacking = [{there[7].id}, {item.id for item in there[:6]}]
     assert lacking == [set(one["filter"]["must"][0]["has_id"]) for one in second]
     assert all(one["params"]["exact"] and one["params"]["quantization"]["ignore"] for one in second)
-    assert [5] == [len(body["ids"]) for _, path, body in server.requests if path.partition("?")[0].endswith("/points")]
+    assert [5, 3] == [
+        len(body["ids"]) for _, path, body in server.requests if path.partition("?")[0].endswith("/points")
+    ]

@@ -193,7 +193,7 @@ def test_an_unknown_fallback_is_found_at_the_start() -> None:
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("https://user:pass@proxy.example/v1?key=sesame", "https://proxy.example/v1/rerank"),
+        ("https://user:pass@proxy.example/v1?key=sesame", "https://proxy.example/v1/rerank (95b96fef)"),
         ("http://localhost:8080", "http://localhost:8080/v1/rerank"),
     ],
 )
@@ -205,3 +205,10 @@ def test_a_rerankers_identity_holds_no_credentials(url: str, shown: str) -> None
     identity = str(getattr(cohere, "identity", None))
     assert "proxy.example" in identity or "localhost" in identity
     assert not any(secret in identity for secret in ("user", "pass", "sesame"))
+
+
+def test_what_follows_a_question_mark_tells_rerankers_apart() -> None:
+    """It may choose the model: scores and calibrations of one are not another's."""
+    urls = [f"http://localhost/rerank{query}" for query in ("", "?deployment=small", "?deployment=large")]
+    identities = {build_reranker(Settings(reranker="http", rerank_url=url)).identity for url in urls}  # type: ignore[union-attr]
+    assert 3 == len(identities)

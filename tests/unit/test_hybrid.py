@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
-from pipeline.stores.common import DENSE, SPARSE
+from pipeline.stores.common import DENSE, SPARSE, best_chunks
 from pipeline.stores.hybrid import DENSE_SHARE, Question, convex, search
+from pipeline.stores.payload import to_payload
+from pipeline.types import Chunk
 
 COSINES = {"a": 0.9, "b": 0.85, "c": 0.8, "d": 0.5}
 WORDS = {"b": 3.0, "d": 12.0}
@@ -44,7 +47,7 @@ def test_convex_combination_by_hand() -> None:
 def test_each_is_scored_by_both() -> None:
     """What one list alone has found gets its score from the other side, too: the result is that of all points."""
     vectors = Vectors(depth=2)
-    found = search(vectors.ask, 4)
+    found = search(vectors.ask)
     # Of "c", which neither list has, nothing is known.
     expected = convex({id_: COSINES[id_] for id_ in "abd"}, WORDS)
     assert expected == found
@@ -52,15 +55,15 @@ def test_each_is_scored_by_both() -> None:
     assert [[(DENSE, None), (SPARSE, None)], [(DENSE, ["d"]), (SPARSE, ["a"])]] == vectors.asked
 
 
-def test_limit_and_order_of_equals() -> None:
-    """The head of the list, equal scores by id; nothing more is asked where both lists have all."""
+def test_order_of_equals() -> None:
+    """Equal scores go by id; nothing more is asked where both lists have all."""
     asked = []
 
     def ask(questions: Sequence[Question[int]]) -> list[dict[int, float]]:
         asked.append(questions)
         return [{3: 0.5, 1: 0.5, 2: 0.5}, {1: 1.0, 2: 1.0, 3: 1.0}]
 
-    assert {1: 0.0, 2: 0.0} == search(ask, 2)
+    assert [(1, 0.0), (2, 0.0), (3, 0.0)] == list(search(ask).items())
     assert 1 == len(asked)
 
 
@@ -70,5 +73,23 @@ def test_deleted_meanwhile() -> None:
     def ask(questions: Sequence[Question[str]]) -> list[dict[str, float]]:
         return [{"a": 0.9}, {"gone": 2.0}] if questions[0][1] is None else [{}, {}]
 
-    assert ["a"] == list(search(ask, 5))
-    assert {} == search(lambda questions: [{} for _ in questions], 5)
+    assert ["a"] == list(search(ask))
+    assert {} == search(lambda questions: [{} for _ in questions])
+
+
+def test_what_is_no_chunk_takes_no_place() -> None:
+    """What was deleted meanwhile, or is of another program, is made up for by what comes next."""
+    chunks = {f"{i}": Chunk(f"doc-{i}", "v1", 0, 1, "text", "", "source") for i in range(6)}
+    stored = {id_: to_payload(chunk) for id_, chunk in chunks.items() if id_ != "1"} | {"0": {"somebody": "else's"}}
+    asked: list[list[str]] = []
+
+    def read(ids: Sequence[str]) -> list[SimpleNamespace]:
+        asked.append(list(ids))
+        return [SimpleNamespace(id=id_, payload=stored[id_]) for id_ in reversed(ids) if id_ in stored]
+
+    found = best_chunks({id_: 1 / (1 + int(id_)) for id_ in chunks}, 3, read)
+    assert [("doc-2", 1), ("doc-3", 2), ("doc-4", 3)] == [(one.chunk.document_id, one.rank) for one in found]
+    assert [["0", "1", "2"], ["3", "4"]] == asked
+    assert ["doc-2", "doc-3", "doc-4", "doc-5"] == [
+        one.chunk.document_id for one in best_chunks({id_: 1 / (1 + int(id_)) for id_ in chunks}, 9, read)
+    ]

@@ -311,6 +311,21 @@ def hurried(monkeypatch: pytest.MonkeyPatch, deadline_ms: float, **options: Any)
     return rag
 
 
+def test_a_fallback_that_is_cut_short_has_no_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So nothing is said of one."""
+    rag = hurried(monkeypatch, 8000)
+    clock = getattr(rag.reranker, "clock")  # noqa: B009
+    rag = Pipeline(
+        embedder=rag.embedder, store=rag.store, reranker=Failing(), fallbacks=[Slow(clock)], deadline_ms=8000, top_k=10
+    )
+    result = rag.query("apple pear", threshold=0.5)
+    assert 0 < result.reranked < len(result.hits) == 10
+    assert any(f"left time to rerank {result.reranked} of 10" in warning for warning in result.warnings)
+    assert ["the threshold was not applied: it was meant for another reranker"] == [
+        warning for warning in result.warnings if "threshold" in warning
+    ]
+
+
 def test_a_deadline_reranks_what_fits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """The best of the first stage are reranked; the rest stand below them in first-stage order."""
     result = hurried(monkeypatch, 8000).query("apple pear")

@@ -168,6 +168,8 @@ def test_the_cause_stays_in_the_chain(clock: Clock, policy: RetryPolicy) -> None
         ("Sun, 06 Nov 1994 08:49:47 -0000", 10.0),
         ("Sun, 06 Nov 1994 08:00:00 GMT", 0.0),
         ("soon", None),
+        ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", None),
+        ("Wed, 21 Oct 2015 07:28:00 +9999999999", None),
         ("nan", None),
         ("inf", None),
         ("", None),
