@@ -234,8 +234,10 @@ def register_reranker(name: str, factory: RerankerFactory) -> None:
     A package can do the same without a call, by an entry point in the group ``two_stage_rag.rerankers``.
 
     Raises:
-        SettingsError: the name is taken by a built-in reranker.
+        SettingsError: the name is taken by a built-in reranker, or is none, or ``factory`` cannot be called.
     """
+    if not name or not callable(factory):
+        raise SettingsError("a reranker is registered by a name and a function of the settings that makes it")
     if name in _BUILT_IN:
         raise SettingsError(f"{name!r} is a built-in reranker: choose another name")
     _RERANKERS[name] = factory

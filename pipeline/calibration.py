@@ -103,9 +103,13 @@ def all_calibrations(folder: Path) -> list[Calibration]:
     """Those that are kept in the folder, by name.
 
     Raises:
-        SettingsError: a file is damaged.
+        SettingsError: a file is damaged, or the folder cannot be read.
     """
-    return sorted((read_calibration(path) for path in folder.glob("*.json")), key=lambda one: one.reranker)
+    try:
+        files = list(folder.glob("*.json"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {folder} ({error.strerror}): check RAG_DATA_DIR") from error
+    return sorted(map(read_calibration, files), key=lambda one: one.reranker)
 
 
 def read_calibration(path: Path) -> Calibration:

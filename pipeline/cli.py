@@ -309,7 +309,7 @@ def parse_where(conditions: list[str]) -> dict[str, Any]:
     operators = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt"}
     where: dict[str, Any] = {}
     for condition in conditions:
-        match = re.fullmatch(r"\s*([^=<>]+?)\s*(>=|<=|=|>|<)\s*(.*)", condition, re.DOTALL)
+        match = re.fullmatch(r"\s*([^=<>!]+?)\s*(>=|<=|=|>|<)\s*(.*)", condition, re.DOTALL)
         if match is None:
             raise SettingsError(f"--where {condition!r}: expected KEY=VALUE, or KEY with >=, <=, > or < and a value")
         key, operator, text = match.groups()

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
+from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -109,6 +110,7 @@ class Pipeline:
         self.alpha = alpha
         self.fusion = fusion
         self.deadline_ms = deadline_ms
+        self._wanted_chunk_tokens = chunk_tokens
         # A chunk that the model would cut is invisible to dense search from the cut on.
         self.chunk_tokens = min(chunk_tokens, embedder.max_tokens - _PROMPT_TOKENS)
         self.chunk_overlap = min(chunk_overlap, (self.chunk_tokens - 1) // 2)
@@ -175,6 +177,8 @@ class Pipeline:
         deadline_ms = self.deadline_ms if deadline_ms is None else deadline_ms
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
         until = None if deadline_ms is None else time.monotonic() + deadline_ms / 1e3
+        if not isinstance(text, str):
+            raise SettingsError(f"a query is a string, not {type(text).__name__}")
         if not text.strip():
             raise SettingsError("the query is empty: ask something")
         self._check_fingerprint_for_query()
@@ -264,7 +268,13 @@ class Pipeline:
         self.check_collection()
         self._complete.clear()
         run = self._ingest_run(dry_run=dry_run, unread=unread, progress=progress)
-        return run.execute(items, prune=prune, max_delete=max_delete)
+        report = run.execute(items, prune=prune, max_delete=max_delete)
+        if self._wanted_chunk_tokens > self.embedder.max_tokens:
+            report.warnings.append(
+                f"chunks have {self.chunk_tokens} tokens at most, not {self._wanted_chunk_tokens}: the embedding model "
+                f"reads {self.embedder.max_tokens}"
+            )
+        return report
 
     async def aingest(self, items: Iterable[Document | str | Path], **options: Any) -> IngestReport:
         """:meth:`ingest` in a thread, for asynchronous programs."""
@@ -421,6 +431,12 @@ class Pipeline:
 
     @staticmethod
     def _check(top_n: int, top_k: int, threshold: float | None, alpha: float | None, deadline_ms: float | None) -> None:
+        counts: dict[str, Any] = {"top_n": top_n, "top_k": top_k}
+        numbers: dict[str, Any] = {"threshold": threshold, "alpha": alpha, "deadline_ms": deadline_ms}
+        for name, value in (counts | numbers).items():
+            kind, what = (Integral, "whole number") if name in counts else (Real, "number")
+            if not isinstance(value, kind) and (value is not None or name in counts):
+                raise SettingsError(f"{name} is a {what}, not {value!r}")
         if not 1 <= top_n <= 1000:
             raise SettingsError(f"top_n must be between 1 and 1000, not {top_n}")
         if not 1 <= top_k <= top_n:

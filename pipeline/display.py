@@ -200,13 +200,15 @@ def ingest_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
 
             yield show
         return
-    last = time.monotonic()
+    last, said = time.monotonic(), ""
 
     def say(step: Progress) -> None:
-        nonlocal last
+        nonlocal last, said
         now = time.monotonic()
         if step.message:
-            console.print(step.message, highlight=False)
+            if step.message != said:
+                said = step.message
+                console.print(said, highlight=False)
         elif now - last >= _PLAIN_EVERY_S:
             last = now
             console.print(

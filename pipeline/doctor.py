@@ -49,7 +49,9 @@ def examine(settings: Settings) -> list[Check]:
     def data_dir() -> str:
         folder = settings.data_dir.absolute()
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        if not os.access(existing, os.W_OK):
+        if not existing.is_dir():
+            raise RagError(f"{existing} is no folder: set RAG_DATA_DIR to one")
+        if not os.access(existing, os.W_OK | os.X_OK):
             raise RagError(f"{existing} is not writable: set RAG_DATA_DIR to a folder that is")
         return f"{folder}" + ("" if folder.exists() else " (will be made)")
 

@@ -173,6 +173,11 @@ class Scorer:
         """One score a passage: that of its best window."""
         texts = [window.text for one in cut for window in one]
         scores = self.reranker.score(query, texts)
+        if not isinstance(scores, Sequence) or not all(isinstance(score, RerankScore) for score in scores):
+            raise RerankerError(
+                f"reranker {self.reranker.name} gave no list of RerankScore, but {_shown(scores)}",
+                provider=self.reranker.name,
+            )
         if len(scores) != len(texts):
             raise RerankerError(
                 f"reranker {self.reranker.name} gave {len(scores)} scores for {len(texts)} texts",
@@ -205,6 +210,11 @@ class Scorer:
         if counts is None or counts.tokenizer is not tokenizer:
             counts = self._counts = TokenCounts(tokenizer)
         return query, windows(clean, counts, room, self._tokens_read)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _is_score(score: RerankScore) -> bool:

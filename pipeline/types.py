@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pipeline.errors import DocumentError
+
 SearchMode = Literal["hybrid", "dense", "sparse"]
 HybridFusion = Literal["convex", "dbsf", "rrf"]
 Quantization = Literal["none", "int8"]
@@ -36,6 +38,9 @@ class Document:
 
     ``id`` is the caller's, or the absolute path of the file. ``source`` is where the text came from (a path,
     an address) and defaults to the id. ``metadata`` holds JSON values and can be filtered on in queries.
+
+    Raises:
+        DocumentError: the id is empty, or a field is of another type.
     """
 
     id: str
@@ -55,6 +60,13 @@ class Document:
     """Whether this is all of a file, whose path is id and source. Equal files are stored once, with all their paths."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id:
+            raise DocumentError(f"a document's id is a string that is not empty, not {self.id!r}")
+        for name in ("text", "title", "source"):
+            if not isinstance(getattr(self, name), str):
+                raise DocumentError(f"document {self.id}: {name} is a string, not {type(getattr(self, name)).__name__}")
+        if not isinstance(self.metadata, Mapping) or not all(isinstance(key, str) for key in self.metadata):
+            raise DocumentError(f"document {self.id}: metadata is a mapping whose keys are strings")
         if not self.source:
             object.__setattr__(self, "source", self.id)
 

@@ -79,7 +79,7 @@ def _document(line: Any, source: str) -> Document:
         raise ValueError('no "id" (text or number)')
     text = line.get("text")
     if not isinstance(text, str):
-        raise ValueError('no "text"')
+        raise ValueError('no "text"' if text is None else '"text" is not a string')
     if not text.strip():
         raise ValueError('empty "text"')
     metadata = line.get("metadata") or {}

@@ -9,12 +9,16 @@ from typing import Any
 _SAMPLE = 300
 # Short texts, code and tables get a language, too, but with a lower probability than this.
 _LEAST = 0.5
+_CHINESE = {"yue": "zh", "wuu": "zh"}
 
 
 def language(text: str) -> str:
-    """The code of ISO 639-1 ("en", "zh"), by the text's beginning; empty where it is not clear."""
+    """The code of ISO 639-1 ("en", "zh"), by the text's beginning; empty where it is not clear.
+
+    Written Chinese is "zh": a short text in standard Chinese is easily taken for Cantonese or Wu.
+    """
     code, probability = _identifier().classify(text.lstrip()[:_SAMPLE])
-    return str(code) if probability >= _LEAST else ""
+    return _CHINESE.get(str(code), str(code)) if probability >= _LEAST else ""
 
 
 @cache

@@ -103,6 +103,8 @@ def parse(where: Mapping[str, Any] | None) -> list[Clause]:
     Raises:
         SettingsError: a key or condition cannot be understood; names the key and what is allowed.
     """
+    if where is not None and not isinstance(where, Mapping):
+        raise SettingsError(f"where maps metadata keys to conditions, such as {{'lang': 'en'}}; this is {where!r}")
     return [Clause(_path(key), _tests(key, wanted)) for key, wanted in (where or {}).items()]
 
 

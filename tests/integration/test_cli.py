@@ -300,6 +300,17 @@ def test_doctor_asks_the_first_step_and_each_fallback(rag: Rag) -> None:
     assert {"first step", "fallback embedded", "fallback none"} < found.keys()
 
 
+def test_doctor_sees_a_data_directory_that_is_none(rag: Rag, tmp_path: Path) -> None:
+    """A file, or a folder below one: no ingest could write there."""
+    file = tmp_path / "file"
+    file.touch()
+    for place in (file, file / "below"):
+        outcome = rag.json("doctor", code=1, RAG_DATA_DIR=str(place))
+        (check,) = (one for one in outcome["checks"] if one["name"] == "data directory")
+        assert not check["ok"]
+        assert f"{file} is no folder: set RAG_DATA_DIR to one" in check["detail"]
+
+
 def test_doctor_names_what_is_out_of_reach(rag: Rag, tmp_path: Path) -> None:
     """A model folder that does not exist is one failed check; the others still run."""
     outcome = rag.json("doctor", code=1, RAG_RERANKER="cross-encoder", RAG_RERANKER_MODEL=str(tmp_path / "nowhere"))

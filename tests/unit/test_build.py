@@ -212,3 +212,10 @@ def test_what_follows_a_question_mark_tells_rerankers_apart() -> None:
     urls = [f"http://localhost/rerank{query}" for query in ("", "?deployment=small", "?deployment=large")]
     identities = {build_reranker(Settings(reranker="http", rerank_url=url)).identity for url in urls}  # type: ignore[union-attr]
     assert 3 == len(identities)
+
+
+@pytest.mark.parametrize(("name", "factory"), [("", lambda settings: None), ("mine", 5)])
+def test_what_cannot_be_registered(name: str, factory: Any) -> None:
+    """Is found at once, not when it is asked for."""
+    with pytest.raises(SettingsError, match="a name and a function"):
+        register_reranker(name, factory)

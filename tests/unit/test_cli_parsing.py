@@ -34,7 +34,7 @@ def test_where_conditions(conditions: list[str], expected: dict[str, Any]) -> No
     assert expected == parse_where(conditions)
 
 
-@pytest.mark.parametrize("condition", ["lang", "=en", ""])
+@pytest.mark.parametrize("condition", ["lang", "=en", "", "year!=3", "year != 3"])
 def test_a_malformed_condition_is_refused(condition: str) -> None:
     """The message shows the form."""
     with pytest.raises(SettingsError, match="KEY=VALUE"):

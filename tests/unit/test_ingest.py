@@ -3,13 +3,14 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from pipeline.core import Pipeline
-from pipeline.errors import EmbedderError, FingerprintError, SettingsError, StoreError
+from pipeline.errors import DocumentError, EmbedderError, FingerprintError, SettingsError, StoreError
 from pipeline.ingestion import reading
 from pipeline.ingestion.changes import plan_prune
 from pipeline.ingestion.run import Progress
@@ -532,3 +533,29 @@ def test_write_behind_raises_the_first_error_and_does_no_more() -> None:
     with pytest.raises(StoreError, match="refused"):
         run()
     assert [0, 1] == done
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"id": ""}, "not empty"),
+        ({"id": 5}, "not 5"),
+        ({"text": None}, "document x: text is a string, not NoneType"),
+        ({"title": 1}, "document x: title is a string"),
+        ({"metadata": {1: 2, "a": 3}}, "document x: metadata is a mapping whose keys are strings"),
+        ({"metadata": None}, "document x: metadata is a mapping"),
+    ],
+)
+def test_a_document_of_other_types(fields: dict[str, Any], says: str) -> None:
+    """Is refused where it is made, by its id: in an ingest of thousands nobody would find it."""
+    with pytest.raises(DocumentError, match=says):
+        Document(**({"id": "x", "text": "text"} | fields))
+
+
+def test_chunks_shorter_than_asked_for_are_said() -> None:
+    """Where the embedding model does not read as much."""
+    for wanted, said in ((100_000, True), (256, False)):
+        with Pipeline(embedder=FakeEmbedder(), store=FakeStore(), chunk_tokens=wanted) as rag:
+            report = rag.ingest([Document("a", "text")])
+            assert said == any(f"tokens at most, not {wanted}" in warning for warning in report.warnings)
+            assert said == (rag.chunk_tokens < wanted)

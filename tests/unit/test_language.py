@@ -16,6 +16,7 @@ ZH = "重庆市是中国的直辖市，位于长江上游。"
         (ZH, "zh"),
         ("蒸汽機推動了曼徹斯特的織布機。", "zh"),
         ("如何使用 Python 的 json 模块读取 JSON 文件?", "zh"),
+        ("你好,世界。", "zh"),
         ("Die Dampfmaschine trieb die Webstühle von Manchester an.", "de"),
         ("蒸気機関がマンチェスターの織機を動かした。", "ja"),
         ("1 2 3 4", ""),

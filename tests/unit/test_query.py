@@ -450,3 +450,43 @@ def test_rank_fusion_is_chosen_by_name() -> None:
     best = rag.query("apple fruit").hits[0]
     assert best.document_id == "apple"
     assert pytest.approx(1.0) == best.score
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"top_k": "3"}, "top_k is a whole number, not '3'"),
+        ({"top_k": 2.5}, "top_k is a whole number, not 2.5"),
+        ({"top_n": None, "top_k": True}, None),
+        ({"threshold": "a"}, "threshold is a number, not 'a'"),
+        ({"deadline_ms": [1]}, "deadline_ms is a number"),
+        ({"alpha": np.float32(0.5), "top_k": np.int64(2)}, None),
+    ],
+)
+def test_arguments_of_another_type(options: dict[str, Any], says: str | None) -> None:
+    """Are refused by name, and numbers of NumPy are numbers."""
+    rag = pipeline(FakeReranker())
+    if says is None:
+        assert rag.query("apple", **options).hits
+        return
+    with pytest.raises(SettingsError, match=says):
+        rag.query("apple", **options)
+
+
+@pytest.mark.parametrize("text", [None, 5, b"apple"])
+def test_a_query_that_is_no_string(text: Any) -> None:
+    """Is refused in words."""
+    with pytest.raises(SettingsError, match="a query is a string"):
+        pipeline(FakeReranker()).query(text)
+
+
+@pytest.mark.parametrize("scores", [[0.5] * 4, None, (0.5 for _ in range(4)), "1234"])
+def test_a_reranker_that_gives_something_else(scores: Any) -> None:
+    """Its author is told what it should have been."""
+
+    class Other(FakeReranker):
+        def score(self, query: str, texts: Sequence[str]) -> Any:
+            return scores
+
+    with pytest.raises(RerankerError, match="reranker fake gave no list of RerankScore, but "):
+        pipeline(Other()).query("apple")

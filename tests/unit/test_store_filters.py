@@ -135,3 +135,10 @@ def test_wrong_keys(key: Any) -> None:
     """A key that no path can be made of is refused."""
     with pytest.raises(SettingsError, match="metadata key"):
         parse({key: "x"})
+
+
+@pytest.mark.parametrize("where", ["lang=en", [("lang", "en")], 5])
+def test_conditions_that_are_no_mapping(where: Any) -> None:
+    """Are shown as they should be."""
+    with pytest.raises(SettingsError, match="maps metadata keys to conditions"):
+        parse(where)
