@@ -32,9 +32,9 @@ from pipeline.types import StageFusion
 from tests.integration.conftest import Rag
 from tests.tiny_models import save_cross_encoder, save_embedder
 
-QUESTIONS = 40
+QUESTIONS = 100
 ANIMALS = ("dog", "fox", "quick", "lazy")  # words that the tiny model has
-# With fewer epochs some runs end on lists that are not learned yet: which texts are mined among equals is chance.
+# With fewer epochs or questions some runs end on lists that are not learned yet, or with a weight chosen by chance.
 PLAN = Plan(epochs=10, learning_rate=0.002, batch_size=4, seed=0, device="cpu")
 PAIRS = [
     ("How do I read JSON in Python?", "Use the json module of the standard library."),
@@ -110,7 +110,7 @@ def test_it_learns_and_says_so(trained: tuple[Path, dict[str, Any]]) -> None:
     assert ndcg["before"] < 0.9
     assert 1.0 == ndcg["after"]
     assert outcome["loss"]["last"] < outcome["loss"]["first"]
-    assert {"train": 32, "choose": 4, "report": 4} == outcome["queries"]
+    assert {"train": 80, "choose": 10, "report": 10} == outcome["queries"]
     assert not outcome["cascade"]
     assert all(test["difference"] > 0 for test in outcome["against"].values())
 
@@ -194,7 +194,7 @@ def test_a_second_call_does_not_repeat_what_is_done(
     outcome = train(tmp_path, dataset, base, said.append, **options)
     assert not any(line.startswith("training") for line in said)
     assert before == examples.stat().st_mtime_ns
-    assert 4 == outcome["loss"]["steps"]
+    assert 10 == outcome["loss"]["steps"]
     assert all(0 < min(example.target) < max(example.target) < 1 for example in read_examples(examples))
     assert "- teacher teacher out@" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert ModelFolder(tmp_path / "out", "cross-encoder").config["revision"] == outcome["sha256"]["model.bin"]
