@@ -73,7 +73,7 @@ class LateInteractionReranker:
         try:
             known = self._kept.query(self.identity, query)
             asked, weights = known or self._model.token_vectors([query], query=True)[0]
-            found = self._vectors(distinct, len(asked[0]))
+            found = self._vectors(distinct)
         except RuntimeError as error:  # OpenVINO's only exception: out of memory, mostly, or a damaged file
             raise RerankerError(f"{self.model} failed: {error}", provider=self.name, retryable=True) from error
         logits = self._scale * max_sim(asked, softplus(weights), found) + self._bias
@@ -88,9 +88,9 @@ class LateInteractionReranker:
         """Closes the file of token vectors; closing twice is fine."""
         self._kept.close()
 
-    def _vectors(self, texts: Sequence[str], dimension: int) -> list[Int8Vectors]:
+    def _vectors(self, texts: Sequence[str]) -> list[Int8Vectors]:
         """Token vectors of each text, computed where they are not known."""
-        known = self._kept.get(self.identity, texts, dimension)
+        known = self._kept.get(self.identity, texts, DIMENSION)
         fresh = [text for text in texts if text not in known]
         computed = self._model.token_vectors(fresh, query=False) if fresh else []
         read = {text: in_int8(vectors) for text, (vectors, _) in zip(fresh, computed, strict=True)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline.errors import SettingsError, StoreError
+from pipeline.stores import bm25
 from pipeline.stores.payload import clean, is_chunk, to_chunk
 from pipeline.types import Candidate, Chunk, SearchMode
 
@@ -94,20 +95,26 @@ def ledger_batches(document_ids: Sequence[str] | None) -> Iterator[Sequence[str]
         yield from batches(list(dict.fromkeys(document_ids)), LEDGER_BATCH)
 
 
-def query_vector(vector: NDArray[np.float32] | None, mode: SearchMode) -> list[float]:
-    """The query's dense vector as the engine takes it; empty for ``sparse``.
+def query_vectors(text: str, vector: NDArray[np.float32] | None, mode: SearchMode) -> dict[str, Any]:
+    """What is searched for, by the vector's name: numbers for the dense one, indices and values for BM25.
+
+    Empty if nothing can be found: a sparse query without words.
 
     Raises:
         SettingsError: the mode is unknown or needs a vector and there is none.
     """
     if mode not in ("hybrid", "dense", "sparse"):
         raise SettingsError(f"search mode {mode!r} is unknown; allowed are hybrid, dense and sparse")
-    if mode == "sparse":
-        return []
-    if vector is None:
-        raise SettingsError(f"a {mode} search needs the query's vector")
-    numbers: list[float] = np.asarray(vector, dtype=np.float32).tolist()
-    return numbers
+    found: dict[str, Any] = {}
+    if mode != "sparse":
+        if vector is None:
+            raise SettingsError(f"a {mode} search needs the query's vector")
+        found[DENSE] = np.asarray(vector, dtype=np.float32).tolist()
+    if mode != "dense":
+        words = bm25.query_vector(text)
+        if words.indices:
+            found[SPARSE] = words
+    return found
 
 
 def dense_vector(stored: Any) -> NDArray[np.float32]:

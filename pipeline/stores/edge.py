@@ -272,11 +272,8 @@ class EdgeStore:
     ) -> list[Candidate]:
         """The best ``limit`` chunks; see :meth:`pipeline.interfaces.Store.search`."""
         clauses = filters.parse(where)
-        dense = common.query_vector(vector, mode)
-        if self.fingerprint() is None:
-            return []
-        nearest = edge_requests.nearest(text, dense, mode)
-        if not nearest:
+        nearest = edge_requests.nearest(common.query_vectors(text, vector, mode))
+        if not nearest or self.fingerprint() is None:
             return []
         condition = edge_requests.condition(clauses)
         deep = common.depth(limit) if len(nearest) > 1 else limit

@@ -10,7 +10,7 @@ import qdrant_edge as edge
 
 from pipeline.stores import bm25, common, filters, payload
 from pipeline.stores.storage import QUANTILE, Storage
-from pipeline.types import Chunk, HybridFusion, Quantization, SearchMode
+from pipeline.types import Chunk, HybridFusion, Quantization
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,16 +34,9 @@ def storage(config: Mapping[str, Any]) -> Storage:
     return Storage(quantization=kind, on_disk=dense.get("memory") == "cold")
 
 
-def nearest(text: str, dense: list[float], mode: SearchMode) -> dict[str, Any]:
-    """What is searched for, by the vector's name; empty if nothing can be found: a sparse query without words."""
-    found: dict[str, Any] = {}
-    if mode != "sparse":
-        found[common.DENSE] = edge.Query.Nearest(dense, using=common.DENSE)
-    if mode != "dense":
-        sparse = bm25.query_vector(text)
-        if sparse.indices:
-            found[common.SPARSE] = edge.Query.Nearest(sparse, using=common.SPARSE)
-    return found
+def nearest(vectors: Mapping[str, Any]) -> dict[str, Any]:
+    """A query by each of the vectors, by its name."""
+    return {name: edge.Query.Nearest(vector, using=name) for name, vector in vectors.items()}
 
 
 def params(limit: int, *, filtered: bool, exact: bool, oversampling: float) -> edge.SearchParams:

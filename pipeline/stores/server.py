@@ -340,8 +340,7 @@ class ServerStore:
     ) -> list[Candidate]:
         """The best ``limit`` chunks; see :meth:`pipeline.interfaces.Store.search`."""
         clauses = filters.parse(where)
-        dense = common.query_vector(vector, mode)
-        nearest = server_requests.nearest(text, dense, mode)
+        nearest = server_requests.nearest(common.query_vectors(text, vector, mode))
         if not nearest or self.fingerprint() is None:
             return []
         condition = server_requests.condition(clauses)

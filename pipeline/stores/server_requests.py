@@ -8,24 +8,23 @@ from typing import TYPE_CHECKING, Any
 from qdrant_client import models
 
 from pipeline.stores import bm25, common, filters, payload
-from pipeline.types import Chunk, HybridFusion, SearchMode
+from pipeline.types import Chunk, HybridFusion
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-def nearest(text: str, dense: list[float], mode: SearchMode) -> dict[str, Any]:
-    """What is searched for, by the vector's name; empty if nothing can be found: a sparse query without words."""
-    found: dict[str, Any] = {}
-    if mode != "sparse":
-        found[common.DENSE] = models.NearestQuery(nearest=dense)
-    if mode != "dense":
-        sparse = bm25.query_vector(text)
-        if sparse.indices:
-            vector = models.SparseVector(indices=sparse.indices, values=sparse.values)
-            found[common.SPARSE] = models.NearestQuery(nearest=vector)
-    return found
+def nearest(vectors: Mapping[str, Any]) -> dict[str, Any]:
+    """A query by each of the vectors, by its name."""
+    return {
+        name: models.NearestQuery(nearest=_sparse(vector) if name == common.SPARSE else vector)
+        for name, vector in vectors.items()
+    }
+
+
+def _sparse(vector: Any) -> models.SparseVector:
+    return models.SparseVector(indices=vector.indices, values=vector.values)
 
 
 def params(limit: int, *, filtered: bool, exact: bool, oversampling: float) -> models.SearchParams:
@@ -86,11 +85,7 @@ def scores(name: str, one: Any, ids: Sequence[Any], params: models.SearchParams 
 
 def point(chunk: Chunk, vector: NDArray[np.float32]) -> models.PointStruct:
     """A chunk with its vectors, as it is stored."""
-    sparse = bm25.chunk_vector(chunk.title, chunk.text)
-    vectors = {
-        common.DENSE: vector.tolist(),
-        common.SPARSE: models.SparseVector(indices=sparse.indices, values=sparse.values),
-    }
+    vectors = {common.DENSE: vector.tolist(), common.SPARSE: _sparse(bm25.chunk_vector(chunk.title, chunk.text))}
     return models.PointStruct(id=chunk.id, vector=vectors, payload=payload.to_payload(chunk))
 
 

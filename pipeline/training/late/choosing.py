@@ -10,8 +10,8 @@ import numpy as np
 
 from pipeline.evaluation.metrics import metrics_by_query
 from pipeline.scoring import standardise
-from pipeline.stores.common import depth
-from pipeline.stores.hybrid import convex
+from pipeline.stores import hybrid
+from pipeline.stores.common import DENSE, SPARSE, depth
 from pipeline.training.late.fitting import Model
 from pipeline.training.late.questions import Questions
 
@@ -81,8 +81,15 @@ def first_stage(model: Model, questions: Questions, place: int, sequence: int) -
     words = question.by_words
     if words is None:
         raise ValueError(f"question {place} is not held back")
-    near, worded = (np.argsort(-scores, kind="stable")[: depth(_DEPTH)] for scores in (cosines, words))
-    found = {*near.tolist(), *worded[words[worded] > 0].tolist()}
-    dense, sparse = ({number: float(scores[number]) for number in sorted(found)} for scores in (cosines, words))
-    fused = sorted(convex(dense, sparse).items(), key=lambda pair: -pair[1])[:_DEPTH]
-    return [(passages.start + number, score) for number, score in fused]
+    by_name = {DENSE: cosines, SPARSE: words}
+
+    def ask(asked: Sequence[hybrid.Question[int]]) -> list[dict[int, float]]:
+        found = []
+        for name, ids in asked:
+            scores = by_name[name]
+            numbers = np.argsort(-scores, kind="stable")[: depth(_DEPTH)].tolist() if ids is None else ids
+            found.append({n: float(scores[n]) for n in numbers if name == DENSE or scores[n] > 0})
+        return found
+
+    best = list(hybrid.search(ask).items())[:_DEPTH]
+    return [(passages.start + number, score) for number, score in best]
