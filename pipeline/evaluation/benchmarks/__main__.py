@@ -127,9 +127,14 @@ def rerank(
     work: WorkOption = _WORK,
     candidates: Annotated[int, typer.Option(min=1, help="Texts that are reranked for one query.")] = 100,
     rounds: RoundsOption = 5,
+    device: Annotated[str, typer.Option(help="cpu, or the GPU that both run on: cuda or mps.")] = "cpu",
 ) -> None:
     """Reranking beside CrossEncoder.predict of sentence-transformers with the same model."""
-    _run(out, lambda run: measures.rerank(run, dataset, reranker, work, candidates=candidates, rounds=rounds))
+
+    def measure(run: Run) -> None:
+        measures.rerank(run, dataset, reranker, work, device=device, candidates=candidates, rounds=rounds)
+
+    _run(out, measure)
 
 
 @app.command(name="all")

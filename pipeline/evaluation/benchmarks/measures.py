@@ -161,7 +161,9 @@ def ingest(run: Run, folder: Path, embedder: str, work: Path, *, documents: int,
     run.save(ingest=measure_ingest(texts, embedder, settings, rounds=rounds, say=run.say))
 
 
-def rerank(run: Run, folder: Path, reranker: str, work: Path, *, candidates: int, rounds: int) -> None:
+def rerank(
+    run: Run, folder: Path, reranker: str, work: Path, *, device: str, candidates: int, rounds: int
+) -> None:
     """Reranking beside sentence-transformers with the same model."""
     from pipeline.evaluation.benchmarks.rerank import measure_rerank, pairs_of
     from pipeline.evaluation.dataset import read_dataset
@@ -169,11 +171,11 @@ def rerank(run: Run, folder: Path, reranker: str, work: Path, *, candidates: int
 
     dataset = read_dataset(folder, 1)
     query = next(iter(dataset.queries.values()))
-    tokenizer = CrossEncoderReranker(reranker, device="cpu", cache_dir=work / "models").tokenizer
+    tokenizer = CrossEncoderReranker(reranker, device=device, cache_dir=work / "models").tokenizer
     if tokenizer is None:
         raise SettingsError(f"--reranker {reranker}: it has no fast tokenizer to cut texts with")
     long = [f"{document.title}\n{document.text}" for document in dataset.documents()]
     texts = pairs_of(query, long, tokenizer, candidates)
     if len(texts) < candidates:
         raise SettingsError(f"{dataset.name} has {len(texts)} texts that are long enough, not {candidates}")
-    run.save(rerank=measure_rerank(query, texts, reranker, work, rounds=rounds, say=run.say))
+    run.save(rerank=measure_rerank(query, texts, reranker, work, device=device, rounds=rounds, say=run.say))

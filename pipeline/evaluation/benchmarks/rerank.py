@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
+from pipeline.hub import pick_device
 from pipeline.rerankers.cross_encoder import CrossEncoderReranker
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def pairs_of(query: str, texts: Sequence[str], tokenizer: Tokenizer, count: int)
 
 
 def measure_rerank(
-    query: str, texts: Sequence[str], reranker: str, work: Path, *, rounds: int, say: Callable[[str], None]
+    query: str, texts: Sequence[str], reranker: str, work: Path, *, device: str, rounds: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Milliseconds for all texts, of each way, the median of all rounds, and how much the order differs.
 
@@ -46,8 +47,8 @@ def measure_rerank(
     from scipy.stats import spearmanr
     from sentence_transformers import CrossEncoder
 
-    ours = CrossEncoderReranker(reranker, device="cpu", cache_dir=work / "models")
-    plain = CrossEncoder(reranker, device="cpu")
+    ours = CrossEncoderReranker(reranker, device=device, cache_dir=work / "models")
+    plain = CrossEncoder(reranker, device=pick_device(device))
     pairs = [(query, text) for text in texts]
     ways: dict[str, Callable[[], list[float]]] = {
         "ours": lambda: [score.raw for score in ours.score(query, texts)],
@@ -68,11 +69,22 @@ def measure_rerank(
         "pair_tokens": PAIR_TOKENS,
         "rounds": rounds,
         "engine": ours.runs_on,
+        "device": device_name(device),
         "ms": {name: round(value, 1) for name, value in medians.items()},
         "pairs_per_second": {name: round(1e3 * len(texts) / value, 1) for name, value in medians.items()},
         "times_as_fast": round(float(np.median(ratios)), 2),
         "rank_correlation": round(float(spearmanr(*answers.values()).statistic), 4),
     }
+
+
+def device_name(device: str) -> str:
+    """The GPU's own name; "CPU" for that, whose name is the machine's."""
+    import torch
+
+    device = pick_device(device)
+    if device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(device))
+    return device.upper()
 
 
 def print_rerank(result: dict[str, Any], console: Console) -> None:
@@ -83,7 +95,7 @@ def print_rerank(result: dict[str, Any], console: Console) -> None:
             f"  {name}: {ms:.0f} ms, {result['pairs_per_second'][name]:.0f} pairs/s"
             for name, ms in result["ms"].items()
         ),
-        f"  ours, on {result['engine']}, is {result['times_as_fast']} times as fast; rank correlation of the scores "
+        f"  ours, on {result['engine']} and {result['device']}, is {result['times_as_fast']} times as fast; rank correlation of the scores "
         f"{result['rank_correlation']}",
     ]
     console.print("\n".join(lines), highlight=False)

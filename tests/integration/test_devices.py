@@ -1,0 +1,102 @@
+"""Models under PyTorch on every device of the machine: on a plain one the CPU, on others the GPU, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.core import Pipeline
+from pipeline.embedders.sentence_transformers import SentenceTransformersEmbedder
+from pipeline.rerankers.cross_encoder import CrossEncoderReranker
+from pipeline.settings import Settings
+from pipeline.training.fitting import Plan, fit
+from pipeline.training.mining import Example
+from pipeline.types import Document
+from tests.tiny_models import save_cross_encoder, save_embedder
+
+DEVICES = [
+    "cpu",
+    *(["cuda"] if torch.cuda.is_available() else []),
+    *(["mps"] if torch.backends.mps.is_available() else []),
+]
+QUERY = "How do I read JSON in Python?"
+TEXTS = ["Use the json module.", "如何读取 JSON 文件？", "Vitamin D in older people.", "The lazy dog " * 40, "dog"]
+# A logit of size 1 in bf16 is known to a hundredth or two.
+TOLERANCE = 0.05
+
+
+@pytest.mark.parametrize("architecture", ["bert", "xlm-roberta", "modernbert"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_logits_are_those_of_float32(tmp_path: Path, architecture: str, device: str) -> None:
+    """One pair at a time through transformers alone, on the CPU."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = save_cross_encoder(tmp_path / "model", architecture=architecture)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        expected = [
+            model(**tokenizer(QUERY, text, truncation=True, max_length=64, return_tensors="pt")).logits.item()
+            for text in TEXTS
+        ]
+    reranker = CrossEncoderReranker(str(folder), device=device, engine="torch")
+    assert [score.raw for score in reranker.score(QUERY, TEXTS)] == pytest.approx(expected, abs=TOLERANCE)
+    assert reranker.runs_on == "PyTorch"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_order_of_the_texts_changes_no_logit(tmp_path: Path, device: str) -> None:
+    """In bf16 the shape of a batch does, so batches are the same ones whatever the order."""
+    folder = save_cross_encoder(tmp_path / "model")
+    reranker = CrossEncoderReranker(str(folder), device=device, engine="torch", batch_tokens=100)
+    texts = [f"{text} {number}" for number in range(5) for text in TEXTS]
+    forwards = [score.raw for score in reranker.score(QUERY, texts)]
+    backwards = [score.raw for score in reranker.score(QUERY, texts[::-1])]
+    assert forwards == backwards[::-1]
+    assert len(set(forwards)) > len(TEXTS)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_embeddings_are_those_of_the_cpu(tmp_path: Path, device: str) -> None:
+    """A collection made on a GPU is searched on a CPU."""
+    folder = str(save_embedder(tmp_path / "model"))
+    here = SentenceTransformersEmbedder(folder, device=device, engine="torch").embed_documents(TEXTS)
+    there = SentenceTransformersEmbedder(folder, device="cpu", engine="torch").embed_documents(TEXTS)
+    assert np.abs(np.asarray(here) - np.asarray(there)).max() < 1e-4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_reranker_is_trained(tmp_path: Path, device: str) -> None:
+    """It learns what tells the lists' passages apart, and what it learned is the same on a CPU."""
+    base = save_cross_encoder(tmp_path / "base")
+    examples = [Example(f"report {i:03d}", [f"{i:03d} the dog", f"{i:03d} the fox"], [1.0, 0.0]) for i in range(32)]
+    plan = Plan(epochs=8, learning_rate=2e-3, batch_size=8, seed=1, device=device)
+    losses = fit(str(base), examples, tmp_path / "work", tmp_path / "out", plan, print)
+    assert losses[-1]["loss"] < 0.1 < losses[0]["loss"]
+    trained = CrossEncoderReranker(str(tmp_path / "out"), device="cpu", engine="torch")
+    dog, fox = trained.score("report 100", ["100 the dog", "100 the fox"])
+    assert dog.raw > fox.raw + 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_both_stages_run_there(tmp_path: Path, device: str) -> None:
+    """Every candidate is scored there; no fallback, no cascade, no warning."""
+    embedder, reranker = save_embedder(tmp_path / "embedder"), save_cross_encoder(tmp_path / "reranker")
+    settings = Settings(
+        data_dir=tmp_path / "data",
+        embedder="sentence-transformers",
+        embedding_model=str(embedder),
+        reranker="cross-encoder",
+        reranker_model=str(reranker),
+        device=device,  # type: ignore[arg-type]
+        engine="torch",
+    )
+    with Pipeline.from_settings(settings) as rag:
+        rag.ingest([Document(id=f"{number}", text=text) for number, text in enumerate(TEXTS)])
+        found = rag.query(QUERY, top_k=50)
+    assert not found.degraded and not found.warnings
+    assert {hit.chunk.document_id for hit in found.hits} == {f"{number}" for number in range(len(TEXTS))}
+    assert all(hit.rerank is not None for hit in found.hits)
