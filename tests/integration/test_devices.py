@@ -91,12 +91,13 @@ def test_both_stages_run_there(tmp_path: Path, device: str) -> None:
         embedding_model=str(embedder),
         reranker="cross-encoder",
         reranker_model=str(reranker),
-        device=device,  # type: ignore[arg-type]
+        device=device,
         engine="torch",
     )
     with Pipeline.from_settings(settings) as rag:
         rag.ingest([Document(id=f"{number}", text=text) for number, text in enumerate(TEXTS)])
         found = rag.query(QUERY, top_k=50)
-    assert not found.degraded and not found.warnings
+    assert not found.degraded
+    assert not found.warnings
     assert {hit.chunk.document_id for hit in found.hits} == {f"{number}" for number in range(len(TEXTS))}
     assert all(hit.rerank is not None for hit in found.hits)

@@ -161,9 +161,7 @@ def ingest(run: Run, folder: Path, embedder: str, work: Path, *, documents: int,
     run.save(ingest=measure_ingest(texts, embedder, settings, rounds=rounds, say=run.say))
 
 
-def rerank(
-    run: Run, folder: Path, reranker: str, work: Path, *, device: str, candidates: int, rounds: int
-) -> None:
+def rerank(run: Run, folder: Path, reranker: str, work: Path, *, device: str, candidates: int, rounds: int) -> None:
     """Reranking beside sentence-transformers with the same model."""
     from pipeline.evaluation.benchmarks.rerank import measure_rerank, pairs_of
     from pipeline.evaluation.dataset import read_dataset

@@ -95,7 +95,7 @@ def print_rerank(result: dict[str, Any], console: Console) -> None:
             f"  {name}: {ms:.0f} ms, {result['pairs_per_second'][name]:.0f} pairs/s"
             for name, ms in result["ms"].items()
         ),
-        f"  ours, on {result['engine']} and {result['device']}, is {result['times_as_fast']} times as fast; rank correlation of the scores "
-        f"{result['rank_correlation']}",
+        f"  ours, on {result['engine']} and {result['device']}, is {result['times_as_fast']} times as fast; "
+        f"rank correlation of the scores {result['rank_correlation']}",
     ]
     console.print("\n".join(lines), highlight=False)
