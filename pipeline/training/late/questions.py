@@ -57,13 +57,10 @@ class Question:
     relevant: list[int]
     candidates: list[tuple[int, float]]
     """BM25's best 50, with its scores, best first."""
+    held_back: bool
+    """Whether it is for choosing, not for training."""
     by_words: NDArray[np.float32] | None
-    """Of one that is held back: BM25's scores of all the dataset's passages, 0 where no word is shared."""
-
-    @property
-    def held_back(self) -> bool:
-        """Whether it is for choosing, not for training."""
-        return self.by_words is not None
+    """BM25's scores of all the dataset's passages, 0 where no word is shared; kept of those held back, or of all."""
 
 
 @dataclass(slots=True)
@@ -75,7 +72,9 @@ class Questions:
     all: list[Question] = field(default_factory=list)
 
 
-def read_questions(folder: Path, shares: dict[str, Share], seed: int = SEED) -> Questions:
+def read_questions(
+    folder: Path, shares: dict[str, Share], seed: int = SEED, *, words_of_all: bool = False
+) -> Questions:
     """Reads datasets in BEIR's layout, which are folders of ``folder``, by their names."""
     found = Questions()
     for name, share in shares.items():
@@ -86,7 +85,7 @@ def read_questions(folder: Path, shares: dict[str, Share], seed: int = SEED) -> 
         numbers = {document.id: len(found.passages) + place for place, document in enumerate(drawn)}
         found.by_dataset[name] = range(len(found.passages), len(found.passages) + len(drawn))
         found.passages.extend(map(_text, drawn))
-        found.all.extend(_questions(dataset, drawn, numbers, share, random))
+        found.all.extend(_questions(dataset, drawn, numbers, share, random, words_of_all))
     return found
 
 
@@ -98,7 +97,12 @@ def shuffled(ids: Iterable[str], random: Random) -> list[str]:
 
 
 def _questions(
-    dataset: Dataset, documents: Sequence[Document], numbers: dict[str, int], share: Share, random: Random
+    dataset: Dataset,
+    documents: Sequence[Document],
+    numbers: dict[str, int],
+    share: Share,
+    random: Random,
+    words_of_all: bool,
 ) -> Iterator[Question]:
     relevant = {
         id_: [numbers[document] for document, grade in grades.items() if grade > 0 and document in numbers]
@@ -117,8 +121,9 @@ def _questions(
     ):
         best = np.argsort(-scores, kind="stable")[:_CANDIDATES]
         listed = [(first + int(number), float(scores[number])) for number in best if scores[number] > 0]
-        by_words = scores if place < len(held_back) else None
-        yield Question(dataset.name, dataset.queries[id_], relevant[id_], listed, by_words)
+        held = place < len(held_back)
+        by_words = scores if held or words_of_all else None
+        yield Question(dataset.name, dataset.queries[id_], relevant[id_], listed, held, by_words)
 
 
 def bm25_scores(documents: Sequence[Document], queries: Sequence[str]) -> Iterator[NDArray[np.float32]]:
