@@ -17,7 +17,7 @@ from pipeline.training.joint.__main__ import choose, save
 from pipeline.training.joint.fitting import KEPT_LAYERS, Around, Drawer, fit, logits, pair, start_student
 from pipeline.training.joint.lists import Lists, load, make_lists
 from pipeline.training.joint.made_up import made_up
-from pipeline.training.late.questions import Share, read_questions
+from pipeline.training.late.questions import SHARES, Share, read_questions
 
 ANIMALS = ("dog", "fox", "cat", "bird")
 TOWNS = ("Paris", "London", "Berlin", "Rome", "Madrid", "Vienna", "Athens", "Oslo")
@@ -82,6 +82,14 @@ def test_lists_have_the_first_stage_s_candidates(found: Lists) -> None:
         assert one.relevant.tolist() == [True] + [False] * len(others)
         assert sentence not in own
         assert not any(sentence in other for other in others)  # the whole passage is no candidate
+
+
+def test_both_trainings_have_the_same_passages_and_hold_back_the_same_questions() -> None:
+    """What ``late.unseen`` writes is new to both models, and their figures are of the same questions."""
+    assert list(SHARES) == list(lists.SHARES)
+    for name, share in SHARES.items():
+        assert (share.passages, share.held_back) == (lists.SHARES[name].passages, lists.SHARES[name].held_back)
+    assert lists.SENTENCES.keys() | lists.TITLED <= SHARES.keys()
 
 
 def test_made_up_questions_are_not_in_their_passages() -> None:
