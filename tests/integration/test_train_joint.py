@@ -8,16 +8,19 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.inference.folder import ModelFolder
 from pipeline.models import EMBEDDER, LATE_INTERACTION
+from pipeline.rerankers.late_interaction import LateInteractionReranker
+from pipeline.scoring import standardise
 from pipeline.training.joint import fitting, lists
-from pipeline.training.joint.__main__ import choose, save
+from pipeline.training.joint.__main__ import choose, save, without_map
 from pipeline.training.joint.fitting import KEPT_LAYERS, Around, Drawer, fit, logits, pair, start_student
 from pipeline.training.joint.lists import Lists, load, make_lists
 from pipeline.training.joint.made_up import made_up
-from pipeline.training.late.questions import SHARES, Share, read_questions
+from pipeline.training.late.questions import SHARES, Questions, Share, read_questions
 
 ANIMALS = ("dog", "fox", "cat", "bird")
 TOWNS = ("Paris", "London", "Berlin", "Rome", "Madrid", "Vienna", "Athens", "Oslo")
@@ -25,8 +28,8 @@ AROUND = Around(start=0, end=2, pad=1)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Lists:
-    """Of texts that share the question's number, the one with the dog is relevant; saved and read again."""
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Questions:
+    """Of texts that share the question's number, the one with the dog is relevant."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "dogs" / "qrels").mkdir(parents=True)
     with (folder / "dogs" / "corpus.jsonl").open("w") as file:
@@ -43,7 +46,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Lists:
         rows = csv.writer(file, delimiter="\t")
         rows.writerow(["query-id", "corpus-id", "score"])
         rows.writerows([f"q{i}", f"dog{i}", 1] for i in range(40))
-    questions = read_questions(folder, {"dogs": Share(held_back=10)}, words_of_all=True)
+    return read_questions(folder, {"dogs": Share(held_back=10)}, words_of_all=True)
+
+
+@pytest.fixture(scope="module")
+def found(questions: Questions, tmp_path_factory: pytest.TempPathFactory) -> Lists:
+    """Saved and read again."""
+    folder = tmp_path_factory.mktemp("lists")
     model = ModelFolder(LATE_INTERACTION, "late-interaction", trunk=EMBEDDER, whole_trunk=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lists, "SENTENCES", {"dogs": 1})
@@ -68,7 +77,9 @@ def test_lists_have_the_first_stage_s_candidates(found: Lists) -> None:
     asked = [one for one in found.ranked if not one.made_up]
     invented = [one for one in found.ranked if one.made_up]
     assert 40 == len(asked)
-    assert 160 == len(invented)
+    assert 150 == len(invented)  # of the passages that no question held back is about
+    about_held = {number for one in asked if one.held_back for number in one.candidates[one.relevant].tolist()}
+    assert about_held.isdisjoint(one.source for one in invented)
     assert 10 == sum(one.held_back for one in found.ranked)
     for one in found.ranked:
         assert len(one.candidates) == len(set(one.candidates.tolist())) == len(one.known)
@@ -82,6 +93,17 @@ def test_lists_have_the_first_stage_s_candidates(found: Lists) -> None:
         assert one.relevant.tolist() == [True] + [False] * len(others)
         assert sentence not in own
         assert not any(sentence in other for other in others)  # the whole passage is no candidate
+
+
+def test_what_is_known_is_what_a_query_takes(questions: Questions, found: Lists) -> None:
+    """The package's own reranker, whose token vectors are rounded, with its weight in the fusion."""
+    reranker = LateInteractionReranker()
+    for place in (0, 11, 25):
+        one = found.ranked[place]
+        texts = [questions.passages[number] for number in one.candidates]
+        late = standardise([score.raw for score in reranker.score(questions.all[place].text, texts)])[0]
+        expected = (1 - reranker.default_alpha) * one.first + reranker.default_alpha * np.array(late)
+        assert expected.tolist() == pytest.approx(one.known.tolist(), abs=0.15)
 
 
 def test_both_trainings_have_the_same_passages_and_hold_back_the_same_questions() -> None:
@@ -156,6 +178,7 @@ def test_it_learns_what_the_first_stage_cannot_know(
         assert ["bert.embeddings.word_embeddings.weight"] == missing
         saved.bert.embeddings.word_embeddings = model.bert.embeddings.word_embeddings
         assert torch.allclose(chosen["scale"] * raw + chosen["bias"], logits(saved, pairs, AROUND), atol=0.05)
+        assert torch.allclose(raw, logits(without_map(saved, tmp_path), pairs, AROUND), atol=0.05)
     assert chosen == json.loads((tmp_path / "measured.json").read_text())
 
 

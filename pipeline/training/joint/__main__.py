@@ -42,18 +42,27 @@ def choose(model: Any, lists: Lists, around: Around, say: Callable[[str], None])
 
 def save(model: Any, chosen: dict[str, Any], folder: Path) -> None:
     """The weights in float16 but for the word embeddings, the embedder's; the map to a logit becomes part of them."""
-    import torch
     from safetensors.torch import save_file
 
-    with torch.no_grad():
-        model.classifier.weight *= chosen["scale"]
-        model.classifier.bias.mul_(chosen["scale"]).add_(chosen["bias"])
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
-    state = {name: tensor.half().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = dict(model.state_dict())
     del state["bert.embeddings.word_embeddings.weight"]
-    save_file(state, folder / "model.safetensors")
+    state["classifier.weight"] = chosen["scale"] * state["classifier.weight"]
+    state["classifier.bias"] = chosen["scale"] * state["classifier.bias"] + chosen["bias"]
+    save_file({name: tensor.half().cpu().contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
     (folder / "measured.json").write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
+
+
+def without_map(model: Any, folder: Path) -> Any:
+    """A saved model with the logits that it was trained to: a teacher's sharpness is that of its own softmax."""
+    import torch
+
+    chosen = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
+    with torch.no_grad():
+        model.classifier.weight /= chosen["scale"]
+        model.classifier.bias.sub_(chosen["bias"]).div_(chosen["scale"])
+    return model
 
 
 def main() -> None:
@@ -84,12 +93,13 @@ def main() -> None:
         teacher, steps, rate = None, _STEPS, _RATE
         model = untrained_classifier(e5, keep, e5.layers)
     else:
-        teacher, steps, rate = classifier(e5, arguments.teacher, keep).to(device), _STEPS_OF_STUDENT, _RATE_OF_STUDENT
+        teacher = without_map(classifier(e5, arguments.teacher, keep), arguments.teacher).to(device)
+        steps, rate = _STEPS_OF_STUDENT, _RATE_OF_STUDENT
         model = untrained_classifier(e5, keep, len(KEPT_LAYERS))
         start_student(model, teacher)
     model.to(device)
     model.get_input_embeddings().weight.requires_grad_(False)
-    steps = arguments.steps or steps
+    steps = steps if arguments.steps is None else max(1, arguments.steps)
     fit(model, lists, around, steps=steps, learning_rate=rate, seed=arguments.seed, teacher=teacher, say=say)
     save(model, choose(model, lists, around, say), arguments.output)
 

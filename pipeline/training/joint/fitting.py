@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import SettingsError
 from pipeline.models.build import MAX_TOKENS
 from pipeline.training.joint.lists import Lists, Ranked
 
@@ -35,7 +36,7 @@ _SHARPNESS, _BESIDE = 2.5, 0.5
 # Below the worst candidate, for a passage that the first stage has not found.
 _FARTHER = 0.3
 _SAY_EVERY = 100
-# The student's layers start as these of the teacher's twelve.
+# The student's layers start as these of the teacher's twelve, the lowest and the highest among them.
 KEPT_LAYERS = (0, 2, 5, 7, 9, 11)
 
 
@@ -49,7 +50,7 @@ class Around:
 
 
 def pair(question: NDArray[np.uint32], passage: NDArray[np.uint32], around: Around) -> list[int]:
-    """Token ids as the engine makes them (``<s> question </s> </s> passage </s>``), the passage cut at the end."""
+    """Token ids in the engine's order, ``<s> question </s> </s> passage </s>``; a passage is cut at its end."""
     room = MAX_TOKENS - 4 - len(question)
     end = around.end
     return [around.start, *question.tolist(), end, end, *passage[:room].tolist(), end]
@@ -87,9 +88,11 @@ class Drawer:
         trained = [one for one in lists.ranked if not one.held_back and one.relevant.any()]
         self._asked = [one for one in trained if not one.made_up for _ in range(_REPEATED.get(one.dataset, 1))]
         self._made_up = [one for one in trained if one.made_up]
-        self._of_dataset: dict[str, list[int]] = {}
-        for one in trained:
-            self._of_dataset.setdefault(one.dataset, []).append(int(one.candidates[one.relevant][0]))
+        if not self._asked:
+            raise SettingsError("no question that people asked has a relevant passage to train on")
+        self._of_dataset: dict[str, set[int]] = {}
+        for one in self._asked:
+            self._of_dataset.setdefault(one.dataset, set()).update(one.candidates[one.relevant].tolist())
 
     def batches(self) -> Iterator[list[Drawn]]:
         """Without an end."""
@@ -109,15 +112,16 @@ class Drawer:
         while pool and len(places) < _SIZE - 1:
             places.append(pool.pop(min(int(self._random.expovariate(1 / _MEAN_RANK)), len(pool) - 1)))
         numbers, known = ranked.candidates[places].tolist(), ranked.known[places].tolist()
-        taken = {*ranked.candidates.tolist()}
-        others = self._of_dataset[ranked.dataset]
-        while len(numbers) < _SIZE:
-            other = self._random.choice(others)
-            # A small dataset may have no other: then one comes twice.
-            if other not in taken or len(taken) >= len(others):
-                numbers.append(other)
-                known.append(float(ranked.known.min()) - _FARTHER)
-                taken.add(other)
+        others = sorted(self._of_dataset.get(ranked.dataset, set()) - {*ranked.candidates.tolist(), ranked.source})
+        others = self._random.sample(others, min(len(others), _SIZE - len(numbers)))
+        numbers += others
+        known += [float(ranked.known.min()) - _FARTHER] * len(others)
+        if len(numbers) == 1:
+            raise SettingsError(f"{ranked.dataset}: a question needs another passage than the relevant one")
+        while len(numbers) < _SIZE:  # of a small dataset some come twice
+            place = self._random.randrange(1, len(numbers))
+            numbers.append(numbers[place])
+            known.append(known[place])
         question = self._lists.questions[ranked.question]
         return Drawn(
             [pair(question, self._lists.passages[number], self._around) for number in numbers], known, ranked.made_up
@@ -215,7 +219,7 @@ def _groups(model: Any, learning_rate: float) -> list[dict[str, Any]]:
 
 
 def start_student(student: Any, teacher: Any) -> None:
-    """Embeddings, head, and every other layer of the teacher's."""
+    """Embeddings, head, and :data:`KEPT_LAYERS` of the teacher's."""
     state = teacher.state_dict()
     kept = {}
     for name, tensor in student.state_dict().items():

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from pipeline.inference.folder import ModelFolder
 from pipeline.models import EMBEDDER, LATE_INTERACTION
+from pipeline.rerankers.late_interaction import softplus
 from pipeline.scoring import standardise
 from pipeline.training.joint.made_up import made_up
 from pipeline.training.late.choosing import first_stage
 from pipeline.training.late.questions import SEED, Questions, Share, read_questions
 
 QUERY_TOKENS, PASSAGE_TOKENS = 64, 256
-"""Read of each, at most, without special tokens."""
+"""Read of each, at most, without special tokens: the longest passages lose some that the engine has room for."""
 
 SHARES = {
     "nq": Share(questions=2600, held_back=120),
@@ -74,6 +75,8 @@ class Ranked:
     """Score of the first stage, standardised over the candidates."""
     known: NDArray[np.float32]
     """Score of the first stage and of late interaction together; 0 for a made-up question."""
+    source: int
+    """The passage that a made-up question was taken out of, which is no candidate; -1 for the others."""
     unfound: int
     """Relevant passages of one held back that the first stage has not found."""
 
@@ -95,7 +98,7 @@ class Lists:
             "questions_sizes": [len(ids) for ids in self.questions],
             "sizes": [len(one.candidates) for one in self.ranked],
         }
-        for name in ("question", "dataset", "made_up", "held_back", "unfound"):
+        for name in ("question", "dataset", "made_up", "held_back", "source", "unfound"):
             flat[name] = np.array([getattr(one, name) for one in self.ranked])
         for name in _BY_CANDIDATE:
             flat[name] = np.concatenate([getattr(one, name) for one in self.ranked])
@@ -117,6 +120,7 @@ def load(path: Path) -> Lists:
             bool(flat["made_up"][i]),
             bool(flat["held_back"][i]),
             **{name: columns[name][i] for name in _BY_CANDIDATE},
+            source=int(flat["source"][i]),
             unfound=int(flat["unfound"][i]),
         )
         for i in range(len(flat["question"]))
@@ -160,6 +164,7 @@ def make_lists(questions: Questions, model: ModelFolder, seed: int, say: Callabl
                 likely=~relevant & (cosines >= mean + _LIKELY_RELEVANT * (best - mean)),
                 first=first,
                 known=(1 - _ALPHA) * first + _ALPHA * np.array(standardise(late)[0], dtype=np.float32),
+                source=-1,
                 unfound=len(question.relevant) - int(relevant.sum()),
             )
         )
@@ -167,7 +172,7 @@ def make_lists(questions: Questions, model: ModelFolder, seed: int, say: Callabl
             say(f"candidates of {place + 1} of {len(questions.all)} questions")
     texts = [question.text for question in questions.all]
     invented = list(_made_up(questions, seed))
-    own, _ = _vectors(model, [text for _, text, _ in invented], say, query=True)
+    own = _embeddings(model, [text for _, text, _ in invented])
     for (number, text, rest), vector in zip(invented, own, strict=True):
         dataset = next(name for name, members in questions.by_dataset.items() if number in members)
         ranked.append(_ranked_made_up(vectors, vector, questions, dataset, number, len(texts), len(passages)))
@@ -201,15 +206,19 @@ def _ranked_made_up(
         likely=np.array([False, *(cosines[near] >= mean + _LIKELY_RELEVANT_MADE_UP * (own - mean))]),
         first=nothing,
         known=nothing,
+        source=number,
         unfound=0,
     )
 
 
 def _made_up(questions: Questions, seed: int) -> Iterator[tuple[int, str, str]]:
-    """(passage, question, passage without it)."""
+    """(passage, question, passage without it), for no passage that a question held back is about."""
     random = Random(seed)
+    theirs = {number for question in questions.all if question.held_back for number in question.relevant}
     for dataset, sentences in SENTENCES.items():
         for number in questions.by_dataset.get(dataset, range(0)):
+            if number in theirs:
+                continue
             passage = questions.passages[number]
             for text, rest in made_up(passage, sentences, random, titled=dataset in TITLED):
                 yield number, text, rest
@@ -230,13 +239,20 @@ def _vectors(
         embeddings.append(own)
         tokens += [(vectors.astype(np.float16), weights) for vectors, weights in found]
         say(f"vectors of {min(start + _BLOCK, len(texts))} of {len(texts)} {'questions' if query else 'passages'}")
-    return np.concatenate(embeddings) if embeddings else np.zeros((0, 1), np.float32), tokens
+    return np.concatenate(embeddings), tokens
+
+
+def _embeddings(model: ModelFolder, texts: Sequence[str]) -> NDArray[np.float32]:
+    blocks = range(0, len(texts), _BLOCK)
+    found = [model.both_vectors(texts[start : start + _BLOCK], query=True)[0] for start in blocks]
+    return np.concatenate(found) if found else np.zeros((0, 1), np.float32)
 
 
 def _max_sim(
     query: tuple[NDArray[np.float16], NDArray[np.float32]], passages: Sequence[NDArray[np.float16]]
 ) -> list[float]:
-    vectors, weights = query
+    vectors, raw = query
+    weights = softplus(raw)
     starts = np.cumsum([0, *(len(one) for one in passages[:-1])])
     cosines = vectors.astype(np.float32) @ np.concatenate(passages).astype(np.float32).T
     best: list[float] = (weights / weights.sum() @ np.maximum.reduceat(cosines, starts, axis=1)).tolist()
@@ -257,6 +273,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of datasets in BEIR's layout: " + ", ".join(SHARES))
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     questions = read_questions(arguments.data, SHARES, words_of_all=True)
     model = ModelFolder(LATE_INTERACTION, "late-interaction", trunk=EMBEDDER, whole_trunk=True)
     make_lists(questions, model, SEED, partial(print, flush=True)).save(arguments.output)

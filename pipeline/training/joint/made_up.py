@@ -15,14 +15,15 @@ _FEWEST_SENTENCES = 3
 
 def made_up(passage: str, sentences: int, random: Random, *, titled: bool) -> Iterator[tuple[str, str]]:
     """(question, passage without it): the first line where the passage is ``titled``, then so many sentences, each out
-    of the text below; every other one comes without the title."""
+    of the text below; about every other passage comes without the title. Elsewhere a first line without a full stop
+    counts to the first sentence."""
     title, _, body = passage.partition("\n") if titled else ("", "", passage)
     if title and body:
         yield title, body
     parts = [part for part in _SENTENCES.split(body) if part.strip()]
     if len(parts) < _FEWEST_SENTENCES:
         return
-    chinese = _CHINESE.search(body) is not None
+    chinese = len(_CHINESE.findall(body)) > len(body) / 4
     least, most = _LENGTHS["zh" if chinese else "en"]
     fitting = [place for place, part in enumerate(parts) if least <= len(part.strip()) <= most]
     for place in random.sample(fitting, min(sentences, len(fitting))):
