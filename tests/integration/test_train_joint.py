@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from random import Random
@@ -21,6 +20,7 @@ from pipeline.training.joint.fitting import KEPT_LAYERS, Around, Drawer, fit, lo
 from pipeline.training.joint.lists import Lists, load, make_lists
 from pipeline.training.joint.made_up import made_up
 from pipeline.training.late.questions import SHARES, Questions, Share, read_questions
+from tests.datasets import save_dataset
 
 ANIMALS = ("dog", "fox", "cat", "bird")
 TOWNS = ("Paris", "London", "Berlin", "Rome", "Madrid", "Vienna", "Athens", "Oslo")
@@ -31,21 +31,14 @@ AROUND = Around(start=0, end=2, pad=1)
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Questions:
     """Of texts that share the question's number, the one with the dog is relevant."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "dogs" / "qrels").mkdir(parents=True)
-    with (folder / "dogs" / "corpus.jsonl").open("w") as file:
-        for i in range(40):
-            for animal in ANIMALS:
-                first = f"Report {i:03d} is about the {animal} of the house."
-                second = f"{TOWNS[i % 8]} and {TOWNS[i // 8]} have nothing to say about a {animal} like it."
-                text = f"{first} {second} Its number is {i:03d}."
-                line = {"_id": f"{animal}{i}", "title": "", "text": text}
-                file.write(json.dumps(line) + "\n")
-    with (folder / "dogs" / "queries.jsonl").open("w") as file:
-        file.writelines(json.dumps({"_id": f"q{i}", "text": f"report {i:03d}"}) + "\n" for i in range(40))
-    with (folder / "dogs" / "qrels" / "test.tsv").open("w", newline="") as file:
-        rows = csv.writer(file, delimiter="\t")
-        rows.writerow(["query-id", "corpus-id", "score"])
-        rows.writerows([f"q{i}", f"dog{i}", 1] for i in range(40))
+    texts = {
+        f"{animal}{i}": f"Report {i:03d} is about the {animal} of the house. "
+        f"{TOWNS[i % 8]} and {TOWNS[i // 8]} have nothing to say about a {animal} like it. Its number is {i:03d}."
+        for i in range(40)
+        for animal in ANIMALS
+    }
+    queries = {f"q{i}": f"report {i:03d}" for i in range(40)}
+    save_dataset(folder / "dogs", texts, queries, {f"q{i}": f"dog{i}" for i in range(40)})
     return read_questions(folder, {"dogs": Share(held_back=10)}, words_of_all=True)
 
 
@@ -96,7 +89,7 @@ def test_lists_have_the_first_stage_s_candidates(found: Lists) -> None:
 
 
 def test_what_is_known_is_what_a_query_takes(questions: Questions, found: Lists) -> None:
-    """The package's own reranker, whose token vectors are rounded, with its weight in the fusion."""
+    """The package's own reranker, whose graph rounds otherwise, with its weight in the fusion."""
     reranker = LateInteractionReranker()
     for place in (0, 11, 25):
         one = found.ranked[place]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +23,7 @@ from pipeline.training.late.choosing import first_stage
 from pipeline.training.late.questions import SHARES, Question, Questions, Share, bm25_scores, read_questions
 from pipeline.training.late.states import lower_layers
 from pipeline.types import Document
+from tests.datasets import save_dataset
 from tests.fakes import FakeEmbedder
 from tests.tiny_models import save_embedder
 
@@ -39,18 +38,9 @@ CONFIG = {"query_prefix": "query: ", "document_prefix": "passage: ", "around": [
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of texts that share the question's number, the one with the dog is relevant."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "dogs" / "qrels").mkdir(parents=True)
-    with (folder / "dogs" / "corpus.jsonl").open("w") as file:
-        for i in range(60):
-            for animal in ANIMALS:
-                line = {"_id": f"{animal}{i}", "title": "", "text": f"report {i:03d} the {animal}"}
-                file.write(json.dumps(line) + "\n")
-    with (folder / "dogs" / "queries.jsonl").open("w") as file:
-        file.writelines(json.dumps({"_id": f"q{i}", "text": f"report {i:03d}"}) + "\n" for i in range(60))
-    with (folder / "dogs" / "qrels" / "test.tsv").open("w", newline="") as file:
-        rows = csv.writer(file, delimiter="\t")
-        rows.writerow(["query-id", "corpus-id", "score"])
-        rows.writerows([f"q{i}", f"dog{i}", 1] for i in range(60))
+    texts = {f"{animal}{i}": f"report {i:03d} the {animal}" for i in range(60) for animal in ANIMALS}
+    queries = {f"q{i}": f"report {i:03d}" for i in range(60)}
+    save_dataset(folder / "dogs", texts, queries, {f"q{i}": f"dog{i}" for i in range(60)})
     return folder
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -18,29 +18,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.inference.folder import ModelFolder
+from pipeline.inference.token_vectors import in_int8
 from pipeline.models import EMBEDDER, LATE_INTERACTION
-from pipeline.rerankers.late_interaction import softplus
+from pipeline.rerankers.late_interaction import max_sim, softplus
 from pipeline.scoring import standardise
 from pipeline.training.joint.made_up import made_up
 from pipeline.training.late.choosing import first_stage
-from pipeline.training.late.questions import SEED, Questions, Share, read_questions
+from pipeline.training.late.questions import SEED, Questions, read_questions
+from pipeline.training.late.questions import SHARES as LATE_SHARES
 
 QUERY_TOKENS, PASSAGE_TOKENS = 64, 256
 """Read of each, at most, without special tokens: the longest passages lose some that the engine has room for."""
 
-SHARES = {
-    "nq": Share(questions=2600, held_back=120),
-    "squad": Share(questions=5000, held_back=120),
-    "boolq": Share(questions=3300, held_back=60),
-    "clapnq": Share(questions=300, held_back=0),
-    "cmrc2018": Share(questions=11000, held_back=120),
-    "drcd-dev": Share(questions=3600, held_back=60),
-    "tldr-zh": Share(passages=2500, questions=2500),
-    "tldr-en": Share(passages=4000, questions=4000),
-    "tidb-docs-zh": Share(passages=2200, questions=2200, held_back=120),
-    "medquad": Share(passages=1500, questions=1500, held_back=60),
-    "scifact": Share(questions=659, held_back=150),
+_QUESTIONS = {
+    "nq": 2600,
+    "squad": 5000,
+    "boolq": 3300,
+    "clapnq": 300,
+    "cmrc2018": 11000,
+    "drcd-dev": 3600,
+    "tldr-zh": 2500,
+    "tldr-en": 4000,
+    "tidb-docs-zh": 2200,
+    "medquad": 1500,
+    "scifact": 659,
 }
+SHARES = {name: replace(share, questions=_QUESTIONS[name]) for name, share in LATE_SHARES.items()}
 """The passages, and the questions held back, of :data:`pipeline.training.late.questions.SHARES`, and more questions."""
 
 SENTENCES = {
@@ -54,8 +57,6 @@ TITLED = frozenset({"scifact"})
 _NEAR = 30
 # As in :mod:`pipeline.training.late.fitting`; a made-up question's own passage is nearer than any other.
 _LIKELY_RELEVANT, _LIKELY_RELEVANT_MADE_UP = 0.95, 0.98
-# Weight of late interaction in what the model is to agree with at first: what a query takes.
-_ALPHA = 0.6
 _BLOCK = 1024
 
 
@@ -140,6 +141,7 @@ def make_lists(questions: Questions, model: ModelFolder, seed: int, say: Callabl
     vectors, tokens = _vectors(model, passages, say, query=False)
     asked, weighted = _vectors(model, [question.text for question in questions.all], say, query=True)
     embeddings = np.concatenate([vectors, asked])
+    alpha = float(model.config["default_alpha"])
     ranked = []
     for place, question in enumerate(questions.all):
         found = dict(first_stage(embeddings, questions, place, len(passages) + place))
@@ -148,7 +150,8 @@ def make_lists(questions: Questions, model: ModelFolder, seed: int, say: Callabl
         missed = [] if question.held_back else [number for number in question.relevant if number not in found]
         numbers = [*found, *missed]
         first = np.array(standardise([*found.values(), *[lowest] * len(missed)])[0], dtype=np.float32)
-        late = _max_sim(weighted[place], [tokens[number][0] for number in numbers])
+        own, weights = weighted[place]
+        late = max_sim(own, softplus(weights), [tokens[number][0] for number in numbers]).tolist()
         relevant = np.isin(numbers, question.relevant)
         cosines = vectors[numbers] @ asked[place]
         mean = float((_of_dataset(vectors, questions, question.dataset) @ asked[place]).mean())
@@ -163,7 +166,7 @@ def make_lists(questions: Questions, model: ModelFolder, seed: int, say: Callabl
                 relevant=relevant,
                 likely=~relevant & (cosines >= mean + _LIKELY_RELEVANT * (best - mean)),
                 first=first,
-                known=(1 - _ALPHA) * first + _ALPHA * np.array(standardise(late)[0], dtype=np.float32),
+                known=(1 - alpha) * first + alpha * np.array(standardise(late)[0], dtype=np.float32),
                 source=-1,
                 unfound=len(question.relevant) - int(relevant.sum()),
             )
@@ -172,8 +175,8 @@ def make_lists(questions: Questions, model: ModelFolder, seed: int, say: Callabl
             say(f"candidates of {place + 1} of {len(questions.all)} questions")
     texts = [question.text for question in questions.all]
     invented = list(_made_up(questions, seed))
-    own = _embeddings(model, [text for _, text, _ in invented])
-    for (number, text, rest), vector in zip(invented, own, strict=True):
+    near = _embeddings(model, [text for _, text, _ in invented])
+    for (number, text, rest), vector in zip(invented, near, strict=True):
         dataset = next(name for name, members in questions.by_dataset.items() if number in members)
         ranked.append(_ranked_made_up(vectors, vector, questions, dataset, number, len(texts), len(passages)))
         texts.append(text)
@@ -231,13 +234,13 @@ def _of_dataset(vectors: NDArray[np.float32], questions: Questions, dataset: str
 
 def _vectors(
     model: ModelFolder, texts: Sequence[str], say: Callable[[str], None], *, query: bool
-) -> tuple[NDArray[np.float32], list[tuple[NDArray[np.float16], NDArray[np.float32]]]]:
-    """Embeddings, and of each text its token vectors and their weights."""
+) -> tuple[NDArray[np.float32], list[tuple[NDArray[Any], NDArray[np.float32]]]]:
+    """Embeddings, and of each text its token vectors, of passages as a query meets them, and their weights."""
     embeddings, tokens = [], []
     for start in range(0, len(texts), _BLOCK):
         own, found = model.both_vectors(texts[start : start + _BLOCK], query=query)
         embeddings.append(own)
-        tokens += [(vectors.astype(np.float16), weights) for vectors, weights in found]
+        tokens += [(vectors if query else in_int8(vectors), weights) for vectors, weights in found]
         say(f"vectors of {min(start + _BLOCK, len(texts))} of {len(texts)} {'questions' if query else 'passages'}")
     return np.concatenate(embeddings), tokens
 
@@ -246,17 +249,6 @@ def _embeddings(model: ModelFolder, texts: Sequence[str]) -> NDArray[np.float32]
     blocks = range(0, len(texts), _BLOCK)
     found = [model.both_vectors(texts[start : start + _BLOCK], query=True)[0] for start in blocks]
     return np.concatenate(found) if found else np.zeros((0, 1), np.float32)
-
-
-def _max_sim(
-    query: tuple[NDArray[np.float16], NDArray[np.float32]], passages: Sequence[NDArray[np.float16]]
-) -> list[float]:
-    vectors, raw = query
-    weights = softplus(raw)
-    starts = np.cumsum([0, *(len(one) for one in passages[:-1])])
-    cosines = vectors.astype(np.float32) @ np.concatenate(passages).astype(np.float32).T
-    best: list[float] = (weights / weights.sum() @ np.maximum.reduceat(cosines, starts, axis=1)).tolist()
-    return best
 
 
 def _ids(model: ModelFolder, texts: Sequence[str], longest: int) -> list[NDArray[np.uint32]]:
