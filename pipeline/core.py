@@ -57,7 +57,7 @@ class Pipeline:
     """Two-stage retrieval. Safe to share between threads; close it, or use it in a ``with`` block.
 
     ``reranker=None`` answers in first-stage order; ``fallbacks`` are asked in turn where it fails. After a ``cascade``
-    it reads the best third of the candidates only, or as many as hits are asked for. ``alpha=None`` takes the
+    it reads the best 30 % of the candidates only, or as many as hits are asked for. ``alpha=None`` takes the
     reranker's own default. ``deadline_ms`` is the time that a query may take, in milliseconds: recall is not cut short,
     reranking is. ``score_cache`` spares scoring what was scored before. ``calibrations`` looks up how a reranker (its
     name, model and revision) maps raw scores to probabilities.
@@ -207,7 +207,7 @@ class Pipeline:
             fusion=self.fusion,
             deadline_ms=deadline_ms,
         )
-        empty = [f"{self.store.name} is empty: ingest documents first"] if not candidates and not self._checked else []
+        nothing = [] if candidates else self._why_nothing(where)
         return QueryResult(
             query=text,
             hits=found.hits,
@@ -215,7 +215,7 @@ class Pipeline:
             candidates=len(candidates),
             reranked=found.reranked,
             degraded=found.degraded,
-            warnings=empty + found.warnings,
+            warnings=nothing + found.warnings,
             timings_ms={
                 "embed": (embedded - start) * 1e3,
                 "search": (searched - embedded) * 1e3,
@@ -223,6 +223,13 @@ class Pipeline:
                 "total": (time.perf_counter() - start) * 1e3,
             },
         )
+
+    def _why_nothing(self, where: Mapping[str, Any] | None) -> list[str]:
+        if not self._checked:
+            return [f"{self.store.name} is empty: ingest documents first"]
+        if where and self.search_mode != "sparse":  # BM25 alone finds nothing where no word is shared, too
+            return [f"nothing in {self.store.name} passes the filter on {', '.join(where)}"]
+        return []
 
     def _reranked(self, text: str, candidates: Sequence[Candidate], until: float | None, top_k: int) -> Reranked:
         if until is not None and self._loading is not None:

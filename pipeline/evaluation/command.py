@@ -5,6 +5,7 @@ The imports that cost time are inside the commands.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,6 +148,8 @@ def evaluate(
         from pipeline.evaluation.report.page import page
 
         _write_report(report, page(evaluation, found), say)
+    if evaluation.failed:
+        sys.exit(1)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pipeline.build import build_cascade, build_embedder, build_reranker, calibration_dir, reads_for_reranker
@@ -13,6 +13,7 @@ from pipeline.calibration import load_calibration
 from pipeline.cascade import Cascade
 from pipeline.closing import close
 from pipeline.core import Pipeline
+from pipeline.errors import RerankerError
 from pipeline.evaluation.collection import Say, open_dataset
 from pipeline.evaluation.dataset import Dataset
 from pipeline.evaluation.memo import RememberedEmbedder, RememberedReranker, RememberedStore
@@ -69,6 +70,8 @@ class Evaluation:
     """Search mode -> its first stage alone, as deep as the deepest run and at least 100 chunks."""
     settings: Settings
     embedder: str
+    failed: Mapping[RunSpec, RerankerError] = field(default_factory=dict)
+    """Runs whose reranker failed at a query after it had answered others: they are not among ``runs``."""
     whole_documents: bool = False
 
     @property
@@ -95,7 +98,8 @@ def evaluate(
 
     Raises:
         SettingsError: there is no such dataset or reranker, or the dataset's parts do not belong together.
-        RerankerError, StoreError, EmbedderError: that part failed.
+        StoreError, EmbedderError: that part failed.
+        RerankerError: a reranker failed at the first query, or all of them did at some query.
     """
     # Built before any work, so that a wrong name or a missing key is found at once.
     asked = {spec.reranker: settings.with_reranker(spec.reranker) for spec in specs}
@@ -137,6 +141,7 @@ def run_all(
     # Those that embed the query come first: the others must not find what was read of it then (see _Parts.query).
     order = sorted(answers, key=lambda spec: not _embeds(spec))
     parts.warm_up(order, next(iter(dataset.queries.values())))
+    failed: dict[RunSpec, RerankerError] = {}
     said = time.monotonic()
     for done, (id_, text) in enumerate(dataset.queries.items()):
         if time.monotonic() - said > _SAY_EVERY_S:
@@ -144,7 +149,15 @@ def run_all(
             say(f"{done} of {len(dataset.queries)} queries")
         relevant = {document for document, grade in dataset.qrels[id_].items() if grade > 0}
         for spec in order:
-            answers[spec][id_] = parts.answer(spec, text, relevant)
+            if spec in failed:
+                continue
+            try:
+                answers[spec][id_] = parts.answer(spec, text, relevant)
+            except RerankerError as error:
+                failed[spec] = error
+                say(f"{spec.label} failed at query {id_} and is left out: {error}")
+                if failed.keys() >= set(specs):
+                    raise
         parts.forget()
 
     def result(spec: RunSpec) -> RunResult:
@@ -154,10 +167,11 @@ def run_all(
     return Evaluation(
         dataset=dataset,
         documents=store.count().documents,
-        runs=[result(spec) for spec in specs],
+        runs=[result(spec) for spec in specs if spec not in failed],
         first_stages={mode: result(spec) for mode, spec in firsts.items()},
         settings=settings,
         embedder=embedder.name,
+        failed=failed,
     )
 
 

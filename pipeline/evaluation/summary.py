@@ -114,8 +114,8 @@ def cost(settings: Settings, run: RunResult) -> float | None:
 
 
 def warnings(evaluation: Evaluation) -> list[str]:
-    """What makes the figures doubtful."""
-    found = []
+    """What is missing, and what makes the figures doubtful."""
+    found = [f"{spec.label} failed and is left out: {error}" for spec, error in evaluation.failed.items()]
     recall = max(
         mean_metrics(evaluation.dataset.qrels, _firsts(run), {"recall": "R@100"})["recall"]
         for run in evaluation.first_stages.values()

@@ -92,6 +92,8 @@ def tune(
             check=lambda dataset: split(dataset.queries),
             say=say,
         )
+        if not trials and specs[0] in evaluation.failed:  # the others are compared with it
+            raise evaluation.failed[specs[0]]
         trials += [Trial(size, run) for run in evaluation.runs]
     assert evaluation is not None
     return report(evaluation, trials, settings, budget_ms=budget_ms, metric=metric)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from heapq import heapreplace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Padded tokens in one batch: enough to fill a core's matrix units, few enough to stay in its cache.
-TOKEN_BUDGET = 1024
+# Padded tokens in one batch: enough to fill a core's matrix units, few enough to stay in its cache. Which of these it is
+# depends on what leaves no core waiting for another at the end.
+TOKEN_BUDGETS = range(256, 1025, 128)
 # Lengths are padded up to a multiple of this, so that shapes repeat and their kernels are found again.
 LENGTH_STEP = 8
-# At least so many padded tokens, where there are more cores than full batches.
-LEAST_BUDGET = 256
+# What a batch takes besides its tokens, in tokens.
+_EACH_BATCH = 32
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 # Activations are quantised in groups of this many values, unless a model says otherwise: smaller is more exact, larger
 # is faster.
@@ -240,12 +242,19 @@ def _items(sequences: Sequence[Sequence[int]], second: Sequence[int] | None) -> 
 
 
 def budget(lengths: Sequence[int], streams: int) -> int:
-    """Padded tokens for a batch: so many that a core is well used, so few that no core is left without a batch."""
-    share = sum(map(padded, lengths)) // max(1, streams)
-    return max(LEAST_BUDGET, min(TOKEN_BUDGET, share))
+    """That of :data:`TOKEN_BUDGETS` with which the last of the cores is done first."""
+
+    def done(tokens: int) -> int:
+        ends = [0] * streams
+        for rows in batches(lengths, tokens):
+            size = (rows.stop - rows.start) * padded(lengths[rows.start])
+            heapreplace(ends, ends[0] + size + _EACH_BATCH)
+        return max(ends)
+
+    return min(TOKEN_BUDGETS, key=done)
 
 
-def batches(lengths: Sequence[int], tokens: int = TOKEN_BUDGET) -> Iterator[slice]:
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[slice]:
     """Batches of sequences sorted from the longest to the shortest, each of at most ``tokens`` with padding, or one.
 
     Longest first: the last batches are the short ones, so that no core waits long for another at the end.

@@ -21,7 +21,7 @@ TEXTS = [*texts.TEXTS, *(f"Report {i}: the harbour of town {i} was quiet all yea
 DOCUMENTS = [Document(id=str(i), text=text, title="News") for i, text in enumerate(TEXTS)]
 
 
-def test_the_cross_encoder_reads_the_best_third_and_the_first_step_nothing(
+def test_the_cross_encoder_reads_its_share_and_the_first_step_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ingest has read the texts for the first step, the embedder the query; its own model is not even loaded."""

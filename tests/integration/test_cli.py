@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.stores.edge import EdgeStore
 from tests.integration.conftest import Rag
-from tests.loopback import Loopback, Reply, cohere_rerank, rerank_server
+from tests.loopback import Loopback, Reply, Request, cohere_rerank, rerank_server
 from tests.tiny_models import save_cross_encoder
 
 Points = Callable[[], dict[str, tuple[str, str]]]
@@ -347,6 +347,25 @@ def test_eval_prints_the_runs_of_the_interface(rag: Rag, tmp_path: Path) -> None
         outcome["runs"][0]
     )
     assert 1.0 == outcome["runs"][0]["recall@5"]
+
+
+def test_a_run_that_fails_midway_is_left_out_and_said(rag: Rag, docs: Path) -> None:
+    """The others are printed and saved; the exit code says that something failed."""
+    rag.json("ingest", str(docs))
+    lines = [{"question": f"Which port does gRPC use, asked {n} times?", "relevant": ["network.txt"]} for n in range(4)]
+    (rag.folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    good, asked = rerank_server("jina"), []
+
+    def respond(request: Request) -> Reply:
+        asked.append(request)
+        return good(request) if len(asked) <= 3 else Reply(400, {"error": "out of credit"})
+
+    with Loopback(respond) as server:
+        outcome = rag.json("eval", "questions.jsonl", code=1, RAG_RERANKER="http", RAG_RERANK_URL=server.url)
+    assert ["none"] == [run["reranker"] for run in outcome["runs"]]
+    assert "hybrid + http, top 50 failed and is left out" in outcome["warnings"][0]
+    assert "out of credit" in outcome["warnings"][0]
+    assert 1 == len(list((rag.folder / "data" / "runs").glob("*/*.trec"))) - len(["qrels.trec"])
 
 
 def test_ones_own_questions_are_made_measured_reported_and_compared(rag: Rag, docs: Path) -> None:

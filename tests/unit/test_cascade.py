@@ -1,4 +1,4 @@
-"""The cascade: a quick reranker's best third is what the full one reads."""
+"""The cascade: a quick reranker's best 30 % are what the full one reads."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -82,7 +82,7 @@ def test_what_the_first_step_finds_equal_stays_in_the_order_of_the_first_stage()
 # ------------------------------------------------------------------- the cut
 
 
-def test_the_full_reranker_reads_the_best_third_best_first() -> None:
+def test_the_full_reranker_reads_its_share_best_first() -> None:
     """The rest stand below, in the order of the first step, with no rerank score; no warning, nothing degraded."""
     quick, full = preferring(3, 7, 1, 0), preferring(1, 3)
     result = pipeline(quick, full, top_k=12, least=3).query(QUERY)
@@ -101,8 +101,8 @@ def test_the_full_reranker_reads_the_best_third_best_first() -> None:
     assert sorted(scores, reverse=True) == scores
 
 
-@pytest.mark.parametrize(("top_n", "top_k", "reads"), [(12, 3, 4), (11, 3, 4), (10, 3, 4), (9, 3, 3), (12, 7, 7)])
-def test_a_third_is_rounded_up_and_is_at_least_what_is_asked_for(top_n: int, top_k: int, reads: int) -> None:
+@pytest.mark.parametrize(("top_n", "top_k", "reads"), [(12, 3, 4), (11, 3, 4), (10, 2, 3), (9, 2, 3), (7, 3, 3), (6, 1, 2), (12, 7, 7)])
+def test_its_share_is_rounded_up_and_is_at_least_what_is_asked_for(top_n: int, top_k: int, reads: int) -> None:
     """So every hit has a rerank score."""
     full = preferring()
     result = pipeline(preferring(), full).query(QUERY, top_n=top_n, top_k=top_k)
@@ -138,7 +138,7 @@ def test_without_a_reranker_there_is_nothing_to_spare() -> None:
 # ---------------------------------------------------------------- the fusion
 
 
-def test_with_alpha_one_the_full_reranker_alone_orders_its_third() -> None:
+def test_with_alpha_one_the_full_reranker_alone_orders_its_share() -> None:
     """The score is then its probability; what it finds equal stays in the order of the first step."""
     full = preferring(0)
     full.logits = dict.fromkeys(TEXTS.values(), -1.0) | {TEXTS["0"]: 1.0}

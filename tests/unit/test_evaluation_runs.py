@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from pipeline.cascade import Cascade
 from pipeline.core import Pipeline
-from pipeline.errors import SettingsError
+from pipeline.errors import RerankerError, SettingsError
 from pipeline.evaluation.plan import RunSpec
 from pipeline.evaluation.run import RunResult, run_all
 from pipeline.evaluation.saved import compare, load, save
@@ -48,6 +48,48 @@ def test_runs_share_what_they_have_in_common() -> None:
     run_all(dataset(), Settings(data_dir=Path("x")), specs, embedder, filled_store(), {"contrary": reranker}, say=print)
     warm_up = 1
     assert len(QUERIES) + warm_up == len(reranker.calls)
+
+
+class Failing(FakeReranker):
+    """Answers the first ``good`` calls alone."""
+
+    def __init__(self, good: int) -> None:
+        super().__init__(name="failing")
+        self.good = good
+
+    def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+        if len(self.calls) == self.good:
+            raise RerankerError("the endpoint is overloaded", provider="failing", status=529)
+        return super().score(query, texts)
+
+
+FAILS = [RunSpec("hybrid", "failing", 4), RunSpec("hybrid", "none", 100), RunSpec("hybrid", "contrary", 4)]
+
+
+def test_a_run_whose_reranker_fails_midway_takes_no_other_with_it() -> None:
+    """The warm-up and two queries went well."""
+    rerankers = {"failing": Failing(3), "none": None, "contrary": contrary()}
+    found = evaluation(FAILS, rerankers)
+    alone = evaluation(FAILS[1:])
+    assert [FAILS[0]] == list(found.failed)
+    assert [run.spec for run in alone.runs] == [run.spec for run in found.runs]
+    for run, other in zip(found.runs, alone.runs, strict=True):
+        assert other.values == run.values
+    summary = outcome(found)
+    assert "hybrid + failing, top 4 failed and is left out: the endpoint is overloaded" == summary["warnings"][0]
+    assert [None, True] == [run["against_first"] and bool(run["against_first"]) for run in summary["runs"]]
+
+
+@pytest.mark.parametrize(
+    ("specs", "good"), [(FAILS, 0), (FAILS[:1], 3)], ids=["at the first query", "and there is no other run"]
+)
+def test_an_evaluation_fails_at_once_where_nothing_would_be_left_of_it(specs: list[RunSpec], good: int) -> None:
+    """A wrong key is not found out after all other runs are done."""
+    reranker, other = Failing(good), contrary()
+    with pytest.raises(RerankerError, match="overloaded"):
+        evaluation(specs, {"failing": reranker, "none": None, "contrary": other})
+    assert good == len(reranker.calls)
+    assert [] == other.calls
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.inference.engine import LEAST_BUDGET, LENGTH_STEP, TOKEN_BUDGET, _quota, batches, budget, padded
+from pipeline.inference.engine import LENGTH_STEP, TOKEN_BUDGETS, _quota, batches, budget, padded
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=60).map(lambda lengths: sorted(lengths, reverse=True))
 
@@ -33,7 +33,7 @@ def test_batches_are_full() -> None:
 
 def test_no_sequences_no_batches() -> None:
     """Nothing to do is no error."""
-    assert [] == list(batches([]))
+    assert [] == list(batches([], 1024))
 
 
 @pytest.mark.parametrize("length", [1, LENGTH_STEP, LENGTH_STEP + 1, 511])
@@ -44,12 +44,31 @@ def test_padding_is_less_than_a_step(length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "streams", "expected"),
-    [(100, 2, TOKEN_BUDGET), (50, 16, 500), (2, 16, LEAST_BUDGET), (0, 2, LEAST_BUDGET)],
+    ("count", "length", "streams", "expected"),
+    [
+        (100, 160, 2, [5] * 20),
+        (17, 160, 2, [3] * 5 + [2]),
+        (10, 500, 2, [1] * 10),
+        (12, 500, 2, [2] * 6),
+        (50, 160, 16, [4] * 12 + [2]),
+        (16, 160, 16, [1] * 16),
+        (1, 900, 2, [1]),
+        (0, 160, 2, []),
+    ],
 )
-def test_many_cores_get_smaller_batches(count: int, streams: int, expected: int) -> None:
-    """Fifty candidates on sixteen cores: as many batches as cores, not a few full ones."""
-    assert expected == budget([160] * count, streams)
+def test_no_core_waits_long_for_another(count: int, length: int, streams: int, expected: list[int]) -> None:
+    """As many batches for each, if these are not too small for that: fifty candidates are thirteen on sixteen cores."""
+    lengths = [length] * count
+    assert expected == [len(lengths[rows]) for rows in batches(lengths, budget(lengths, streams))]
+
+
+@given(LENGTHS, st.integers(1, 16))
+def test_work_is_shared_as_evenly_as_batches_allow(lengths: list[int], streams: int) -> None:
+    """No core has more than its share and one batch of a budget."""
+    ends = [0] * streams
+    for rows in batches(lengths, budget(lengths, streams)):
+        ends[ends.index(min(ends))] += len(lengths[rows]) * padded(lengths[rows][0])
+    assert max(ends) <= sum(ends) / streams + max(padded(max(lengths, default=0)), TOKEN_BUDGETS[-1])
 
 
 @pytest.mark.parametrize(

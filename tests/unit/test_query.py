@@ -94,6 +94,19 @@ def test_the_filter_reaches_the_first_stage() -> None:
     assert {False} == {hit.metadata["long"] for hit in result.hits}
 
 
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"lang": "en", "long": False}, ["nothing in fake-store passes the filter on lang, long"]),
+        ({"long": False}, []),
+        (None, []),
+    ],
+)
+def test_a_filter_that_nothing_passes_is_said(where: Mapping[str, Any] | None, said: list[str]) -> None:
+    """A misspelt key looks like a collection without answers."""
+    assert said == pipeline().query("apple", where=where).warnings
+
+
 def test_top_n_bounds_what_the_reranker_sees() -> None:
     """Only the candidates are paid for."""
     reranker = preferring()

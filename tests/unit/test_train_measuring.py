@@ -46,7 +46,7 @@ def test_a_reranker_that_is_right_has_one() -> None:
     assert [1.0, 1.0] == measuring.ndcg(CASES, scores, 0.8)
 
 
-def test_behind_a_first_step_only_the_best_third_has_a_say() -> None:
+def test_behind_a_first_step_only_what_is_read_has_a_say() -> None:
     """Where the first step puts the relevant one last, no score lifts it; where it is among the best two, one does."""
     scores = [logits(0, 0, 5, 0, 0)] * 2
     for quick, expected in (([4.0, 3.0, -9.0, 2.0, 1.0], 1 / math.log2(6)), ([-1.0, -2.0, 9.0, -3.0, -4.0], 1.0)):
