@@ -86,8 +86,11 @@ def load(path: Path) -> SavedRun:
     The metrics are computed again from the .trec file and the judgements beside it.
 
     Raises:
-        SettingsError: a file is missing or malformed, or the ranking is not the one that the metrics were computed of.
+        SettingsError: it is a folder, a file is missing or malformed, or the ranking is not the one that the metrics were computed of.
     """
+    if path.is_dir():
+        runs = sorted(one.name for one in path.glob("*.trec") if one.name != _QRELS)
+        raise SettingsError(f"{path} is a folder: name one of the runs in it ({', '.join(runs) or 'there are none'})")
     stem = path.with_suffix("") if path.suffix in (".json", ".trec") else path
     trec, qrels_path = Path(f"{stem}.trec"), stem.parent / _QRELS
     try:

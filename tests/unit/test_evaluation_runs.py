@@ -366,6 +366,14 @@ def test_what_is_no_saved_run_is_named(tmp_path: Path) -> None:
         load(tmp_path / "bad.json")
 
 
+def test_of_a_folder_the_runs_in_it_are_named(saved: Path, tmp_path: Path) -> None:
+    """rag eval prints the folder; what is compared are two runs."""
+    with pytest.raises(SettingsError, match=r"is a folder: .*\(1-hybrid\.trec, 2-hybrid-contrary-top-4\.trec\)"):
+        load(saved)
+    with pytest.raises(SettingsError, match="there are none"):
+        load(tmp_path)
+
+
 def test_the_tables_fit_a_narrow_terminal(saved: Path) -> None:
     """Names stand above the tables, so that 80 columns hold every number."""
     console = Console(file=(out := StringIO()), width=80)
