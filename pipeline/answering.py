@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from pipeline import scoring
 from pipeline.ingestion.changes import answering, by_document
+from pipeline.ingestion.copies import as_copy
 from pipeline.interfaces import Store
 from pipeline.reranking import Reranked
-from pipeline.types import Candidate, FirstStage, Hit, StageFusion
+from pipeline.types import Candidate, Chunk, FirstStage, Hit, StageFusion
 
 # Long documents that are remembered to be complete; beyond, the ledger is asked again.
 _KNOWN = 100_000
@@ -103,6 +104,8 @@ def complete_versions(candidates: Sequence[Candidate], store: Store, known: set[
     written; a crash leaves both as they are. The ledger knows what is complete. It is asked about these alone: any
     other document was written in one step. ``known`` is what it said before: (document id, content hash) of long
     documents that are complete.
+
+    Until an ingest of a changed file is at its end, what the file had before is still what its copies have: they answer.
     """
     hashes: dict[str, set[str]] = {}
     unsure = set()
@@ -113,20 +116,23 @@ def complete_versions(candidates: Sequence[Candidate], store: Store, known: set[
             unsure.add(chunk.document_id)
     unsure.update(id_ for id_, versions in hashes.items() if len(versions) > 1)
     keep = {}
+    complete = set()
     for id_, versions in by_document(store.versions(sorted(unsure)) if unsure else ()).items():
+        complete.update((version.document_id, version.content_hash) for version in versions if version.complete)
         best = answering(versions)
         if best.complete:
             keep[id_] = best.content_hash
             if len(known) < _KNOWN and best.count > store.whole_chunks:
                 known.add((id_, best.content_hash))
-    return list(
-        _once(
-            candidate
-            for candidate in candidates
-            if candidate.chunk.document_id not in unsure
-            or keep.get(candidate.chunk.document_id) == candidate.chunk.content_hash
-        )
-    )
+
+    def known_as(chunk: Chunk) -> Chunk | None:
+        if chunk.document_id not in unsure or keep.get(chunk.document_id) == chunk.content_hash:
+            return chunk
+        left_to_copies = chunk.copies and (chunk.document_id, chunk.content_hash) in complete
+        return as_copy(chunk) if left_to_copies else None
+
+    found = ((candidate, known_as(candidate.chunk)) for candidate in candidates)
+    return list(_once(replace(candidate, chunk=chunk) for candidate, chunk in found if chunk is not None))
 
 
 def _once(candidates: Iterable[Candidate]) -> Iterator[Candidate]:

@@ -37,7 +37,8 @@ class Document:
     """A text to be found again.
 
     ``id`` is the caller's, or the absolute path of the file. ``source`` is where the text came from (a path,
-    an address) and defaults to the id. ``metadata`` holds JSON values and can be filtered on in queries.
+    an address) and defaults to the id. ``metadata`` holds JSON values and can be filtered on in queries; a set
+    becomes a list.
 
     Raises:
         DocumentError: the id is empty, or a field is of another type.
@@ -67,6 +68,10 @@ class Document:
                 raise DocumentError(f"document {self.id}: {name} is a string, not {type(getattr(self, name)).__name__}")
         if not isinstance(self.metadata, Mapping) or not all(isinstance(key, str) for key in self.metadata):
             raise DocumentError(f"document {self.id}: metadata is a mapping whose keys are strings")
+        if any(isinstance(value, set | frozenset) for value in self.metadata.values()):
+            # JSON has lists, and a set is in another order in each process: the document would seem changed.
+            lists = {k: sorted(v, key=str) if isinstance(v, set | frozenset) else v for k, v in self.metadata.items()}
+            object.__setattr__(self, "metadata", lists)
         if not self.source:
             object.__setattr__(self, "source", self.id)
 

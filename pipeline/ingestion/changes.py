@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
@@ -61,7 +61,7 @@ class Prune:
     doomed: list[str]
     """Document ids; of files with copies their paths."""
     total: int
-    """Documents that the store holds under these roots, each copy counted."""
+    """Documents that the store held under these roots before this run, each copy counted."""
     shared: set[str]
     """Content hashes of the documents of which a copy is gone."""
     moved: int = 0
@@ -93,20 +93,25 @@ def plan_prune(
     roots: Sequence[str],
     seen: Iterable[str],
     unreadable: Iterable[str],
+    *,
     contents: Set[str] = frozenset(),
+    new: Set[str] = frozenset(),
+    places: Set[str] = frozenset(),
 ) -> Prune:
     """Which documents have a source under ``roots`` (absolute paths) but were not met in this run.
 
     A source that could not be read is there all the same: its documents stay, and those of all files in it if it is a
-    folder. ``contents`` has the hashes of what was met: a document that is among them was only moved.
+    folder. ``contents`` has the hashes of what was met: a document that is among them was only moved. ``new`` are ids of
+    documents that this run has brought: the share that may go is one of what was there before. ``places`` are the
+    sources of all that was met: a root with one of them in it is not emptied.
     """
-    met, failed = set(seen), set(unreadable)
+    met, failed, under = set(seen), set(unreadable), set(roots)
     here: dict[str, str] = {}
     held: dict[str, set[str]] = defaultdict(set)
     copied: dict[str, set[str]] = defaultdict(set)
     for version in versions:
         for source in version.sources:
-            if any(is_under(source, root) for root in roots):
+            if is_within(source, under):
                 # A copy has no document of its own; its id would be its path.
                 id_ = source if version.copies else version.document_id
                 here[id_] = source
@@ -115,20 +120,21 @@ def plan_prune(
                     copied[source].add(version.content_hash)
     doomed = [id_ for id_, source in here.items() if id_ not in met and not is_within(source, failed)]
     lost = {id_ for id_ in doomed if not held[id_] <= contents}
+    kept = places.union(source for id_, source in here.items() if id_ not in lost)
+    emptied = {place for id_ in lost for place in _around(here[id_]) if place in under}
+    emptied.difference_update(*map(_around, kept) if emptied else ())
     return Prune(
         sorted(doomed),
-        len(here),
+        len(here.keys() - new),
         shared=set().union(*(copied.get(id_, ()) for id_ in doomed)),
         moved=len(doomed) - len(lost),
-        emptied=tuple(root for root in roots if _emptied(root, here, lost)),
+        emptied=tuple(root for root in roots if root in emptied),
     )
 
 
-def _emptied(root: str, here: Mapping[str, str], lost: Set[str]) -> bool:
-    """Whether documents lie under this root, and all of them are lost."""
-    if not any(is_under(here[id_], root) for id_ in lost):
-        return False
-    return not any(is_under(source, root) for id_, source in here.items() if id_ not in lost)
+def _around(source: str) -> list[str]:
+    """The source itself, and all folders that it lies in."""
+    return [source, *(parent.as_posix() for parent in PurePath(source).parents)]
 
 
 def is_under(source: str, root: str) -> bool:
@@ -138,6 +144,4 @@ def is_under(source: str, root: str) -> bool:
 
 def is_within(source: str, places: Set[str]) -> bool:
     """Whether a source is one of the places or lies in one."""
-    if not places or source in places:
-        return bool(places)
-    return any(parent.as_posix() in places for parent in PurePath(source).parents)
+    return bool(places) and not places.isdisjoint(_around(source))

@@ -29,6 +29,22 @@ def documents(store: Store) -> Iterator[DocumentVersion]:
         yield answering(versions)
 
 
+def left_to_copies(store: Store) -> list[str]:
+    """Warnings that name the paths whose content is only in a version that no document answers with.
+
+    Until an ingest of a changed file is at its end, what the file had before is still what its copies have. Here that is
+    stored under the file's name, which leads to what is new.
+    """
+    named: set[str] = set()
+    copies: set[str] = set()
+    for versions in by_document(store.versions()).values():
+        best = answering(versions)
+        named.update(best.sources)
+        copies.update(path for version in versions if version.complete and version != best for path in version.copies)
+    why = "left out, as the ingest of a change to an equal file was cut off or goes on; rag ingest mends that"
+    return [f"{path}: {why}" for path in sorted(copies - named)]
+
+
 def get(store: Store, document_id: str) -> StoredDocument | None:
     """A document with its chunks; None if it is not there. The path of a copy leads to the document that has it."""
     for _ in range(LOOKS):

@@ -100,6 +100,16 @@ class Sharing:
         self._leaving |= old
         return change
 
+    def compare_alone(self, id_: str, content_hash: str, versions: Sequence[DocumentVersion]) -> Change:
+        """What has to be done for a document that is no file, though it may have the id of one with copies."""
+        change = compare(content_hash, versions)
+        if not any(version.copies or version.torn for version in versions):
+            return change
+        for version in versions:
+            for path in (id_, *version.copies):
+                self.note(path, [version.content_hash])
+        return replace(change, stale=False, shared=True)
+
     def settle(
         self, store: Store, embed: Embed, *, now: Mapping[str, str] | None = None, gone: Set[str] = frozenset()
     ) -> tuple[int, int]:
@@ -212,6 +222,11 @@ def _renamed(chunk: Chunk, path: str, copies: tuple[str, ...]) -> Chunk:
     names = list(dict.fromkeys([new, *map(_name, copies)]))
     metadata = {**chunk.metadata, "file_name": new if len(names) == 1 else names}
     return replace(chunk, document_id=path, source=path, copies=copies, title=title, metadata=metadata)
+
+
+def as_copy(chunk: Chunk) -> Chunk:
+    """A chunk with copies as that of the first of them: its own file has another content by now."""
+    return _renamed(chunk, chunk.copies[0], chunk.copies[1:])
 
 
 def _name(path: str) -> str:

@@ -84,6 +84,8 @@ def writing(path: Path, header: Header) -> Iterator[Writer]:
     Raises:
         SettingsError: the file cannot be written.
     """
+    if path.is_dir():
+        raise SettingsError(f"cannot write {path}: it is a folder")
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as raw, _packed(raw, path) as file:

@@ -7,6 +7,11 @@ from typing import Any
 
 _BLOCK = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _PAIR = re.compile(r"([\w-]+)[ \t]*:(?:[ \t]+(.*))?$")
+# One of a list, which may have commas in quotes.
+_ITEM = re.compile(r"(?:\"[^\"]*\"|'[^']*'|[^,])+")
+_COMMENT = re.compile(r"(?:^|[ \t]+)#.*$")
+# What begins a text that stands on the lines below.
+_BLOCK_TEXT = re.compile(r"[>|][+-]?\d?")
 # What YAML has at the beginning of a line: a key, an item, a comment, the end of a list or mapping.
 _FIELD = re.compile(r"[^\s:#-][^:]*:(?:\s|$)|-(?:\s|$)|#|[\]}]")
 
@@ -42,18 +47,25 @@ def _is_fields(lines: list[str]) -> bool:
 
 
 def _list(value: str) -> list[Any]:
-    return [_scalar(part.strip()) for part in value[1:-1].split(",") if part.strip()]
+    return [_scalar(part.strip()) for part in _ITEM.findall(value[1:-1]) if part.strip()]
 
 
 def _scalar(value: str) -> Any:
     if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
         return value[1:-1]
-    if value in {"true", "false"}:
-        return value == "true"
-    for kind in (int, float):
-        try:
-            # A leading zero or plus is an identifier, not a number.
-            return kind(value) if re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?", value) else value
-        except ValueError:
-            continue
-    return value
+    plain = _COMMENT.sub("", value)
+    if not plain or _BLOCK_TEXT.fullmatch(plain):
+        return ""  # the text below is left out, as what is nested
+    if plain in {"true", "false"}:
+        return plain == "true"
+    # A leading zero or plus is an identifier, not a number.
+    if number := re.fullmatch(r"-?(?:0|[1-9]\d*)(\.\d+)?", plain):
+        return float(plain) if number[1] else _integer(plain)
+    return value  # in a text a "#" is more often one than the begin of a comment
+
+
+def _integer(digits: str) -> int | str:
+    try:
+        return int(digits)
+    except ValueError:  # of more digits than Python reads
+        return digits

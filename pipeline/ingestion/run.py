@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
 from pipeline.ingestion.agreement import make_ready
-from pipeline.ingestion.changes import by_document, compare, plan_prune
+from pipeline.ingestion.changes import by_document, plan_prune
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.copies import Related, Sharing, chunk_ids, related
 from pipeline.ingestion.loaders import MAX_BYTES
@@ -86,6 +86,8 @@ class IngestRun:
     _repeated: set[str] = field(default_factory=set)
     _sharing: Sharing = field(default_factory=Sharing)
     _seen: dict[str, str] = field(default_factory=dict)
+    _new: set[str] = field(default_factory=set)
+    _places: set[str] = field(default_factory=set)
     _pending: list[Chunk] = field(default_factory=list)
     _finished: dict[str, str] = field(default_factory=dict)
     _handed_on: int = 0
@@ -165,15 +167,18 @@ class IngestRun:
         for document, content_hash in zip(documents, hashes, strict=True):
             before = self._seen.get(document.id)
             self._seen[document.id] = content_hash
+            self._places.add(document.source)
             if before == content_hash:
                 continue
             if document.from_file:
                 change = self._sharing.compare(document.id, content_hash, held)
             else:
-                change = compare(content_hash, stored.get(document.id, []))
+                change = self._sharing.compare_alone(document.id, content_hash, stored.get(document.id, []))
             write, stale = change.write, change.stale
             if before is None:
                 self._counts[change.state] += 1
+                if change.state == "new":
+                    self._new.add(document.id)
             else:
                 self._note_repeated([document.id])
                 # What this run wrote for the id before is not in the ledger that was read above.
@@ -247,7 +252,15 @@ class IngestRun:
         # One that was left out because it is repeated was met, whatever became of the others since.
         met = chain(self._seen, self._repeated)
         unread = chain(self.unread, (failure.source for failure in self._failures))
-        plan = plan_prune(self.store.versions(), roots, met, unread, frozenset(self._seen.values()))
+        plan = plan_prune(
+            self.store.versions(),
+            roots,
+            met,
+            unread,
+            contents=frozenset(self._seen.values()),
+            new=self._new,
+            places=self._places,
+        )
         refusal = plan.refusal(max_delete)
         if refusal is not None:
             self._failures.append(Failure(", ".join(roots), refusal))

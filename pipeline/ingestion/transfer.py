@@ -43,7 +43,7 @@ def export_to(
     if fingerprint is None:
         raise SettingsError(f"{store.name} does not exist: nothing to export")
     ids = sorted(version.document_id for version in collection.documents(store))
-    warnings = []
+    warnings = collection.left_to_copies(store)
     exported = 0
     with writing(path, Header(fingerprint, vectors)) as out:
         for first in range(0, len(ids), _DOCUMENTS):
@@ -121,8 +121,9 @@ def import_from(
                 # What is here under a copy's name is this collection's own, and stays.
                 own = {path for path in first.copies if _other(held.versions.get(path, []), first)}
                 copies = tuple(sorted({*first.copies, *(copy for v in same for copy in v.copies)} - own))
-                if len(named) > len(versions) or held.holders.get(first.content_hash, 0) > len(same):
-                    # The name is that of a copy here, or another file has the content.
+                shared = any((v.copies or v.torn) and v.content_hash != first.content_hash for v in versions)
+                if shared or len(named) > len(versions) or held.holders.get(first.content_hash, 0) > len(same):
+                    # What it replaces is other files', too, or its name is that of a copy, or another has the content.
                     sharing.note(first.document_id, {first.content_hash, *(v.content_hash for v in named)})
                     now[first.document_id] = first.content_hash
                 if any(set(copies) == set(v.copies) for v in same):
@@ -131,7 +132,8 @@ def import_from(
                     written += 1
                     due.append([(replace(chunk, copies=copies), vector) for chunk, vector in document])
                 # An incomplete one must not take the place of what is there.
-                if len(document) == first.count and any(v.content_hash != first.content_hash for v in versions):
+                stale = not shared and any(v.content_hash != first.content_hash for v in versions)
+                if stale and len(document) == first.count:
                     finished[first.document_id] = first.content_hash
             if due or finished:
                 make_ready(store, fingerprint)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.ingestion.changes import answering, is_under, is_within
+from pipeline.ingestion.changes import answering, is_within
 from pipeline.ingestion.copies import Embed, Sharing
 from pipeline.ingestion.ledger import Ledger
 from pipeline.ingestion.loaders import MAX_BYTES, load
@@ -170,13 +170,13 @@ def _in_sources(ledger: Ledger, sources: Sources) -> Iterator[Problem]:
             version.complete and version.content_hash == content_hash for version in versions
         ):
             yield Problem("changed", document_id, sources.places[document_id], "changed since: ingest it again")
-    unreadable = {failure.source for failure in sources.failures}
+    unreadable, roots = {failure.source for failure in sources.failures}, set(sources.roots)
     for document_id, versions in ledger.documents.items():
         version = answering(versions)
         for source in version.sources:
             if (source if version.copies else document_id) in sources.hashes or is_within(source, unreadable):
                 continue
-            if any(is_under(source, root) for root in sources.roots):
+            if is_within(source, roots):
                 yield Problem("gone", document_id, source, "not in its source any more: ingest with --prune")
 
 

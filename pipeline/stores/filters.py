@@ -20,6 +20,8 @@ from pipeline.stores.payload import clean, short
 IndexType = Literal["keyword", "float", "bool", "datetime"]
 
 OWN_FIELDS = frozenset({"source", "document_id"})
+# How metadata of these names is asked for.
+_HIDDEN_BY_THEM = frozenset(f"metadata.{name}" for name in OWN_FIELDS)
 OPERATORS = ("gt", "gte", "lt", "lte")
 
 # Floats hold every integer up to here; larger ones are compared exactly, without an index.
@@ -114,9 +116,9 @@ def unquoted(path: str) -> str:
 
 
 def _path(key: Any) -> str:
-    if not isinstance(key, str) or not all(key.split(".")) or '"' in key:
+    if not isinstance(key, str) or not all(key.split(".")) or '"' in key or "\\" in key:
         raise SettingsError(f"where: {key!r} is not a metadata key; write lang, or a.b for b within a")
-    if key in OWN_FIELDS:
+    if key in OWN_FIELDS or key in _HIDDEN_BY_THEM:
         return key
     parts = [part if _PLAIN_KEY.fullmatch(part) else f'"{part}"' for part in clean(key).split(".")]
     return ".".join(["metadata", *parts])

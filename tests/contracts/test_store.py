@@ -337,6 +337,14 @@ def test_copies_are_kept_and_found(store: Store) -> None:
     assert [(("/b.md",), True)] == [(item.copies, item.torn) for item in store.versions(["/a.md"])]
 
 
+def test_a_field_of_the_metadata_may_be_called_source(store: Store) -> None:
+    """The plain name is that of the file; what the line of a JSONL file calls so is asked for within the metadata."""
+    write(store, [replace(chunk("text", "1"), metadata={"source": "a wiki", "document_id": "D7"}), chunk("text", "2")])
+    for where in ({"metadata.source": "a wiki"}, {"metadata.document_id": ["D7", "D8"]}):
+        assert ["1"] == [candidate.chunk.document_id for candidate in search(store, "text", where=where)]
+    assert [] == search(store, "text", where={"source": "a wiki"})
+
+
 def test_delete_documents(store: Store) -> None:
     """All versions of the named documents go, and nothing else."""
     write(store, [chunk(f"text {i}", f"doc-{i}") for i in range(3)])

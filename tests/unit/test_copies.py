@@ -1,5 +1,6 @@
 """Equal files are stored once, with all their paths, until the last of them is gone."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from pipeline.core import Pipeline
 from pipeline.errors import StoreError
 from pipeline.evaluation.questions import Question, resolve
+from pipeline.ingestion.run import IngestRun
 from pipeline.types import Chunk, Document
 from tests.fakes import FakeEmbedder, FakeStore
 
@@ -225,6 +227,71 @@ def test_export_and_import_keep_copies(rig: Rig, tmp_path: Path) -> None:
     assert 1 == other.rag.import_from(tmp_path / "all.jsonl.gz").written
     assert {"a": ["b", "c"]} == other.stored()
     assert set(rig.store.points) == set(other.store.points)
+
+
+def test_what_replaces_a_file_leaves_its_copies_what_it_had(rig: Rig, tmp_path: Path) -> None:
+    """An import, or a document with the file's id: neither knows of the other files that have the old content."""
+    rig.write(a=TEXT, b=TEXT, c=TEXT)
+    rig.rag.ingest(rig.folder)
+    (tmp_path / "elsewhere").mkdir()
+    other = Rig(tmp_path, FakeStore())
+    other.write(a=OTHER)
+    other.rag.ingest(other.path("a"))
+    other.rag.export_to(tmp_path / "elsewhere" / "all.jsonl")
+    for step in ("import", "import", "document", "document"):
+        if step == "import":
+            rig.rag.import_from(tmp_path / "elsewhere" / "all.jsonl")
+        else:
+            rig.rag.ingest([Document(id=rig.path("b"), text="Read in another way.", source=rig.path("b"))])
+        assert ({"a": [], "b": ["c"]} if step == "import" else {"a": [], "b": [], "c": []}) == rig.stored()
+        stored = rig.rag.get(rig.path("c"))
+        assert stored is not None
+        assert "sentence 29 about apples" in stored.chunks[-1].text
+    assert rig.rag.verify().clean
+
+
+@pytest.mark.parametrize("texts", [[OTHER], [OTHER, "last"], [OTHER, TEXT]])
+def test_a_document_with_the_id_of_a_file_that_comes_again(rig: Rig, texts: list[str]) -> None:
+    """The last one counts, were it what the file had, and the copy stays."""
+    rig.write(a=TEXT, b=TEXT)
+    rig.rag.ingest(rig.folder)
+    rig.rag.ingest(Document(id=rig.path("a"), text=text, source=rig.path("a")) for text in texts)
+    assert {"a": [], "b": []} == rig.stored()
+    for name, text in (("a", texts[-1]), ("b", TEXT)):
+        stored = rig.rag.get(rig.path(name))
+        assert stored is not None
+        assert stored.chunks[-1].text.split()[-1] == text.split()[-1]
+
+
+@pytest.mark.parametrize("word", ["one", "two", "three", "four", "five", "six"])
+def test_until_an_ingest_is_at_its_end_copies_answer_with_what_they_have(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """Whichever version of the changed file answers; what cannot take them along says so."""
+    text = f"{word} {TEXT}"
+    rig.write(a=text, b=text)
+    rig.rag.ingest(rig.folder)
+    rig.write(a=OTHER)
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(IngestRun, "_settle", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            rig.rag.ingest(rig.folder)
+    assert 2 == len(list(rig.store.versions()))
+    hits = rig.rag.query(f"{word} apples", top_n=50, top_k=50).hits
+    assert any(rig.path("b") in hit.sources for hit in hits)
+    for hit in hits:  # of the changed one either the old or the new
+        assert 1 == len({other.chunk.content_hash for other in hits if hit.source == other.source})
+    exported = rig.rag.export_to(tmp_path / "all.jsonl")
+    lines = map(json.loads, (tmp_path / "all.jsonl").read_text().splitlines())
+    kept = any(rig.path("b") in line.get("copies", []) for line in lines)
+    assert [] == exported.warnings if kept else f"{rig.path('b')}: left out" in exported.warnings[0]
+    rig.rag.ingest(rig.folder)
+    assert {"a": [], "b": []} == rig.stored()
+    assert [] == rig.rag.export_to(tmp_path / "all.jsonl").warnings
 
 
 def test_a_lost_chunk_costs_no_copy(rig: Rig) -> None:

@@ -332,7 +332,40 @@ def test_a_root_that_lost_all_is_not_hidden_by_the_others() -> None:
     assert plan.refusal(1.0) is None
     two = plan_prune([*large, *small], ["/a", "/b"], [*seen, "/b/0"], [])
     assert two.refusal(0.2) is None
-    assert plan_prune([*large, *small], ["/a", "/b"], seen, [], {"b0", "b1", "b2"}).refusal(0.2) is None
+    assert plan_prune([*large, *small], ["/a", "/b"], seen, [], contents={"b0", "b1", "b2"}).refusal(0.2) is None
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_an_ingest_brings_does_not_excuse_what_is_gone(tmp_path: Path, dry_run: bool) -> None:
+    """Another disk under the same path: all of the first is gone, however much there is on the second."""
+    rig = Rig()
+    for disk, count in (("first", 20), ("second", 100)):
+        for file in tmp_path.iterdir():
+            file.unlink()
+        for number in range(count):
+            (tmp_path / f"{disk}{number}.txt").write_text(f"text {number} of {disk}")
+        report = rig.rag.ingest(tmp_path, prune=True, dry_run=dry_run and disk == "second")
+    assert "prune would delete 20 of 20 documents here, more than" in report.failures[0].error
+    assert {f"first{number}.txt" for number in range(20)} <= {Path(id_).name for id_ in rig.ids()}
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_file_that_was_renamed_and_changed_may_go(tmp_path: Path, dry_run: bool) -> None:
+    """Its folder is not empty, were it the only one there; the dry run tells the same."""
+    rig = Rig()
+    (tmp_path / "draft.md").write_text("The first words.")
+    rig.rag.ingest(tmp_path)
+    (tmp_path / "draft.md").rename(tmp_path / "final.md").write_text("The last words.")
+    report = rig.rag.ingest(tmp_path, prune=True, dry_run=dry_run)
+    assert ([], 1, 1) == (report.failures, report.new, report.deleted)
+
+
+def test_many_roots_are_pruned_in_time_that_grows_with_them() -> None:
+    """As in ``rag ingest *.md --prune``: a look at each root for each document would be 400 million."""
+    versions = [DocumentVersion(f"/a/{i}.md", f"h{i}", f"/a/{i}.md", 1, 1) for i in range(20_000)]
+    roots = [version.source for version in versions]
+    plan = plan_prune(versions, roots, seen=roots[1:], unreadable=[])
+    assert (["/a/0.md"], 20_000, ("/a/0.md",)) == (plan.doomed, plan.total, plan.emptied)
 
 
 def test_one_document_may_go_but_with_a_share_of_0() -> None:

@@ -141,6 +141,17 @@ def test_what_yaml_allows_is_front_matter(block: str) -> None:
     assert (2024, "Text.\n") == (fields["year"], text)
 
 
+def test_front_matter_is_read_as_yaml_would() -> None:
+    """Commas in quotes, comments behind values, and texts that stand below; a "#" in a text stays."""
+    lines = ['tags: ["New York, NY", b, 2]', "year: 2020 # or so", "draft: true  # still", "title: Issue #7", "of: '#1'"]
+    block = "\n".join([*lines, "summary: >-", "  folded", "none: # yet", f"n: {'9' * 5000}"])
+    fields, text = split_front_matter(f"---\n{block}\n---\nText.")
+    assert {"tags": ["New York, NY", "b", 2], "year": 2020, "draft": True, "title": "Issue #7", "of": "#1"} == {
+        key: value for key, value in fields.items() if key != "n"
+    }
+    assert ("9" * 5000, "Text.") == (fields["n"], text)
+
+
 def test_a_rule_at_the_top_is_no_front_matter() -> None:
     """Without a closing line or without fields nothing is taken away, nor where there is anything but fields."""
     minutes = "---\nPresent: Ann, Bob\n\nWe decided to buy the building.\n---\nNext meeting in June.\n"

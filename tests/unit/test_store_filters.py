@@ -49,6 +49,7 @@ def test_conditions(wanted: Any, tests: tuple[Any, ...]) -> None:
         ("tags[0]", 'metadata."tags[0]"'),
         ("source", "source"),
         ("document_id", "document_id"),
+        ("metadata.source", "metadata.source"),
         ("metadata", "metadata.metadata"),
         ("title", "metadata.title"),
     ],
@@ -130,7 +131,7 @@ def test_wrong_conditions_name_the_key(wanted: Any) -> None:
         parse({"price": wanted})
 
 
-@pytest.mark.parametrize("key", ["", "a..b", ".a", 'a"b', 3])
+@pytest.mark.parametrize("key", ["", "a..b", ".a", 'a"b', "a\\b", 3])
 def test_wrong_keys(key: Any) -> None:
     """A key that no path can be made of is refused."""
     with pytest.raises(SettingsError, match="metadata key"):

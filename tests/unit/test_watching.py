@@ -146,9 +146,9 @@ def test_what_an_ingest_leaves_out_wakes_nobody(path: str, expected: bool) -> No
 def test_moved_documents_do_not_count_as_removed() -> None:
     """A renamed folder loses nothing, however much is in it; an emptied one does."""
     versions = [DocumentVersion(f"/d/old/{i}", f"h{i}", f"/d/old/{i}", 1, 1) for i in range(5)]
-    moved = plan_prune(versions, ["/d"], [f"/d/new/{i}" for i in range(5)], [], {f"h{i}" for i in range(5)})
+    moved = plan_prune(versions, ["/d"], [f"/d/new/{i}" for i in range(5)], [], contents={f"h{i}" for i in range(5)})
     assert (5, None) == (len(moved.doomed), moved.refusal(0.2))
-    partly = plan_prune(versions, ["/d"], [f"/d/new/{i}" for i in range(3)], [], {"h0", "h1", "h2"})
+    partly = plan_prune(versions, ["/d"], [f"/d/new/{i}" for i in range(3)], [], contents={"h0", "h1", "h2"})
     assert "delete 2 of 5" in str(partly.refusal(0.2))
     assert "delete 5 of 5" in str(plan_prune(versions, ["/d"], [], []).refusal(0.2))
 
