@@ -46,10 +46,11 @@ def answer(
     cascade left them out, stand below; they are under every threshold, because nothing is known of them.
     """
     warnings = [*outcome.warnings, *(f"reranker {error.provider} failed: {error}" for error in outcome.failures)]
-    if outcome.failures:
-        warnings.append(f"{outcome.name} answered instead")
-        alpha = None
     reranked = sum(score is not None for score in outcome.scores or [])
+    if outcome.failures:
+        alpha = None
+        if outcome.scores is None or reranked or not outcome.asked:
+            warnings.append(f"{outcome.name} answered instead")
     degraded = bool(outcome.failures)
     if outcome.scores is not None and reranked < outcome.asked:
         applied = reranked and threshold is not None and not degraded
@@ -105,7 +106,7 @@ def complete_versions(candidates: Sequence[Candidate], store: Store, known: set[
     other document was written in one step. ``known`` is what it said before: (document id, content hash) of long
     documents that are complete.
 
-    Until an ingest of a changed file is at its end, what the file had before is still what its copies have: they answer.
+    Until an ingest of a changed file is at its end, what the file had before is still what its copies have, and they answer.
     """
     hashes: dict[str, set[str]] = {}
     unsure = set()
@@ -116,7 +117,7 @@ def complete_versions(candidates: Sequence[Candidate], store: Store, known: set[
             unsure.add(chunk.document_id)
     unsure.update(id_ for id_, versions in hashes.items() if len(versions) > 1)
     keep = {}
-    complete = set()
+    complete: set[tuple[str, str]] = set()
     for id_, versions in by_document(store.versions(sorted(unsure)) if unsure else ()).items():
         complete.update((version.document_id, version.content_hash) for version in versions if version.complete)
         best = answering(versions)

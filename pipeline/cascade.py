@@ -17,8 +17,8 @@ from pipeline.windows import Passage, passages_of
 
 log = logging.getLogger(__name__)
 
-# Share of the candidates that the second step reads. With 24 to 100 % the embedded cross-encoder has within 0.003 the same
-# nDCG@10 on questions that were held back from its training.
+# Share of the candidates that the second step reads. With 24 to 100 % the embedded cross-encoder has the same nDCG@10,
+# within 0.003, on questions that were held back from its training.
 _PERCENT = 30
 
 

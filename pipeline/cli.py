@@ -153,10 +153,12 @@ def query(
     settings = _settings()
     with Pipeline.from_settings(settings if reranker is None else settings.with_reranker(reranker)) as rag:
         result = rag.query(text, top_n=top_n, top_k=top_k, threshold=threshold, alpha=alpha, where=conditions)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        print_result(stdout(), result)
+        # Before the pipeline is closed: with a deadline that waits for a reranker that is still loading.
+        if as_json:
+            print_json(result.to_dict())
+        else:
+            print_result(stdout(), result)
+        sys.stdout.flush()
 
 
 app.add_typer(evaluation.app, name="eval")

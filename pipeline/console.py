@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,8 +37,12 @@ def sayer(console: Console) -> Callable[[str], None]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on a line, as ``--json`` promises; numbers that JSON does not have become null."""
-    print(json.dumps(_finite(value), ensure_ascii=False))
+    """One JSON object on a line, as ``--json`` promises; numbers that JSON does not have become null.
+
+    Where stdout is not in UTF-8, characters beyond ASCII are escapes, which every reader of JSON knows.
+    """
+    utf8 = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name == "utf-8"
+    print(json.dumps(_finite(value), ensure_ascii=not utf8))
 
 
 def _finite(value: Any) -> Any:

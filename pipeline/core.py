@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +24,7 @@ from pipeline.ingestion.reindexing import reindex
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.ingestion.verify import verify as verify_store
 from pipeline.interfaces import Embedder, Reranker, Store
-from pipeline.reranking import Reranked, Scorer
+from pipeline.reranking import Reranked, Scorer, without_errors
 from pipeline.score_cache import ScoreCache
 from pipeline.types import (
     Candidate,
@@ -225,7 +224,7 @@ class Pipeline:
         )
 
     def _why_nothing(self, where: Mapping[str, Any] | None) -> list[str]:
-        if not self._checked:
+        if not self._checked or not self.store.count().chunks:
             return [f"{self.store.name} is empty: ingest documents first"]
         if where and self.search_mode != "sparse":  # BM25 alone finds nothing where no word is shared, too
             return [f"nothing in {self.store.name} passes the filter on {', '.join(where)}"]
@@ -431,7 +430,7 @@ class Pipeline:
         with self._lock:
             if not loads or self._loading is not None or not self._checked:
                 return
-            self._loading = threading.Thread(target=_without_errors, args=loads, name="load reranker")
+            self._loading = threading.Thread(target=without_errors, args=loads, name="load reranker")
             self._loading.start()
 
     # --------------------------------------------------------------- checks
@@ -460,9 +459,3 @@ class Pipeline:
             return
         # How chunks were cut does not matter for finding them.
         self._checked = refuse_other(self.store, self.fingerprint, ignore=_CHUNKING)
-
-
-def _without_errors(*loads: Callable[[], None]) -> None:
-    for load in loads:
-        with suppress(Exception):  # scoring raises it again, where somebody hears it
-            load()

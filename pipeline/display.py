@@ -54,7 +54,7 @@ def _pattern(terms: list[str]) -> re.Pattern[str] | None:
 
 def snippet(text: str, query: str, length: int = _SNIPPET_CHARACTERS) -> Text:
     """The part of a text, of about ``length`` characters, with most of the query's terms, and these marked."""
-    text = re.sub(r"\s+", " ", text).strip()
+    text = _line(text)
     pattern = _pattern(query_terms(query))
     places = [match.start() for match in pattern.finditer(text)] if pattern else []
     start = 0
@@ -94,13 +94,18 @@ def _hit(hit: Hit, query: str) -> Group:
     if hit.rerank is not None:
         parts.append(f"rerank {hit.rerank.probability:.3f}")
     parts.append(f"first stage #{hit.first_stage.rank} {arrow}")
-    head = Text.assemble((f"{hit.rank}. ", "bold"), (hit.chunk.title or hit.source, "bold cyan"))
+    head = Text.assemble((f"{hit.rank}. ", "bold"), (_line(hit.chunk.title or hit.source), "bold cyan"))
     below = [
         Text("  ".join(parts), style="dim"),
-        Text(hit.source, style="dim", overflow="fold"),
+        Text(_line(hit.source), style="dim", overflow="fold"),
         snippet(_matched(hit), query),
     ]
     return Group(head, Padding(Group(*below), (0, 0, 1, 3)))
+
+
+def _line(text: str) -> str:
+    """On one line, and without what would steer the terminal."""
+    return re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip()
 
 
 def _matched(hit: Hit) -> str:

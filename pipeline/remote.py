@@ -16,6 +16,10 @@ import httpx
 from pipeline.errors import RerankerError, SettingsError
 from pipeline.retrying import RemoteError, parse_retry_after
 
+# Answers below 500 that may be others soon: time-out, a fault behind the server (text-embeddings-inference, where the
+# model fails), too early, too many.
+_PASSING = frozenset({408, 424, 425, 429})
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -97,7 +101,7 @@ def post_json(
         try:
             answer = response.json()
             broken = False
-        except ValueError:  # broken JSON or broken UTF-8
+        except (ValueError, RecursionError):  # broken JSON or broken UTF-8, or brackets without end
             answer, broken = response.text, True
         if response.is_success and not broken:
             return answer
@@ -131,7 +135,7 @@ def status_error(
     the key they refuse.
     """
     said = _detail(body, secret)
-    retryable = status in {408, 429} or status >= 500
+    retryable = status in _PASSING or status >= 500
     return RemoteError(
         f"{endpoint.place} answered {status}{f' ({said})' if said else ''}: {_advice(endpoint, status)}",
         status=status,
@@ -144,7 +148,7 @@ def status_error(
 def _advice(endpoint: Endpoint, status: int) -> str:
     if status == 429:
         return "too many requests or the quota is used up; ask less often or raise the plan"
-    if status >= 500 or status == 408:
+    if status >= 500 or status in _PASSING:
         return "the fault is on the server's side; try later"
     if 300 <= status < 400:
         return f"it points to another address; check {endpoint.url_setting}"
@@ -252,4 +256,7 @@ def in_input_order(items: Iterable[tuple[object, Any]], count: int, endpoint: En
 
 def number(value: object) -> float:
     """The value as a float; NaN if it is no number."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer beyond all floats
+        return math.nan

@@ -7,8 +7,8 @@ import math
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -64,6 +64,8 @@ class Scorer:
         self._calibration: tuple[str, Calibration | None] | None = None
         self._counts: TokenCounts | None = None
         self._seconds = self._characters = 0.0  # what reading took, and how much was read
+        self._calls = 0  # that share the model now
+        self._loading: threading.Thread | None = None
         self._lock = threading.Lock()
 
     @property
@@ -82,6 +84,18 @@ class Scorer:
         if known is None or known[0] != identity:
             known = self._calibration = (identity, self._calibrations(identity))
         return known[1]
+
+    def loaded(self, until: float) -> bool:
+        """Whether the model is loaded by then; if it is not, that goes on."""
+        load: Callable[[], None] | None = getattr(self.reranker, "load", None)
+        if load is None:
+            return True
+        with self._lock:
+            if self._loading is None:
+                self._loading = threading.Thread(target=without_errors, args=[load], name="load fallback")
+                self._loading.start()
+        self._loading.join(max(0.0, until - time.monotonic()))
+        return not self._loading.is_alive()
 
     def score(self, query: str, passages: Sequence[Passage], until: float | None = None) -> list[RerankScore | None]:
         """One score a passage, in input order; None for those that were not reached.
@@ -121,19 +135,32 @@ class Scorer:
             return scores
         keeps = until is None or getattr(self.reranker, "keeps_deadline", False)
         query, cut = self._windows(query, passages)
-        while len(scores) < len(passages):
-            part = cut[len(scores) :]
-            start = time.monotonic()
-            efforts = self._efforts(part)
-            if until is not None and not keeps:
-                part = part[: self._fitting(efforts, until - start)]
-            if not part:
-                break
-            with deadline.until(until) if until is not None and keeps else nullcontext():
-                best = self._judged(query, part)
-            scores.update(zip(passages[len(scores) :], best, strict=False))
-            self._measured(efforts[: len(part)], time.monotonic() - start)
+        with self._underway():
+            while len(scores) < len(passages):
+                part = cut[len(scores) :]
+                start = time.monotonic()
+                efforts = self._efforts(part)
+                sharing = self._calls
+                if until is not None and not keeps:
+                    part = part[: self._fitting(efforts, (until - start) / sharing)]
+                if not part:
+                    break
+                with deadline.until(until) if until is not None and keeps else nullcontext():
+                    best = self._judged(query, part)
+                scores.update(zip(passages[len(scores) :], best, strict=False))
+                self._measured(efforts[: len(part)], (time.monotonic() - start) / sharing)
         return scores
+
+    @contextmanager
+    def _underway(self) -> Iterator[None]:
+        """While it lasts one more call shares the model, and has so much less of it."""
+        with self._lock:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
 
     def _efforts(self, cut: Sequence[Sequence[Window]]) -> list[int]:
         """How many characters must be read to score each passage, given its windows; 0 where nothing must be."""
@@ -195,7 +222,8 @@ class Scorer:
         for one in cut:
             judged = [(next(rest), window) for window in one]
             score, window = max(judged, key=lambda pair: pair[0].raw)
-            best.append(RerankScore(score.raw, score.probability, window.span))
+            # Plain floats, whatever numbers a reranker gives: NumPy's are not for JSON.
+            best.append(RerankScore(float(score.raw), float(score.probability), window.span))
         return best
 
     def _windows(self, query: str, passages: Sequence[Passage]) -> tuple[str, list[list[Window]]]:
@@ -210,6 +238,13 @@ class Scorer:
         if counts is None or counts.tokenizer is not tokenizer:
             counts = self._counts = TokenCounts(tokenizer)
         return query, windows(clean, counts, room, self._tokens_read)
+
+
+def without_errors(*loads: Callable[[], None]) -> None:
+    """Loads; scoring raises an error again, where somebody hears it."""
+    for load in loads:
+        with suppress(Exception):
+            load()
 
 
 def _shown(value: object) -> str:
@@ -274,6 +309,11 @@ def rerank(
         if until is not None and any(chain[place + 1 :]) and getattr(scorer.reranker, "keeps_deadline", False):
             now = time.monotonic()
             limit = now + (until - now) / 2
+        asked = len(passages) if best is None or place else len(best)
+        if until is not None and place and not scorer.loaded(until):
+            nothing: list[RerankScore | None] = [None] * len(passages)
+            warning = f"reranker {scorer.reranker.name} is still loading"
+            return Reranked(scorer.reranker, nothing, failures, asked, warnings=[warning])
         places = range(len(passages)) if best is None or place else best
         try:
             found = scorer.score(query, [passages[i] for i in places], limit)

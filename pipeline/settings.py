@@ -189,7 +189,10 @@ class Settings(BaseSettings):
         "whichever they are; `off`: never",
     )
     deadline_ms: float | None = Field(
-        None, gt=0, description="milliseconds that a query may take; reranking is cut short or falls back to keep it"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="milliseconds that a query may take; reranking is cut short or falls back to keep it",
     )
     token_vectors_mb: int = Field(
         256,
@@ -212,7 +215,10 @@ class Settings(BaseSettings):
         32, ge=0, le=4096, description="tokens that neighbouring chunks share; less than half a chunk"
     )
     max_file_mb: float = Field(
-        100.0, gt=0, description="largest file that is read, in MB; JSONL, which is read line by line, may be larger"
+        100.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="largest file that is read, in MB; JSONL, which is read line by line, may be larger",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="where Hugging Face models run; the embedded ones run on the CPU"

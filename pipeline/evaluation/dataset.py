@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def _corpus(path: Path) -> Iterator[Document]:
     for number, line in json_lines(path):
         yield Document(
             id=_field(line, "_id", path, number),
-            text=str(line.get("text", "")),
+            text=str(line.get("text") or ""),
             title=str(line.get("title") or ""),
             metadata=line.get("metadata") or {},
         )
@@ -152,15 +153,16 @@ def _field(line: dict[str, Any], name: str, path: Path, number: int) -> str:
 
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file, delimiter="\t"), 1):
-            if not row or (number == 1 and row[0] == "query-id"):
-                continue
-            try:
-                query_id, document_id, grade = row
-                qrels.setdefault(query_id, {})[document_id] = int(grade)
-            except ValueError as error:
-                raise SettingsError(
-                    f"{path}, line {number}: expected query-id, corpus-id and score, by tabs"
-                ) from error
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+    for number, row in enumerate(csv.reader(io.StringIO(text), delimiter="\t"), 1):
+        if not row or (number == 1 and row[0] == "query-id"):
+            continue
+        try:
+            query_id, document_id, grade = row
+            qrels.setdefault(query_id, {})[document_id] = int(grade)
+        except ValueError as error:
+            raise SettingsError(f"{path}, line {number}: expected query-id, corpus-id and score, by tabs") from error
     return qrels

@@ -86,7 +86,8 @@ def load(path: Path) -> SavedRun:
     The metrics are computed again from the .trec file and the judgements beside it.
 
     Raises:
-        SettingsError: it is a folder, a file is missing or malformed, or the ranking is not the one that the metrics were computed of.
+        SettingsError: it is a folder, a file is missing or malformed, or the ranking is not the one that the metrics
+            were computed of.
     """
     if path.is_dir():
         runs = sorted(one.name for one in path.glob("*.trec") if one.name != _QRELS)

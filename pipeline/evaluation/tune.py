@@ -218,6 +218,8 @@ def env(best: Trial, settings: Settings, cut: float | None) -> dict[str, str]:
         values["reranker_model"] = ""  # else the model of the one before would be asked for
     if cut is not None:
         values["threshold"] = cut
+    elif settings.threshold is not None:
+        values["threshold"] = ""  # it was meant for another reranker, and all runs were without it
     if best.chunk_tokens != settings.chunk_tokens:
         values["chunk_tokens"] = best.chunk_tokens
         values["chunk_overlap"] = resized(settings, best.chunk_tokens).chunk_overlap

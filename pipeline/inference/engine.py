@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Padded tokens in one batch: enough to fill a core's matrix units, few enough to stay in its cache. Which of these it is
-# depends on what leaves no core waiting for another at the end.
+# Padded tokens in one batch: enough to fill a core's matrix units, few enough to stay in its cache. Which of these it
+# is depends on what leaves no core waiting for another at the end.
 TOKEN_BUDGETS = range(256, 1025, 128)
 # Lengths are padded up to a multiple of this, so that shapes repeat and their kernels are found again.
 LENGTH_STEP = 8

@@ -101,8 +101,8 @@ def plan_prune(
     """Which documents have a source under ``roots`` (absolute paths) but were not met in this run.
 
     A source that could not be read is there all the same: its documents stay, and those of all files in it if it is a
-    folder. ``contents`` has the hashes of what was met: a document that is among them was only moved. ``new`` are ids of
-    documents that this run has brought: the share that may go is one of what was there before. ``places`` are the
+    folder. ``contents`` has the hashes of what was met: a document that is among them was only moved. ``new`` are ids
+    of documents that this run has brought: the share that may go is one of what was there before. ``places`` are the
     sources of all that was met: a root with one of them in it is not emptied.
     """
     met, failed, under = set(seen), set(unreadable), set(roots)
@@ -120,7 +120,7 @@ def plan_prune(
                     copied[source].add(version.content_hash)
     doomed = [id_ for id_, source in here.items() if id_ not in met and not is_within(source, failed)]
     lost = {id_ for id_ in doomed if not held[id_] <= contents}
-    kept = places.union(source for id_, source in here.items() if id_ not in lost)
+    kept = places | {source for id_, source in here.items() if id_ not in lost}
     emptied = {place for id_ in lost for place in _around(here[id_]) if place in under}
     emptied.difference_update(*map(_around, kept) if emptied else ())
     return Prune(

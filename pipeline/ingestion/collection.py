@@ -32,7 +32,7 @@ def documents(store: Store) -> Iterator[DocumentVersion]:
 def left_to_copies(store: Store) -> list[str]:
     """Warnings that name the paths whose content is only in a version that no document answers with.
 
-    Until an ingest of a changed file is at its end, what the file had before is still what its copies have. Here that is
+    Until an ingest of a changed file is at its end, what the file had before is still what its copies have. It is
     stored under the file's name, which leads to what is new.
     """
     named: set[str] = set()

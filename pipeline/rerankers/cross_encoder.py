@@ -59,7 +59,7 @@ class CrossEncoderReranker:
         self.name = name
         self.model = model
         self.revision = revision
-        self.variant = f"of {max_length or 'all'} tokens"
+        self.variant = f"of {max_length or 'all'} tokens, engine {engine} on {device}"
         # A folder by its full path, so that all who use it share one model.
         folder = Path(model).expanduser()
         self._asked = _Asked(

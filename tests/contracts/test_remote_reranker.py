@@ -190,6 +190,7 @@ def test_refusals_are_not_tried_again(case: Case, status: int) -> None:
         ([(0, 0.1), (1, 0.2), (3, 0.3)], "answered for text 3, and 3 were sent"),
         ([(0, 0.1), (1, 0.2), (-1, 0.3)], "answered for text -1"),
         ([(0, 0.1), (1, 0.2), (None, 0.3)], "answered for text None"),
+        ([(0, 0.1), (1, 0.2), (2, 10**400)], "score of"),
         ([(0, 0.1), (1, 0.2), (2, float("nan"))], "score of nan"),
         ([(0, 0.1), (1, 0.2), (2, None)], "score of nan"),
         ([(0, 0.1), (1, 0.2), (2, "high")], "score of nan"),

@@ -120,10 +120,12 @@ def test_a_wrong_dimension_is_an_error(make: Make) -> None:
     [
         Reply(429, {"error": {"message": "slow down"}}, headers={"Retry-After": "1"}),
         Reply(503, body=b"<html>", content_type="text/html"),
+        Reply(424, {"error": "out of memory", "error_type": "Inference"}),
         Reply(fault="reset"),
         Reply(body=b'{"data": [{"ind'),
+        Reply(body=b"[" * 100_000),
     ],
-    ids=["429", "503", "reset", "truncated-json"],
+    ids=["429", "503", "424", "reset", "truncated-json", "brackets-without-end"],
 )
 def test_passing_failures_are_tried_again(make: Make, waits: list[float], failure: Reply) -> None:
     """The caller sees the answer alone."""

@@ -1,5 +1,6 @@
 import io
 import math
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,12 @@ def test_the_snippet_shows_the_part_that_matches() -> None:
     assert len(shown) < 340
 
 
+def test_what_would_steer_the_terminal_is_not_shown() -> None:
+    """A stored text may clear the screen or colour what follows."""
+    shown = snippet("before \x1b[2J\x1b[31mred\x07 \x9b1mapple", "apple").plain
+    assert "before [2J [31mred 1mapple" == shown
+
+
 def test_a_word_is_not_marked_inside_another() -> None:
     """ "art" is not part of "start", but "index" is the stem of "indexes"."""
     shown = snippet("start the art; indexes", "art index")
@@ -88,6 +95,16 @@ def test_a_long_value_is_shown_whole() -> None:
     stream = io.StringIO()
     print_pairs(Console(file=stream, width=60), [("kept in", "folder/" + "x" * 100)])
     assert "x" * 100 in "".join(stream.getvalue().split())
+
+
+@pytest.mark.parametrize(("encoding", "written"), [("ascii", b'"Caf\\u00e9"'), ("utf-8", '"Café"'.encode())])
+def test_json_is_json_in_any_encoding(encoding: str, written: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where stdout cannot show a character, its escape is one that JSON knows."""
+    out = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding=encoding, errors="backslashreplace"))
+    print_json("Café")
+    sys.stdout.flush()
+    assert written == out.getvalue().strip()
 
 
 def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[str]) -> None:

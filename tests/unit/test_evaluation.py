@@ -62,6 +62,15 @@ def test_reads_queries_with_a_relevant_document_alone(tmp_path: Path) -> None:
     assert [("d1", "T", "one"), ("d2", "", "two")] == [(d.id, d.title, d.text) for d in dataset.documents()]
 
 
+def test_judgements_are_read_as_editors_write_them(tmp_path: Path) -> None:
+    """With a byte order mark; in another encoding the error names the file."""
+    folder = write(tmp_path / "set", qrels="\ufeffquery-id\tcorpus-id\tscore\r\nq1\td1\t2\r\n")
+    assert {"q1": {"d1": 2}} == read_dataset(folder).qrels
+    (folder / "qrels" / "test.tsv").write_text("q1\td1\t2\n", encoding="utf-16")
+    with pytest.raises(SettingsError, match=r"test\.tsv cannot be read"):
+        read_dataset(folder)
+
+
 def test_judgements_of_another_dataset_are_an_error(tmp_path: Path) -> None:
     """Swapped qrels are found out before anything is computed."""
     with pytest.raises(SettingsError, match="same dataset"):

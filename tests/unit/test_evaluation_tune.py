@@ -97,6 +97,18 @@ def test_the_size_as_it_is_keeps_its_overlap(size: int, overlap: int) -> None:
     assert (size, overlap) == (tried.chunk_tokens, tried.chunk_overlap)
 
 
+def test_the_lines_for_env_take_away_a_threshold_that_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was meant for another reranker, and may drop all hits of this one."""
+    now = settings().updated(threshold=0.5)
+    monkeypatch.setenv("RAG_THRESHOLD", "0.5")
+    trials = [NOW, trial(RunSpec("hybrid", "none", 100), ms=100, quality=[0.9])]
+    found = report(evaluation(trials), trials, now, budget_ms=500, metric="ndcg@10")
+    assert found["threshold"] is None
+    for name, value in found["env"].items():
+        monkeypatch.setenv(name, value)
+    assert Settings().threshold is None
+
+
 @pytest.mark.parametrize(("reranker", "model"), [("embedded", "/a/folder"), ("cohere", None)])
 def test_the_lines_for_env_take_a_model_away_from_another_reranker(
     reranker: str, model: str | None, monkeypatch: pytest.MonkeyPatch

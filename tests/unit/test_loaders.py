@@ -143,7 +143,13 @@ def test_what_yaml_allows_is_front_matter(block: str) -> None:
 
 def test_front_matter_is_read_as_yaml_would() -> None:
     """Commas in quotes, comments behind values, and texts that stand below; a "#" in a text stays."""
-    lines = ['tags: ["New York, NY", b, 2]', "year: 2020 # or so", "draft: true  # still", "title: Issue #7", "of: '#1'"]
+    lines = [
+        'tags: ["New York, NY", b, 2]',
+        "year: 2020 # or so",
+        "draft: true  # still",
+        "title: Issue #7",
+        "of: '#1'",
+    ]
     block = "\n".join([*lines, "summary: >-", "  folded", "none: # yet", f"n: {'9' * 5000}"])
     fields, text = split_front_matter(f"---\n{block}\n---\nText.")
     assert {"tags": ["New York, NY", "b", 2], "year": 2020, "draft": True, "title": "Issue #7", "of": "#1"} == {

@@ -449,6 +449,35 @@ def test_a_deadline_holds_while_the_reranker_loads() -> None:
         assert (4, "fake") == (rag.query("apple").reranked, rag.query("apple").reranker)
 
 
+def test_a_deadline_holds_while_a_fallback_loads() -> None:
+    """It is loaded when it is first needed: the first stage answers meanwhile, and nobody is said to have answered."""
+    fallback = Held()
+    rag = Pipeline(
+        embedder=FakeEmbedder(), store=FakeStore(), reranker=Failing(), fallbacks=[fallback], search="dense", top_k=4
+    )
+    with rag:
+        rag.ingest([Document(id=id_, text=text) for id_, text in TEXTS.items()])
+        for _ in range(2):
+            result = rag.query("apple", deadline_ms=20)
+            assert (True, 0, "none", 4) == (result.degraded, result.reranked, result.reranker, len(result.hits))
+            assert "reranker fake is still loading" in result.warnings
+            assert not any("answered instead" in warning for warning in result.warnings)
+        assert (1, []) == (fallback.loads, fallback.calls)
+        fallback.let.set()
+        result = rag.query("apple", deadline_ms=60_000)
+        assert (4, "fake") == (result.reranked, result.reranker)
+        assert "fake answered instead" in result.warnings
+
+
+def test_a_collection_that_was_emptied_is_called_empty() -> None:
+    """Whatever the filter."""
+    rag = pipeline(None)
+    rag.query("apple")
+    rag.delete(list(TEXTS))
+    for where in (None, {"lang": "en"}):
+        assert ["fake-store is empty: ingest documents first"] == rag.query("apple", where=where).warnings
+
+
 def test_nothing_is_loaded_for_an_empty_collection() -> None:
     """There is nothing to rerank, so the note comes at once."""
     reranker = Loading()

@@ -2,6 +2,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline import deadline
@@ -244,6 +245,41 @@ class Keeping(Named):
         self.clock[0] += 0.04 + 0.1 * self.tokens_read(texts).count(None)
         self.read |= set(texts)
         return super().score(query, texts)
+
+
+def test_calls_that_share_the_model_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes while another is at work plans with half of what the model does, and so does the next."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    slices: list[int] = []
+
+    class Shared(Named):
+        def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+            slices.append(len(texts))
+            clock[0] += 0.1 * len(texts) * (2 if query == "second" else 1)
+            if query == "first":
+                tried.score("second", passages(*letters), until=clock[0] + 2.2)
+            return super().score(query, texts)
+
+    tried = scorer(Shared())
+    letters = [letter * 1000 for letter in "abcdefghijklmnopqrst"]
+    tried.score("before", passages(*letters))
+    tried.score("first", passages(letters[0]))
+    assert [20, 1, 7, 2] == slices[:4]  # what is slow as it is shared is no slow model: else the last were one text
+    assert clock[0] <= 2 + 0.1 + 2.2  # so long the second one had
+
+
+@pytest.mark.parametrize("number", [np.float32(0.25), np.float64(0.25)])
+def test_scores_are_plain_numbers(number: Any) -> None:
+    """A model's own are NumPy's, which JSON does not take."""
+
+    class Model(FakeReranker):
+        def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+            return [RerankScore(number, number) for _ in texts]
+
+    (found,) = scorer(Model()).score("apple", passages("an apple"))
+    assert found is not None
+    assert (float, float) == (type(found.raw), type(found.probability))
 
 
 def test_all_that_was_read_before_is_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,14 @@ def test_an_unknown_argument_is_an_error_with_a_suggestion() -> None:
         Settings(rerankr="cohere")
 
 
+@pytest.mark.parametrize("name", ["RAG_DEADLINE_MS", "RAG_MAX_FILE_MB"])
+def test_a_time_or_size_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Nothing can be counted with it; no limit is to leave it empty, or a large number."""
+    monkeypatch.setenv(name, "inf")
+    with pytest.raises(SettingsError, match=name):
+        Settings()
+
+
 @pytest.mark.parametrize("name", ["RAG_COHERE_API_KEY", "COHERE_API_KEY", "CO_API_KEY"])
 def test_the_cohere_key_is_read_under_its_known_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The names that Cohere's own tools use work too."""
