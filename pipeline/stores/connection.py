@@ -30,16 +30,20 @@ def connect(url: str, *, api_key: str | None = None, timeout: float = 30.0) -> Q
     Raises:
         SettingsError: the address is none, or holds a password.
     """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if "@" in parts.netloc:
-        raise SettingsError("RAG_QDRANT_URL holds a user name or password: put the key into RAG_QDRANT_API_KEY")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingsError(f"RAG_QDRANT_URL: {url!r} is no address such as http://localhost:6333")
+    wrong = SettingsError(f"RAG_QDRANT_URL: {url!r} is no address such as http://localhost:6333")
     # As a header: given as ``api_key`` to a plain http address the client warns at every start, compose files too.
     headers = {"api-key": api_key} if api_key else None
-    return QdrantClient(
-        url=parts.geturl(), headers=headers, timeout=max(1, math.ceil(timeout)), check_compatibility=False
-    )
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if "@" in parts.netloc:
+            raise SettingsError("RAG_QDRANT_URL holds a user name or password: put the key into RAG_QDRANT_API_KEY")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise wrong
+        return QdrantClient(
+            url=parts.geturl(), headers=headers, timeout=max(1, math.ceil(timeout)), check_compatibility=False
+        )
+    except ValueError as error:  # brackets, blanks, a port beyond all
+        raise wrong from error
 
 
 class Connection:

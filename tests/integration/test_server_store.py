@@ -248,7 +248,19 @@ def test_foreign_collection_is_left_alone(server: Loopback, store: ServerStore) 
     assert {"GET"} == {method for method, _, _ in server.requests}
 
 
-@pytest.mark.parametrize("url", ["", "ftp://localhost", "http://", "http://user:secret@localhost:6333"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        " ",
+        "ftp://localhost",
+        "http://",
+        "http://user:secret@localhost:6333",
+        "http://a b",
+        "http://[::1",
+        "x:99999",
+    ],
+)
 def test_wrong_address_is_a_settings_error(url: str) -> None:
     """An address that cannot be one, or that holds a password, is refused; the password is not shown."""
     with pytest.raises(SettingsError, match="RAG_QDRANT_URL") as caught:

@@ -108,6 +108,8 @@ def test_fallbacks_are_built_in_order_without_the_first_ones_model() -> None:
         ({"reranker": "http", "rerank_url": "http://x"}, {"rerank_max_tokens": 64}),
         ({"reranker": "http", "rerank_url": "http://x"}, {"rerank_scores": "logit"}),
         ({"reranker": "cohere", "cohere_api_key": "k"}, {"cohere_max_tokens_per_doc": 512}),
+        ({"reranker": "cross-encoder", "reranker_model": "/a/folder"}, {"engine": "torch"}),
+        ({"reranker": "bge"}, {"device": "cpu"}),
     ],
 )
 def test_a_setting_that_changes_scores_is_told_to_the_cache(values: dict[str, Any], change: dict[str, Any]) -> None:
