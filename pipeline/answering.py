@@ -106,8 +106,8 @@ def complete_versions(candidates: Sequence[Candidate], store: Store, known: set[
     other document was written in one step. ``known`` is what it said before: (document id, content hash) of long
     documents that are complete.
 
-    Until an ingest of a changed file is at its end, what the file had before is still what its copies have: it answers as
-    theirs.
+    Until an ingest of a changed file is at its end, what the file had before is still what its copies have: it answers
+    as theirs.
     """
     hashes: dict[str, set[str]] = {}
     unsure = set()
