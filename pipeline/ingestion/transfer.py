@@ -121,7 +121,9 @@ def import_from(
                 # What is here under a copy's name is this collection's own, and stays.
                 own = {path for path in first.copies if _other(held.versions.get(path, []), first)}
                 copies = tuple(sorted({*first.copies, *(copy for v in same for copy in v.copies)} - own))
-                shared = any((v.copies or v.torn) and v.content_hash != first.content_hash for v in versions)
+                # An incomplete one must not take the place of what is there.
+                others = [v for v in versions if v.content_hash != first.content_hash and len(document) == first.count]
+                shared = any(v.copies or v.torn for v in others)
                 if shared or len(named) > len(versions) or held.holders.get(first.content_hash, 0) > len(same):
                     # What it replaces is other files', too, or its name is that of a copy, or another has the content.
                     sharing.note(first.document_id, {first.content_hash, *(v.content_hash for v in named)})
@@ -131,9 +133,7 @@ def import_from(
                 else:
                     written += 1
                     due.append([(replace(chunk, copies=copies), vector) for chunk, vector in document])
-                # An incomplete one must not take the place of what is there.
-                stale = not shared and any(v.content_hash != first.content_hash for v in versions)
-                if stale and len(document) == first.count:
+                if others and not shared:
                     finished[first.document_id] = first.content_hash
             if due or finished:
                 make_ready(store, fingerprint)
