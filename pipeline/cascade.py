@@ -1,4 +1,4 @@
-"""The cascade: a quick reranker looks at all candidates, and the pipeline's own then reads the best of them."""
+"""The cascade: a quick reranker looks at all candidates, and the pipeline's own then reads the best third of them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from pipeline.windows import Passage, passages_of
 
 log = logging.getLogger(__name__)
 
-# Share of the candidates that the second step reads. With 24 to 100 % the embedded cross-encoder has the same nDCG@10,
-# within 0.003, on questions that were held back from its training.
-_PERCENT = 30
+# One of so many candidates is read in the second step. On questions held back from training the embedded cross-encoder
+# has the same nDCG@10, within 0.003, with 24 to 100 % of 50; on README's technical set it has 0.710 where it reads all,
+# 0.709 with a third and 0.707 with 30 %.
+_SHARE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Cascade:
     reranker: Reranker
     """The quick one, of the first step."""
     least: int | None = None
-    """Candidates that the second step reads where its share is fewer; None: as many as hits are asked for."""
+    """Candidates that the second step reads where a third is fewer; None: as many as hits are asked for."""
 
 
 def rerank_candidates(
@@ -43,7 +44,7 @@ def rerank_candidates(
 ) -> Reranked:
     """The second stage over a query's candidates, in two steps where there is a ``quick`` one for the first.
 
-    The second step reads the best 30 %, but not fewer than ``least``. Only who was asked for does: a fallback gets all
+    The second step reads the best third, but not fewer than ``least``. Only who was asked for does: a fallback gets all
     candidates, as the first stage had them.
 
     Raises:
@@ -83,6 +84,6 @@ def first_step(
 
 
 def second_step(standing: Sequence[Candidate], least: int) -> list[int]:
-    """Which of the candidates the second step reads, best first: its share of them, but not fewer than ``least``."""
+    """Which of the candidates the second step reads, best first: a third of them, but not fewer than ``least``."""
     best = sorted(range(len(standing)), key=lambda i: standing[i].rank)
-    return best[: max(math.ceil(len(best) * _PERCENT / 100), least)]
+    return best[: max(math.ceil(len(best) / _SHARE), least)]

@@ -56,7 +56,7 @@ class Pipeline:
     """Two-stage retrieval. Safe to share between threads; close it, or use it in a ``with`` block.
 
     ``reranker=None`` answers in first-stage order; ``fallbacks`` are asked in turn where it fails. After a ``cascade``
-    it reads the best 30 % of the candidates only, or as many as hits are asked for. ``alpha=None`` takes the
+    it reads the best third of the candidates only, or as many as hits are asked for. ``alpha=None`` takes the
     reranker's own default. ``deadline_ms`` is the time that a query may take, in milliseconds: recall is not cut short,
     reranking is. ``score_cache`` spares scoring what was scored before. ``calibrations`` looks up how a reranker (its
     name, model and revision) maps raw scores to probabilities.

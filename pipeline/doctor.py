@@ -85,7 +85,7 @@ def examine(settings: Settings) -> list[Check]:
             return f"made with this embedder, {cut}" if rag.store.fingerprint() else f"none yet; it would have {cut}"
 
     def reranker() -> str:
-        return _answering(build_reranker(settings), ", for the best 30 % of the candidates" if quick else "")
+        return _answering(build_reranker(settings), ", for the best third of the candidates" if quick else "")
 
     quick = cascades(settings)
     checks = {"settings": _settings_source, "data directory": data_dir, "store": store}

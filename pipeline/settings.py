@@ -184,7 +184,7 @@ class Settings(BaseSettings):
     )
     cascade: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="`embedded` looks at all candidates first, and the reranker reads the best 30 % only, at least "
+        description="`embedded` looks at all candidates first, and the reranker reads the best third only, at least "
         "`RAG_TOP_K`; `auto`: if it is a cross-encoder on this CPU and the embedder is the embedded one; `on`: "
         "whichever they are; `off`: never",
     )

@@ -26,7 +26,7 @@ class RunSpec:
     alpha: float | None = None
     threshold: float | None = None
     cascade: bool = False
-    """Whether the reranker reads the best 30 % only, after another's first step."""
+    """Whether the reranker reads the best third only, after another's first step."""
 
     @property
     def label(self) -> str:
