@@ -118,20 +118,23 @@ def complete_versions(candidates: Sequence[Candidate], store: Store, known: set[
             unsure.add(chunk.document_id)
     unsure.update(id_ for id_, versions in hashes.items() if len(versions) > 1)
     keep = {}
-    complete: set[tuple[str, str]] = set()
+    heirs: dict[tuple[str, str], Sequence[str]] = {}
     for id_, versions in by_document(store.versions(sorted(unsure)) if unsure else ()).items():
-        complete.update((version.document_id, version.content_hash) for version in versions if version.complete)
         best = answering(versions)
         if best.complete:
             keep[id_] = best.content_hash
             if len(known) < _KNOWN and best.count > store.whole_chunks:
                 known.add((id_, best.content_hash))
+        heirs.update(((id_, v.content_hash), v.copies) for v in versions if v != best and v.complete and v.copies)
+    if heirs:
+        own = {v.document_id for v in store.versions(sorted(set().union(*heirs.values()))) if v.complete}
+        heirs = {version: [path for path in copies if path not in own] for version, copies in heirs.items()}
 
     def known_as(chunk: Chunk) -> Chunk | None:
         if chunk.document_id not in unsure or keep.get(chunk.document_id) == chunk.content_hash:
             return chunk
-        left_to_copies = chunk.copies and (chunk.document_id, chunk.content_hash) in complete
-        return as_copy(chunk) if left_to_copies else None
+        paths = heirs.get((chunk.document_id, chunk.content_hash))
+        return as_copy(chunk, paths) if paths else None
 
     found = ((candidate, known_as(candidate.chunk)) for candidate in candidates)
     return list(_once(replace(candidate, chunk=chunk) for candidate, chunk in found if chunk is not None))

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -118,6 +118,19 @@ def counting_tokenizer(tokenizer: object) -> Tokenizer | None:
     copy.no_truncation()
     copy.no_padding()
     return copy
+
+
+def check_vocabulary(tokenizer: object) -> None:
+    """Refuses a tokenizer that knows no words, such as transformers makes up where a model was saved without one.
+
+    Raises:
+        ModelError: it has special tokens alone.
+    """
+    special = getattr(tokenizer, "all_special_ids", None)
+    if special is not None and isinstance(tokenizer, Sized) and len(tokenizer) <= len(set(special)):
+        raise ModelError(
+            "it was saved without its tokenizer: add tokenizer.json and tokenizer_config.json to the folder"
+        )
 
 
 def content_hash(folder: Path) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pipeline.hub import ModelError, counting_tokenizer, cpu_has_bf16, pick_device
+from pipeline.hub import ModelError, check_vocabulary, counting_tokenizer, cpu_has_bf16, pick_device
 from pipeline.inference.combining import Combiner
 from pipeline.inference.conversion import ConversionError, Source, samples
 from pipeline.inference.first_token import first_token_scores
@@ -65,6 +65,7 @@ class TorchCrossEncoder:
                 f"the model has {model.num_labels} outputs, a reranker needs exactly one: this is a classifier, not a "
                 "cross-encoder for reranking"
             )
+        check_vocabulary(model.tokenizer)
         _remove_sigmoid(model)
         _keep_head_exact(model)
 

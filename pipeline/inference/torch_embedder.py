@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pipeline.hub import ModelError, counting_tokenizer, pick_device
+from pipeline.hub import ModelError, check_vocabulary, counting_tokenizer, pick_device
 from pipeline.inference.conversion import ConversionError, Source, samples
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class TorchEmbedder:
         self._model = model
         self._batch_size = batch_size
         self._lock = threading.Lock()
+        check_vocabulary(model.tokenizer)
         tokenizer = counting_tokenizer(model.tokenizer)
         if tokenizer is None:
             raise ModelError(

@@ -224,9 +224,9 @@ def _renamed(chunk: Chunk, path: str, copies: tuple[str, ...]) -> Chunk:
     return replace(chunk, document_id=path, source=path, copies=copies, title=title, metadata=metadata)
 
 
-def as_copy(chunk: Chunk) -> Chunk:
-    """A chunk with copies as that of the first of them: its own file has another content by now."""
-    return _renamed(chunk, chunk.copies[0], chunk.copies[1:])
+def as_copy(chunk: Chunk, paths: Sequence[str]) -> Chunk:
+    """A chunk with copies as that of these of them: its own file has another content by now."""
+    return _renamed(chunk, paths[0], tuple(paths[1:]))
 
 
 def _name(path: str) -> str:

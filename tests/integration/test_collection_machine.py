@@ -203,7 +203,8 @@ class Collection(RuleBasedStateMachine):
         complete: dict[str, set[str]] = {}
         for version in self.store.versions():
             if version.complete:
-                complete.setdefault(version.document_id, set()).add(version.content_hash)
+                for path in version.sources:
+                    complete.setdefault(path, set()).add(version.content_hash)
         shown = {hit.document_id: hit.chunk.content_hash for hit in hits}
         assert len(hits) == len({(hit.chunk.content_hash, hit.chunk.index) for hit in hits})
         for hit in hits:

@@ -142,6 +142,19 @@ def test_a_classifier_is_no_reranker(tmp_path: Path) -> None:
     assert (caught.value.provider, caught.value.retryable) == ("bge", False)
 
 
+def test_a_model_without_its_tokenizer_is_an_error(tmp_path: Path) -> None:
+    """transformers makes one up that knows no word: all texts would be equal to the model."""
+    for save, use in (
+        (save_cross_encoder, lambda model: CrossEncoderReranker(model, device="cpu").score("q", ["a", "b"])),
+        (save_embedder, SentenceTransformersEmbedder),
+    ):
+        folder = save(tmp_path / save.__name__)
+        for file in folder.glob("*token*"):
+            file.unlink()
+        with pytest.raises((RerankerError, EmbedderError), match="was saved without its tokenizer"):
+            use(str(folder))
+
+
 def test_damaged_weights_are_an_error(tmp_path: Path) -> None:
     """NaN is not a score, and half a file is not a model."""
     from safetensors.numpy import load_file, save_file
