@@ -130,14 +130,16 @@ def complete_versions(candidates: Sequence[Candidate], store: Store, known: set[
         own = {v.document_id for v in store.versions(sorted(set().union(*heirs.values()))) if v.complete}
         heirs = {version: [path for path in copies if path not in own] for version, copies in heirs.items()}
 
-    def known_as(chunk: Chunk) -> Chunk | None:
-        if chunk.document_id not in unsure or keep.get(chunk.document_id) == chunk.content_hash:
-            return chunk
-        paths = heirs.get((chunk.document_id, chunk.content_hash))
-        return as_copy(chunk, paths) if paths else None
+    def answers(chunk: Chunk) -> bool:
+        version = chunk.document_id, chunk.content_hash
+        return version[0] not in unsure or keep.get(version[0]) == version[1] or bool(heirs.get(version))
 
-    found = ((candidate, known_as(candidate.chunk)) for candidate in candidates)
-    return list(_once(replace(candidate, chunk=chunk) for candidate, chunk in found if chunk is not None))
+    def renamed(chunk: Chunk) -> Chunk:
+        paths = heirs.get((chunk.document_id, chunk.content_hash))
+        return as_copy(chunk, paths) if paths else chunk
+
+    found = _once(candidate for candidate in candidates if answers(candidate.chunk))
+    return [replace(candidate, chunk=renamed(candidate.chunk)) for candidate in found]
 
 
 def _once(candidates: Iterable[Candidate]) -> Iterator[Candidate]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ingestion.changes import answering, is_within
-from pipeline.ingestion.copies import Embed, Sharing
+from pipeline.ingestion.copies import Embed, Sharing, chunk_ids
 from pipeline.ingestion.ledger import Ledger
 from pipeline.ingestion.loaders import MAX_BYTES, load
 from pipeline.ingestion.reading import read
@@ -206,16 +206,19 @@ def _remove_leftovers(store: Store, embed: Embed) -> int:
     """Removes what stands beside the only complete version of a document, and what is stored a second time."""
     ledger = Ledger(store.ledger())
     keep = {}
+    doomed: list[str] = [*ledger.duplicates]
     held: set[str] = set()
     sharing = Sharing()
     for document_id, versions in ledger.documents.items():
         complete = [version for version in versions if version.complete]
         if len(complete) == 1 and len(versions) > 1:
             keep[document_id] = complete[0].content_hash
+        if not complete and sum(version.complete for version in ledger.files.get(document_id, ())) == 1:
+            doomed += chunk_ids(versions)  # it is a copy of what another document has
         for version in complete:
             if document_id == version.source:
                 if version.torn or version.content_hash in held:
                     sharing.note("", [version.content_hash])
                 held.add(version.content_hash)
     _, deleted = sharing.settle(store, embed)
-    return deleted + store.delete_chunks(ledger.duplicates) + (store.delete_versions_except(keep) if keep else 0)
+    return deleted + store.delete_chunks(doomed) + (store.delete_versions_except(keep) if keep else 0)

@@ -294,6 +294,18 @@ def test_until_an_ingest_is_at_its_end_copies_answer_with_what_they_have(
     assert [] == rig.rag.export_to(tmp_path / "all.jsonl").warnings
 
 
+def test_what_a_cut_off_change_left_of_a_copy_is_removed(rig: Rig) -> None:
+    """Its file is gone since, so that nobody can complete it; what it had before is there under another name."""
+    rig.write(a=TEXT, b=TEXT)
+    rig.rag.ingest(rig.folder)
+    part = Chunk(rig.path("b"), "new", 0, 3, "The first of three.", "", rig.path("b"), {}, ())
+    rig.store.upsert([part], rig.embedder.embed_documents([part.text]))
+    (rig.folder / "b.md").unlink()
+    report = rig.rag.verify(rig.path("a"), repair=True)
+    assert [("missing", rig.path("b"))] == [(problem.kind, problem.document_id) for problem in report.repaired]
+    assert {"a": ["b"]} == rig.stored()
+
+
 def test_a_lost_chunk_costs_no_copy(rig: Rig) -> None:
     """What is written again is still that of all files, even of those that are not read."""
     rig.write(a=TEXT, b=TEXT)
