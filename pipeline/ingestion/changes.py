@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePath
 from typing import Literal
 
@@ -120,9 +121,11 @@ def plan_prune(
                     copied[source].add(version.content_hash)
     doomed = [id_ for id_, source in here.items() if id_ not in met and not is_within(source, failed)]
     lost = {id_ for id_ in doomed if not held[id_] <= contents}
-    kept = places | {source for id_, source in here.items() if id_ not in lost}
     emptied = {place for id_ in lost for place in _around(here[id_]) if place in under}
-    emptied.difference_update(*map(_around, kept) if emptied else ())
+    for source in chain(places, (source for id_, source in here.items() if id_ not in lost)):
+        if not emptied:
+            break
+        emptied.difference_update(_around(source))
     return Prune(
         sorted(doomed),
         len(here.keys() - new),
@@ -137,11 +140,6 @@ def _around(source: str) -> list[str]:
     return [source, *(parent.as_posix() for parent in PurePath(source).parents)]
 
 
-def is_under(source: str, root: str) -> bool:
-    """Whether a source is the root itself or lies in it."""
-    return source == root or PurePath(source).is_relative_to(root)
-
-
 def is_within(source: str, places: Set[str]) -> bool:
     """Whether a source is one of the places or lies in one."""
-    return bool(places) and not places.isdisjoint(_around(source))
+    return bool(places) and (source in places or not places.isdisjoint(_around(source)))

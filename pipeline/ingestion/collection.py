@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -29,15 +29,17 @@ def documents(store: Store) -> Iterator[DocumentVersion]:
         yield answering(versions)
 
 
-def left_to_copies(store: Store) -> list[str]:
+def left_to_copies(documents: Iterable[Sequence[DocumentVersion]]) -> list[str]:
     """Warnings that name the paths whose content is only in a version that no document answers with.
+
+    ``documents`` are the versions of each document of a collection.
 
     Until an ingest of a changed file is at its end, what the file had before is still what its copies have. It is
     stored under the file's name, which leads to what is new.
     """
     named: set[str] = set()
     copies: set[str] = set()
-    for versions in by_document(store.versions()).values():
+    for versions in documents:
         best = answering(versions)
         named.update(best.sources)
         copies.update(path for version in versions if version.complete and version != best for path in version.copies)

@@ -92,7 +92,7 @@ def reindex(
             generations.switch(name)
         # On a server a writer may have been in the middle of a request; from now on none writes here any more.
         copy.catch_up(since=before)
-        warnings = copy.warnings() + collection.left_to_copies(old)
+        warnings = copy.warnings() + collection.left_to_copies(by_document(old.versions()).values())
         if later is not None:
             with closing(generations.open(later.name)) as left:
                 behind = len(_differing(_ledger(left), before))

@@ -42,8 +42,10 @@ def export_to(
     fingerprint = store.fingerprint()
     if fingerprint is None:
         raise SettingsError(f"{store.name} does not exist: nothing to export")
-    ids = sorted(version.document_id for version in collection.documents(store))
-    warnings = collection.left_to_copies(store)
+    documents = by_document(store.versions())
+    ids = sorted(documents)
+    warnings = collection.left_to_copies(documents.values())
+    del documents  # of a large collection they are much
     exported = 0
     with writing(path, Header(fingerprint, vectors)) as out:
         for first in range(0, len(ids), _DOCUMENTS):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core import Pipeline
 from pipeline.errors import FingerprintError, RagError, SettingsError, StoreLockedError, StoreUnavailableError
-from pipeline.ingestion.changes import is_under
+from pipeline.ingestion.changes import is_within
 from pipeline.ingestion.loaders import NOT_READ, is_there, left_out, real_source
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Store
@@ -148,9 +148,8 @@ class _Updates:
         ignored: Iterable[Path],
         showing: Showing | None,
     ) -> None:
-        roots = [real_source(path) for path in paths]
-        inside = (folder for folder in map(real_source, ignored) if any(is_under(folder, root) for root in roots))
-        self.ignored = frozenset(inside)
+        roots = set(map(real_source, paths))
+        self.ignored = frozenset(folder for folder in map(real_source, ignored) if is_within(folder, roots))
         self._rag, self._open_store, self._paths, self._stop = rag, open_store, paths, stop
         self._max_delete = max_delete
         self._showing = showing or (lambda: nullcontext(lambda _: None))
