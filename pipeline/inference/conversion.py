@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from pipeline.inference import activations
 from pipeline.inference.activations import extremes, scale_activations, uneven
-from pipeline.inference.engine import ACTIVATION_GROUP, has_bf16
+from pipeline.inference.engine import ACTIVATION_GROUP, gains_by_scales, has_bf16
 from pipeline.inference.export import compress_weights, finite_masks, traced, write_folder
 from pipeline.inference.folder import FILES, Kind, ModelFolder
 
@@ -101,9 +101,10 @@ def samples(kind: Kind) -> list[tuple[str, str]]:
 def place(cache: Path, kind: Kind, identity: str, variant: str = "") -> Path:
     """The folder of a model's conversion. ``variant`` is what else changes its answers, such as another length.
 
-    A CPU with bfloat16 has one of its own, as the check is one of what it computes.
+    CPUs that compute otherwise have one of their own, as the check is one of what they compute.
     """
-    key = hashlib.sha256(json.dumps([_FORM, kind, identity, variant, has_bf16()]).encode()).hexdigest()[:16]
+    computes = [has_bf16(), gains_by_scales()]
+    key = hashlib.sha256(json.dumps([_FORM, kind, identity, variant, *computes]).encode()).hexdigest()[:16]
     name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in identity.partition("@")[0])
     return cache / "converted" / f"{name[-60:]}-{key}"
 
@@ -203,19 +204,20 @@ def _quantized(model: Any, folder: Path) -> Iterator[tuple[str, Any, dict[str, A
 
     ``folder`` has it in float32. The model itself is changed in the end.
     """
-    seen = extremes(model, _runs(folder))
-    left_out = uneven(model, seen)
-    for count in sorted({math.ceil(share * len(left_out)) for share in _LEFT_OUT}):
-        even = model.clone()
-        scale_activations(even, seen, without=left_out[:count])
-        group = groups(compress_weights(even))[0]
-        yield f"activations scaled beforehand, but for {count} inputs", even, {"activation_group": group}
+    if gains_by_scales():
+        seen = extremes(model, runs(folder))
+        left_out = uneven(model, seen)
+        for count in sorted({math.ceil(share * len(left_out)) for share in _LEFT_OUT}):
+            even = model.clone()
+            scale_activations(even, seen, without=left_out[:count])
+            group = groups(compress_weights(even))[0]
+            yield f"activations scaled beforehand, but for {count} inputs", even, {"activation_group": group}
     widths = compress_weights(model)
     for group in groups(widths):
         yield f"activations in groups of {group}", model, {"activation_group": group}
 
 
-def _runs(folder: Path) -> Iterator[list[NDArray[np.int64]]]:
+def runs(folder: Path) -> Iterator[list[NDArray[np.int64]]]:
     """The inputs of a folder's model for texts that its activations are scaled on."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = ModelFolder(folder, config["kind"])

