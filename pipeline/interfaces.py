@@ -7,7 +7,7 @@ implementation, may be called from many threads at once, and raises only errors 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -124,8 +124,8 @@ class Store(Protocol):
         """Removes all chunks of these documents; returns how many chunks there were."""
         ...
 
-    def delete_versions_except(self, keep: Mapping[str, str]) -> int:
-        """For each document id, removes the chunks whose content hash is not the given one; returns how many."""
+    def delete_versions(self, stale: Mapping[str, Set[str]]) -> int:
+        """For each document id, removes the chunks that have one of the content hashes given; returns how many."""
         ...
 
     def versions(self, document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:

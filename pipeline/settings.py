@@ -11,8 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from dotenv.parser import parse_stream
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import SettingsError
@@ -54,7 +54,9 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("RAG_QDRANT_API_KEY", "QDRANT_API_KEY"),
         description="secret; `QDRANT_API_KEY` is read too",
     )
-    qdrant_timeout: float = Field(30.0, gt=0, description="seconds that one request to a Qdrant server may take")
+    qdrant_timeout: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="seconds that one request to a Qdrant server may take"
+    )
     qdrant_deadline: float = Field(
         120.0, ge=0, description="seconds that an ingest goes on trying while a Qdrant server does not answer"
     )
@@ -237,6 +239,12 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise SettingsError(_explain(error, given=set(values))) from error
 
+    @field_validator("data_dir")
+    @classmethod
+    def _at_home(cls, data_dir: Path) -> Path:
+        """``~`` is the home directory, which no shell puts there for a line of ``.env``."""
+        return data_dir.expanduser()
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.top_k > self.top_n:
@@ -293,9 +301,16 @@ def _refuse_unknown_variables(env_file: Any) -> None:
     names = dict.fromkeys(os.environ, "the environment")
     if env_file is not None and Path(env_file).is_file():
         try:
-            names |= dict.fromkeys(dotenv_values(env_file), str(env_file))
+            with Path(env_file).open(encoding="utf-8") as file:
+                lines = list(parse_stream(file))
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"cannot read {Path(env_file).absolute()}: {error}") from error
+        for line in lines:
+            if line.error:  # as of a quotation mark that is not closed; the setting would silently not be made
+                place = f"{Path(env_file).absolute()}, line {line.original.line}"
+                raise SettingsError(f"{place}: not NAME=VALUE, or a quotation mark that is not closed")
+            if line.key is not None:
+                names[line.key] = str(env_file)
     for name, where in names.items():
         upper = name.upper()
         if upper.startswith(PREFIX) and not upper.startswith(TEST_PREFIX) and upper not in known:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -18,6 +18,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 _MINUTE_S = 60.0
 _ROUNDING = 1e-6  # of many small parts of failures, added
+# Longest that one Retry-After keeps all queries of the process from an address.
+_LONGEST_WAIT_S = 300.0
 
 
 class Gate:
@@ -135,7 +137,8 @@ class Gate:
             return
         with self._lock:
             if error is not None and error.retryable and error.retry_after is not None:
-                self._asked_to_wait = max(self._asked_to_wait, now + error.retry_after)
+                # It holds for all queries of the process: a date read by a wrong clock shall not shut the address.
+                self._asked_to_wait = max(self._asked_to_wait, now + min(error.retry_after, _LONGEST_WAIT_S))
             # Too many requests is an answer of a server that works.
             if error is None or not error.retryable or error.status == 429:
                 self._in_a_row = 0
@@ -166,15 +169,17 @@ def shared_gate(name: str, url: str, per_minute: float | None, concurrency: int)
 def in_parts(items: Sequence[T], size: int, ask: Callable[[Sequence[T]], Sequence[R]], *, concurrency: int) -> list[R]:
     """Results of ``ask`` for parts of at most ``size`` items, several at once, in input order.
 
-    Raises what ``ask`` raises first; parts that have not begun by then are not asked for.
+    Raises what ``ask`` raises first, an operator's fault before others; parts that have not begun by then are not asked
+    for.
     """
     parts = [items[start : start + size] for start in range(0, len(items), size)]
     if len(parts) <= 1:
         return [result for part in parts for result in ask(part)]
     with ThreadPoolExecutor(min(len(parts), concurrency), thread_name_prefix="rerank") as pool:
         futures = [pool.submit(ask, part) for part in parts]
-        try:
-            return [result for future in futures for result in future.result()]
-        finally:
-            for future in futures:
-                future.cancel()
+        wait(futures, return_when=FIRST_EXCEPTION)
+        begun = [future for future in futures if not future.cancel()]
+        errors = [error for future in begun if (error := future.exception()) is not None]
+        if errors:
+            raise min(errors, key=lambda error: not getattr(error, "operator", False))
+        return [result for future in begun for result in future.result()]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from typing import Any, Literal
 
 from pipeline.errors import DocumentError
@@ -68,10 +70,8 @@ class Document:
                 raise DocumentError(f"document {self.id}: {name} is a string, not {type(getattr(self, name)).__name__}")
         if not isinstance(self.metadata, Mapping) or not all(isinstance(key, str) for key in self.metadata):
             raise DocumentError(f"document {self.id}: metadata is a mapping whose keys are strings")
-        if any(isinstance(value, set | frozenset) for value in self.metadata.values()):
-            # JSON has lists, and a set is in another order in each process: the document would seem changed.
-            lists = {k: sorted(v, key=str) if isinstance(v, set | frozenset) else v for k, v in self.metadata.items()}
-            object.__setattr__(self, "metadata", lists)
+        if any(_plain(value) is not value for value in self.metadata.values()):
+            object.__setattr__(self, "metadata", {key: _plain(value) for key, value in self.metadata.items()})
         if not self.source:
             object.__setattr__(self, "source", self.id)
 
@@ -89,6 +89,19 @@ class Document:
             parts.append(self.page_starts)
         canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has of a value: a list of a set, which is in another order in each process, and the number of a
+    decimal, or of NumPy's and so pandas' kinds."""
+    if isinstance(value, set | frozenset):
+        return sorted(map(_plain, value), key=str)
+    if isinstance(value, list) and any(_plain(one) is not one for one in value):
+        return [_plain(one) for one in value]
+    if isinstance(value, Decimal):
+        return float(value)
+    numpy = sys.modules.get("numpy")  # who has none of its numbers need not load it
+    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -124,8 +124,8 @@ class FakeStore:
         wanted = set(document_ids)
         return self._remove(lambda chunk: chunk.document_id in wanted)
 
-    def delete_versions_except(self, keep: Mapping[str, str]) -> int:
-        return self._remove(lambda chunk: keep.get(chunk.document_id, chunk.content_hash) != chunk.content_hash)
+    def delete_versions(self, stale: Mapping[str, Set[str]]) -> int:
+        return self._remove(lambda chunk: chunk.content_hash in stale.get(chunk.document_id, frozenset()))
 
     def versions(self, document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
         groups: dict[tuple[str, str], list[Chunk]] = {}

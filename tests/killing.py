@@ -27,7 +27,7 @@ from tests.fakes import FakeEmbedder
 
 FILES = ("stores/edge.py", "stores/shards.py", "pipeline/files.py", "ingestion/run.py", "ingestion/copies.py")
 FUNCTIONS = frozenset(
-    {"ensure_ready", "upsert", "delete_documents", "delete_chunks", "delete_versions_except", "optimize", "close"}
+    {"ensure_ready", "upsert", "delete_documents", "delete_chunks", "delete_versions", "optimize", "close"}
     | {"open", "_create", "use", "wrote", "_write_pending", "write_atomically", "_write", "_prune", "settle"}
 )
 """The write path of an ingest: what these files do under these names."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import SecretStr
@@ -54,7 +55,9 @@ class HttpEmbedder:
         retry: RetryPolicy | None = None,
     ) -> None:
         base = check_url(url, _URL_SETTING)
-        self._url = f"{base.removesuffix('/v1')}/v1/embeddings"
+        address = httpx.URL(base)  # what follows a "?" stays behind the path
+        path = address.path.rstrip("/").removesuffix("/v1")
+        self._url = str(address.copy_with(path=f"{path}/v1/embeddings"))
         self._key = SecretStr(check_key(api_key, _KEY_SETTING)) if api_key else None
         self._retry = replace(retry or RetryPolicy(), timeout_s=timeout_s, deadline_s=deadline_s)
         self._endpoint = Endpoint(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,7 +112,10 @@ def calibrate_dataset(
         pairs = judged_pairs(rag, dataset, say)
     identity = Scorer(reranker, tokenizer=embedder.tokenizer).identity
     if identity is None:
-        raise SettingsError(f"reranker {reranker.name} does not say which model it runs, so nothing can be kept for it")
+        raise SettingsError(
+            f"reranker {reranker.name} does not say which model it runs, so nothing can be kept for it: "
+            "set RAG_RERANKER_MODEL"
+        )
     if pairs.relevant.sum() < _FEW:
         say(f"only {pairs.relevant.sum()} relevant candidates: the result is a rough guess (better: {_FEW} and more)")
     points = fit(pairs, reranker.scale, method)
@@ -184,16 +187,25 @@ def fit(pairs: Pairs, scale: ScoreScale, method: Method) -> tuple[tuple[float, f
 
 
 def cross_fitted(pairs: Pairs, scale: ScoreScale, method: Method) -> NDArray[np.float64]:
-    """Probability of each pair from a map fitted on the other half of the queries (on all, if that lacks a kind)."""
+    """Probability of each pair from a map fitted on the other half of the queries.
+
+    On all, if that half lacks a kind, or its scores do not rise with relevance.
+    """
     after = np.empty(len(pairs))
     for half in (0, 1):
         mine = pairs.query % 2 == half
         others = Pairs(*(column[~mine] for column in (pairs.query, pairs.raw, pairs.probability, pairs.relevant)))
-        both_kinds = others.relevant.any() and not others.relevant.all()
-        points = fit(others if both_kinds else pairs, scale, method)
+        points = _fit_of_half(others, pairs, scale, method)
         mapped = replace(_NO_CALIBRATION, method=method, points=points)
         after[mine] = [mapped.probability(raw, scale) for raw in pairs.raw[mine].tolist()]
     return after
+
+
+def _fit_of_half(half: Pairs, pairs: Pairs, scale: ScoreScale, method: Method) -> tuple[tuple[float, float], ...]:
+    if half.relevant.any() and not half.relevant.all():
+        with suppress(SettingsError):  # few queries may not rise where all of them do
+            return fit(half, scale, method)
+    return fit(pairs, scale, method)
 
 
 _NO_CALIBRATION = Calibration("", "platt", ((1.0, 0.0),), "", 0, 0, 0, None, 0.0, "")

@@ -75,7 +75,7 @@ def judged(
     """The dataset of the queries that have a relevant document, or of the first ``max_queries`` of them.
 
     Raises:
-        SettingsError: a judged query has no text, or no query has a relevant document.
+        SettingsError: a judged query is missing or has no text, or no query has a relevant document.
     """
     unknown = [id_ for id_ in qrels if id_ not in texts]
     if unknown:
@@ -87,6 +87,11 @@ def judged(
     if not answerable:
         raise SettingsError(f"{origin}: no query has a relevant document in its judgements")
     chosen = answerable[:max_queries]
+    empty = [id_ for id_ in chosen if not texts[id_].strip()]
+    if empty:
+        raise SettingsError(
+            f"{origin}: {len(empty)} of {len(chosen)} judged queries have no text, such as {empty[0]!r}"
+        )
     return Dataset(
         name=name,
         queries={id_: texts[id_] for id_ in chosen},
@@ -146,7 +151,7 @@ def _corpus(path: Path) -> Iterator[Document]:
 
 
 def _field(line: dict[str, Any], name: str, path: Path, number: int) -> str:
-    if name not in line:
+    if line.get(name) is None:
         raise SettingsError(f"{path}, line {number}: no {name!r}")
     return str(line[name])
 
@@ -157,7 +162,12 @@ def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from error
-    for number, row in enumerate(csv.reader(io.StringIO(text), delimiter="\t"), 1):
+    lines = csv.reader(io.StringIO(text), delimiter="\t")
+    try:
+        rows = list(lines)
+    except csv.Error as error:  # as of an id that begins with a quotation mark
+        raise SettingsError(f"{path}, line {lines.line_num}: {error}") from error
+    for number, row in enumerate(rows, 1):
         if not row or (number == 1 and row[0] == "query-id"):
             continue
         try:

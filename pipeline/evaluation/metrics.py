@@ -48,15 +48,24 @@ def metrics_by_query(
             f"{len(unknown)} of {len(rankings)} ranked queries have no judgements, such as {unknown[0]!r}: do run and "
             "qrels belong to the same dataset?"
         )
-    # trec_eval orders by score, so places become scores.
+    # trec_eval is C: it crashes on ids that are not UTF-8, as file names may be, and ends them at a NUL. So both are
+    # numbered for it. It orders by score, so places become scores.
+    queries = list(qrels)
+    numbers: dict[str, str] = {}
+
+    def number(document: str) -> str:
+        return numbers.setdefault(document, str(len(numbers)))
+
+    judged = {str(i): {number(id_): grade for id_, grade in qrels[query].items()} for i, query in enumerate(queries)}
     run = {
-        query: {document: float(len(ranking) - place) for place, document in enumerate(ranking)}
-        for query, ranking in rankings.items()
+        str(i): {number(id_): float(len(rankings[query]) - place) for place, id_ in enumerate(rankings[query])}
+        for i, query in enumerate(queries)
+        if query in rankings
     }
     measures = {ir_measures.parse_measure(spelled): name for name, spelled in metrics.items()}
     found = {name: dict.fromkeys(qrels, 0.0) for name in metrics}
-    for value in ir_measures.iter_calc(list(measures), {q: dict(d) for q, d in qrels.items()}, run):
-        found[measures[value.measure]][value.query_id] = float(value.value)
+    for value in ir_measures.iter_calc(list(measures), judged, run):
+        found[measures[value.measure]][queries[int(value.query_id)]] = float(value.value)
     return found
 
 

@@ -59,6 +59,13 @@ def paired_p(first: Sequence[float], second: Sequence[float], *, seed: int = 0) 
     return (extreme + 1) / (RESAMPLES + 1)
 
 
+def p_value(p: float, name: str = "p") -> str:
+    """As it is shown: "p = 0.012", or without a name "0.012"; never 0, which it is not."""
+    if p < 0.001:
+        return f"{name} < 0.001".lstrip()
+    return f"{name} = {p:.3f}" if name else f"{p:.3f}"
+
+
 def _blocks(width: int) -> list[int]:
     rows = max(1, _BLOCK // width)
     return [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]

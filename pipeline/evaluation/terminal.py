@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.display import print_pairs
+from pipeline.evaluation.statistics import p_value
 
 
 def print_eval(console: Console, outcome: Mapping[str, Any]) -> None:
@@ -33,7 +34,7 @@ def print_eval(console: Console, outcome: Mapping[str, Any]) -> None:
             f"{run['ndcg@10']:.4f}",
             f"{low:.3f}-{high:.3f}",
             f"{test['difference']:+.4f}" if test else "",
-            f"{test['p']:.3f}" if test else "",
+            p_value(test["p"], "") if test else "",
             *(f"{run[metric]:.4f}" for metric in ("mrr@10", "recall@5", "recall@100")),
         )
         latency, first = run["latency_ms"], run["first_stage"]
@@ -74,7 +75,7 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
             f"{b[metric]:.4f}",
             f"{test['difference']:+.4f}",
             f"{test['low']:+.4f} to {test['high']:+.4f}",
-            f"{test['p']:.3f}",
+            p_value(test["p"], ""),
         )
     for p in ("p50", "p95"):
         old, new = a["latency_ms"][p], b["latency_ms"][p]
@@ -116,7 +117,7 @@ def print_tuned(console: Console, found: Mapping[str, Any]) -> None:
     console.print(table)
     low, high = found["interval_95"]
     sure = "more than chance" if found["p"] < 0.05 else "may be chance"
-    console.print(f"difference {found['difference']:+.4f} ({low:+.4f} to {high:+.4f}), p = {found['p']:.3f}: {sure}")
+    console.print(f"difference {found['difference']:+.4f} ({low:+.4f} to {high:+.4f}), {p_value(found['p'])}: {sure}")
     if found["threshold"] is not None:
         kept = found["threshold"]
         shares = {
@@ -159,7 +160,7 @@ def print_calibration(console: Console, outcome: Mapping[str, Any]) -> None:
             ("relevant over 0.5", f"{share(half['before'])} before, {share(half['after'])} after"),
             (
                 f"precision {outcome['precision']:g}",
-                "never reached" if threshold is None else f"from RAG_THRESHOLD={threshold:g} on",
+                "not reached on 10 candidates or more" if threshold is None else f"from RAG_THRESHOLD={threshold:g} on",
             ),
             ("kept in", f"{outcome['file']} (remove it to undo)"),
         ],

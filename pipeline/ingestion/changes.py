@@ -135,6 +135,11 @@ def plan_prune(
     )
 
 
+def any_within(versions: Iterable[DocumentVersion], place: str) -> bool:
+    """Whether documents have their source at a place or in it."""
+    return any(is_within(source, {place}) for version in versions for source in version.sources)
+
+
 def _around(source: str) -> list[str]:
     """The source itself, and all folders that it lies in."""
     return [source, *(parent.as_posix() for parent in PurePath(source).parents)]

@@ -62,7 +62,8 @@ def _get(store: Store, document_id: str) -> StoredDocument | None:
     own = [version for version in versions if version.document_id == document_id]
     if not versions:
         return None
-    version = answering(own or versions)
+    # A part of it under its own name is what a cut-off removal left; whole it may be under another one.
+    version = answering([one for one in own if one.complete] or versions)
     pairs = in_order(store, {version.document_id: version}).get(version.document_id, [])
     chunks = tuple(chunk for chunk, _ in pairs)
     return StoredDocument(

@@ -94,6 +94,8 @@ class Sharing:
             held > 1
             or not old.isdisjoint(self.due)
             or any(version.torn or (version.copies and version.content_hash in old) for version in versions)
+            # A part of it that a cut-off removal left beside the whole, under this or another name.
+            or (not change.write and any(not v.complete for v in versions if v.content_hash == content_hash))
         ):
             self.note(path, {content_hash, *old})
             return replace(change, stale=False, shared=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import SettingsError
+from pipeline.errors import DocumentError, SettingsError
 from pipeline.ingestion.changes import is_within
 from pipeline.ingestion.loaders import MAX_BYTES, find_files, is_lines, is_there, load, real_source
 from pipeline.types import Document, Failure
@@ -32,9 +33,11 @@ def read(
     roots: list[str],
     max_bytes: int = MAX_BYTES,
     unread: Set[str] = frozenset(),
+    held: Callable[[str], bool] | None = None,
 ) -> Iterator[Batch]:
     """Documents and failures in batches; ``roots`` collects the absolute paths that were given.
 
+    A path that is not there has nothing in it if ``held`` is given and knows of documents there, else it is an error.
     Files that are ``unread``, or in a folder that is, are passed over. A file of more than ``max_bytes`` that has to be
     read whole is a failure. Of several documents with one id only the last is given, as far as it can be known: in all
     that is in a sequence, but in an iterator only in one file or folder at a time. For that the ids in JSONL files are
@@ -44,8 +47,8 @@ def read(
     if isinstance(items, Sequence):
         # A mistyped last path shall not be found out after hours of work on the first.
         for item in items:
-            if not isinstance(item, Document) and not is_there(Path(item)):
-                raise SettingsError(f"no such file or folder: {item}")
+            if not isinstance(item, Document):
+                _check(item, held)
         groups = [items]
     else:
         groups = ([item] for item in items)
@@ -54,7 +57,7 @@ def read(
     size = 0
     done = total = 0
     for group in groups:
-        inputs = list(_found(group, roots, unread))
+        inputs = list(_found(group, roots, unread, held))
         total += sum(isinstance(one, Path) for one in inputs)
         left = _repeated(inputs)
         for one in inputs:
@@ -73,15 +76,27 @@ def read(
     yield Batch(batch, repeated, done, total)
 
 
-def _found(items: Sequence[Document | str | Path], roots: list[str], unread: Set[str]) -> Iterator[Document | Path]:
+def _check(item: str | Path, held: Callable[[str], bool] | None) -> Path:
+    if not isinstance(item, str | os.PathLike):
+        raise DocumentError(f"to ingest are documents (pipeline.Document), files and folders, not {item!r:.100}")
+    path = Path(item)
+    if not is_there(path) and (held is None or not held(real_source(path))):
+        raise SettingsError(f"no such file or folder: {path}")
+    return path
+
+
+def _found(
+    items: Sequence[Document | str | Path], roots: list[str], unread: Set[str], held: Callable[[str], bool] | None
+) -> Iterator[Document | Path]:
     """The documents, and the files that the paths lead to, each once."""
     seen: set[str] = set()
     for item in items:
         if isinstance(item, Document):
             yield item
         else:
-            roots.append(real_source(Path(item)))
-            for file in find_files([Path(item)], seen):
+            path = _check(item, held)
+            roots.append(real_source(path))
+            for file in find_files([path], seen) if is_there(path) else ():
                 if not unread or not is_within(real_source(file), unread):
                     yield file
 

@@ -261,9 +261,13 @@ class _Copy:
             self._write(pending)
             pending = []
             # Only now, when all of the new version is there.
-            stale = {id_: version.content_hash for id_, version in some.items() if id_ in there}
+            stale = {
+                id_: {one.content_hash for one in there[id_]} - {version.content_hash}
+                for id_, version in some.items()
+                if id_ in there
+            }
             if stale:
-                self.new.delete_versions_except(stale)
+                self.new.delete_versions(stale)
             self.documents += len(some)
             self.tell()
         if gone:

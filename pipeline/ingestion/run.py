@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
 from pipeline.ingestion.agreement import make_ready
-from pipeline.ingestion.changes import by_document, plan_prune
+from pipeline.ingestion.changes import any_within, by_document, plan_prune
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.copies import Related, Sharing, chunk_ids, related
 from pipeline.ingestion.loaders import MAX_BYTES
@@ -59,8 +59,9 @@ class _Work:
     """What is embedded and written in one go: first the chunks, then the removal of other versions."""
 
     chunks: list[Chunk]
-    finished: dict[str, str]
-    """Document id -> content hash, where other versions are in the store and this one is now complete."""
+    stale: dict[str, set[str]]
+    """Document id -> content hashes of the other versions that were in the store when it was compared. What another
+    ingest has brought since is not among them: two that go on at once would remove each other's, and leave nothing."""
 
 
 @dataclass
@@ -89,7 +90,7 @@ class IngestRun:
     _new: set[str] = field(default_factory=set)
     _places: set[str] = field(default_factory=set)
     _pending: list[Chunk] = field(default_factory=list)
-    _finished: dict[str, str] = field(default_factory=dict)
+    _stale: dict[str, set[str]] = field(default_factory=dict)
     _handed_on: int = 0
     _ready: bool = False
     _watch: Stopwatch = field(default_factory=Stopwatch)
@@ -101,7 +102,11 @@ class IngestRun:
         """Runs the ingest and says what it did."""
         start = time.perf_counter()
         roots: list[str] = []
-        reading = self._watch.reading(read(items, roots, self.max_bytes, self.unread), "reading")
+
+        def held(source: str) -> bool:  # what is gone as a whole can be pruned, too
+            return prune and any_within(self.store.versions(), source)
+
+        reading = self._watch.reading(read(items, roots, self.max_bytes, self.unread, held), "reading")
         with (
             read_ahead(reading, size=4) as batches,
             write_behind(self._write, size=2) as write,
@@ -170,10 +175,12 @@ class IngestRun:
             self._places.add(document.source)
             if before == content_hash:
                 continue
+            versions = held.versions.get(document.id, []) if document.from_file else stored.get(document.id, [])
+            replaced = {version.content_hash for version in versions}
             if document.from_file:
                 change = self._sharing.compare(document.id, content_hash, held)
             else:
-                change = self._sharing.compare_alone(document.id, content_hash, stored.get(document.id, []))
+                change = self._sharing.compare_alone(document.id, content_hash, versions)
             write, stale = change.write, change.stale
             if before is None:
                 self._counts[change.state] += 1
@@ -186,10 +193,12 @@ class IngestRun:
                     self._sharing.note(document.id, [before])
                 else:
                     write = stale = True
+                    replaced.add(before)
             if write:
                 yield from self._queue(document)
             if stale:
-                self._finished[document.id] = content_hash
+                replaced |= self._stale.get(document.id, set())
+                self._stale[document.id] = replaced - {content_hash}
 
     def _note_repeated(self, ids: Iterable[str]) -> None:
         for id_ in ids:
@@ -209,9 +218,9 @@ class IngestRun:
 
     def _cut(self) -> _Work:
         """What waits, which is then in work."""
-        work = _Work(self._pending, self._finished)
+        work = _Work(self._pending, self._stale)
         self._handed_on += len(self._pending)
-        self._pending, self._finished = [], {}
+        self._pending, self._stale = [], {}
         return work
 
     def _embed(self, write: Callable[[tuple[_Work, NDArray[np.float32] | None]], None], work: _Work) -> None:
@@ -221,15 +230,15 @@ class IngestRun:
             with self._watch.working("embedding"):
                 vectors = self.embedder.embed_documents([chunk.full_text for chunk in work.chunks])
             write((work, vectors))
-        elif work.finished:
+        elif work.stale:
             write((work, None))
 
     def _foretell(self, work: _Work) -> None:
         """Counts what would be written, and what would go for it."""
         self._written += len(work.chunks)
-        if work.finished:
-            stored = self.store.versions(list(work.finished))
-            stale = (version for version in stored if version.content_hash != work.finished[version.document_id])
+        if work.stale:
+            stored = self.store.versions(list(work.stale))
+            stale = (version for version in stored if version.content_hash in work.stale[version.document_id])
             self._would_delete.update(chunk_ids(stale))
 
     def _write(self, embedded: tuple[_Work, NDArray[np.float32] | None]) -> None:
@@ -241,8 +250,8 @@ class IngestRun:
             if vectors is not None:
                 self.store.upsert(work.chunks, vectors)
                 self._written += len(work.chunks)
-            if work.finished:
-                self._deleted_chunks += self.store.delete_versions_except(work.finished)
+            if work.stale:
+                self._deleted_chunks += self.store.delete_versions(work.stale)
         self._report()
 
     def _prune(self, roots: list[str], max_delete: float) -> set[str]:

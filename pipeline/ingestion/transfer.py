@@ -113,7 +113,7 @@ def import_from(
             firsts = [document[0][0] for document in batch]
             names = sorted({path for first in firsts for path in (first.document_id, *first.copies)})
             held = Related(related(store, names, sorted({first.content_hash for first in firsts})))
-            finished: dict[str, str] = {}
+            stale: dict[str, set[str]] = {}
             due: list[list[Pair]] = []
             for document in batch:
                 first = document[0][0]
@@ -136,16 +136,16 @@ def import_from(
                     written += 1
                     due.append([(replace(chunk, copies=copies), vector) for chunk, vector in document])
                 if others and not shared:
-                    finished[first.document_id] = first.content_hash
-            if due or finished:
+                    stale[first.document_id] = {v.content_hash for v in others}
+            if due or stale:
                 make_ready(store, fingerprint)
             for some in _parts(due, store.whole_chunks):
                 store.upsert([chunk for chunk, _ in some], _vectors(some, embedder, path, embed=embed))
                 chunks_written += len(some)
                 if progress is not None:
                     progress(Progress(0, 0, written + unchanged, chunks_written))
-            if finished:
-                chunks_deleted += store.delete_versions_except(finished)
+            if stale:
+                chunks_deleted += store.delete_versions(stale)
         moved, removed = sharing.settle(store, embedder.embed_documents, now=now)
         chunks_written += moved
         chunks_deleted += removed

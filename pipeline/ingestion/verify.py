@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.ingestion.changes import answering, is_within
+from pipeline.ingestion.changes import answering, any_within, is_within
 from pipeline.ingestion.copies import Embed, Sharing, chunk_ids
 from pipeline.ingestion.ledger import Ledger
 from pipeline.ingestion.loaders import MAX_BYTES, load
@@ -43,6 +43,8 @@ class Sources:
     """What the sources that were given hold now."""
 
     max_bytes: int
+    held: Callable[[str], bool]
+    """Whether documents are known of a path, though it is not there any more."""
     roots: list[str] = field(default_factory=list)
     """Absolute paths that were given: what has its source there and was not met is gone."""
     hashes: dict[str, str] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class Sources:
 
     def read(self, items: Iterable[Document | str | Path], tell: Callable[[Progress], None]) -> Iterator[Document]:
         """The documents of the items, each noted on its way."""
-        for batch in read(items, self.roots, self.max_bytes):
+        for batch in read(items, self.roots, self.max_bytes, held=self.held):
             tell(Progress(batch.files_done, batch.files_total, documents=len(self.hashes), chunks=0))
             for item in batch.items:
                 if isinstance(item, Failure):
@@ -89,7 +91,7 @@ def verify(
 
     say("reading the ledger")
     ledger = Ledger(store.ledger())
-    sources = Sources(max_bytes)
+    sources = Sources(max_bytes, held=lambda source: any_within(store.versions(), source))
     before: list[Problem] = []
     if mend is None:
         for _ in sources.read(items, tell):
@@ -205,14 +207,14 @@ def _to_mend(
 def _remove_leftovers(store: Store, embed: Embed) -> int:
     """Removes what stands beside the only complete version of a document, and what is stored a second time."""
     ledger = Ledger(store.ledger())
-    keep = {}
+    stale: dict[str, set[str]] = {}
     doomed: list[str] = [*ledger.duplicates]
     held: set[str] = set()
     sharing = Sharing()
     for document_id, versions in ledger.documents.items():
         complete = [version for version in versions if version.complete]
         if len(complete) == 1 and len(versions) > 1:
-            keep[document_id] = complete[0].content_hash
+            stale[document_id] = {version.content_hash for version in versions} - {complete[0].content_hash}
         if not complete and sum(version.complete for version in ledger.files.get(document_id, ())) == 1:
             doomed += chunk_ids(versions)  # it is a copy of what another document has
         for version in complete:
@@ -221,4 +223,4 @@ def _remove_leftovers(store: Store, embed: Embed) -> int:
                     sharing.note("", [version.content_hash])
                 held.add(version.content_hash)
     _, deleted = sharing.settle(store, embed)
-    return deleted + store.delete_chunks(doomed) + (store.delete_versions_except(keep) if keep else 0)
+    return deleted + store.delete_chunks(doomed) + (store.delete_versions(stale) if stale else 0)

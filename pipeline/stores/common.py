@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -158,13 +158,13 @@ def to_chunks_with_vectors(
     return ((to_chunk(payload), dense_vector(stored)) for payload, stored in points if is_chunk(payload))
 
 
-def stale_ids(points: Iterable[tuple[str, Mapping[str, Any]]], keep: Mapping[str, str]) -> list[str]:
-    """Ids of the points, given with their payloads, whose version is not the one that ``keep`` names."""
-    wanted = {clean(document_id): content_hash for document_id, content_hash in keep.items()}
+def stale_ids(points: Iterable[tuple[str, Mapping[str, Any]]], stale: Mapping[str, Set[str]]) -> list[str]:
+    """Ids of the points, given with their payloads, whose version is among the stale ones."""
+    doomed = {clean(document_id): content_hashes for document_id, content_hashes in stale.items()}
     return [
         point_id
         for point_id, payload in points
-        if wanted.get(payload["document_id"], payload["content_hash"]) != payload["content_hash"]
+        if payload["content_hash"] in doomed.get(payload["document_id"], frozenset())
     ]
 
 

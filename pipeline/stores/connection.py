@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from qdrant_client import QdrantClient
 
 from pipeline.errors import SettingsError, StoreError, StoreUnavailableError
-from pipeline.remote import without_secrets
+from pipeline.remote import check_key, without_secrets
 from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.stores.server_errors import UnreadableAnswerError, explained
 
@@ -30,12 +30,15 @@ def connect(url: str, *, api_key: str | None = None, timeout: float = 30.0) -> Q
     Raises:
         SettingsError: the address is none, or holds a password.
     """
-    wrong = SettingsError(f"RAG_QDRANT_URL: {url!r} is no address such as http://localhost:6333")
+    if api_key:
+        api_key = check_key(api_key, "RAG_QDRANT_API_KEY")
+    shown = url.rpartition("@")[2].partition("?")[0]
+    wrong = SettingsError(f"RAG_QDRANT_URL: {shown!r} is no address such as http://localhost:6333")
     # As a header: given as ``api_key`` to a plain http address the client warns at every start, compose files too.
     headers = {"api-key": api_key} if api_key else None
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
-        if "@" in parts.netloc:
+        if "@" in parts.netloc or "@" in parts.path:
             raise SettingsError("RAG_QDRANT_URL holds a user name or password: put the key into RAG_QDRANT_API_KEY")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise wrong

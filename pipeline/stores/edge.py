@@ -17,7 +17,7 @@ import copy
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,11 +177,11 @@ class EdgeStore:
         wanted = common.ledger_batches(document_ids)
         return self.delete_chunks(point_id for batch in wanted for point_id, _ in self._points(batch, ["document_id"]))
 
-    def delete_versions_except(self, keep: Mapping[str, str]) -> int:
-        """Removes the chunks of other versions of these documents than the given ones; returns how many."""
+    def delete_versions(self, stale: Mapping[str, Set[str]]) -> int:
+        """Removes the chunks of these versions, content hashes by document; returns how many."""
         fields = ["document_id", "content_hash"]
-        stored = (point for batch in common.ledger_batches(list(keep)) for point in self._points(batch, fields))
-        return self.delete_chunks(common.stale_ids(stored, keep))
+        stored = (point for batch in common.ledger_batches(list(stale)) for point in self._points(batch, fields))
+        return self.delete_chunks(common.stale_ids(stored, stale))
 
     def delete_chunks(self, point_ids: Iterable[str]) -> int:
         """Removes the chunks that are stored under these ids; returns how many ids there were."""

@@ -161,14 +161,24 @@ def _range(key: str, bounds: Mapping[Any, Any]) -> Test:
         raise SettingsError(f"where: {key} has {what}; allowed are {', '.join(OPERATORS)}")
     numbers = {operator: _number(bound) for operator, bound in bounds.items()}
     if None not in numbers.values():
-        return NumberRange(**numbers)
+        return NumberRange(**_stricter(numbers))
     dates = {operator: _date(bound) for operator, bound in bounds.items()}
     if None not in dates.values():
-        return DateRange(**dates)
+        return DateRange(**_stricter(dates))
     raise SettingsError(
         f"where: the bounds of {key} must all be numbers, or all ISO dates such as 2024-01-31 or "
         f"2024-01-31T18:00:00Z, not {dict(bounds)!r}"
     )
+
+
+def _stricter(bounds: Mapping[str, Any]) -> dict[str, Any]:
+    """One bound a side: of two, as gt and gte, the engine would read one alone, and not always the stricter."""
+    found = dict(bounds)
+    for open_, closed, above in (("gt", "gte", True), ("lt", "lte", False)):
+        if open_ in found and closed in found:
+            inner = found[closed] > found[open_] if above else found[closed] < found[open_]
+            del found[open_ if inner else closed]
+    return found
 
 
 def _number(bound: Any) -> float | None:

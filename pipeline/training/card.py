@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluation.statistics import p_value
+
 _VERDICTS = {
     "better": "It is better than {than}.",
     "worse": "**It is worse than {than}: do not use it.**",
@@ -21,7 +23,7 @@ def plainly(outcome: Mapping[str, Any]) -> list[str]:
 def licence_of(folder: Path) -> str:
     """What a folder says of its licence: the first line with the word in its README or licence file."""
     for pattern in ("LICEN[CS]E*", "README*"):
-        for file in sorted(folder.glob(pattern)):
+        for file in sorted(file for file in folder.glob(pattern) if file.is_file()):
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
             for line in lines if pattern.startswith("README") else lines[:1]:
                 if line.strip() and (pattern.startswith("LICEN") or "licen" in line.lower()):
@@ -53,7 +55,7 @@ def _lines(
     yield " ".join(
         _VERDICTS[test["verdict"]].format(than=than)
         + f" ({test['difference']:+.4f} nDCG@10, 95 % interval {test['low']:+.4f} to {test['high']:+.4f}, "
-        f"p {test['p']:.3f})"
+        f"{p_value(test['p'])})"
         for than, test in outcome["against"].items()
     )
     yield ""

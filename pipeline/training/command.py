@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.console import Json, print_json, sayer, stderr, stdout
+from pipeline.evaluation.statistics import p_value
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,7 +83,7 @@ def print_outcome(console: Console, outcome: Mapping[str, Any]) -> None:
     console.print(table)
     for line, test in zip(plainly(outcome), outcome["against"].values(), strict=True):
         style = {"better": "green", "worse": "red"}.get(test["verdict"], "yellow")
-        console.print(f"{line} ({test['difference']:+.4f}, p {test['p']:.3f})", style=style, highlight=False)
+        console.print(f"{line} ({test['difference']:+.4f}, {p_value(test['p'])})", style=style, highlight=False)
     console.print()
     for name, value in outcome["env"].items():
         console.print(f"{name}={value}", highlight=False, markup=False, soft_wrap=True)

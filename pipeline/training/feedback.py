@@ -16,6 +16,8 @@ from pipeline.types import Candidate, Chunk
 
 # A text has white space or is Chinese; anything else is the id of a chunk or document, here or gone.
 _TEXT = re.compile(r"\s|[\u2e80-\u9fff\uf900-\ufaff]")
+# The id of a file's document is its path, which may have both.
+_PATH = re.compile(r"(/|[A-Za-z]:[/\\])[^\n]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def _look_up(wanted: set[str], stored: Iterable[Chunk]) -> dict[str, list[Chunk]
     for chunks in found.values():
         chunks.sort(key=lambda chunk: chunk.index)
     for item in wanted - set(found):
-        if _TEXT.search(item):
+        if _TEXT.search(item) and not _PATH.match(item):
             content = hashlib.blake2b(item.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
             found[item] = [Chunk(item, content, 0, 1, text=item, title="", source="feedback")]
     return found

@@ -63,7 +63,7 @@ def finish(
     return outcome | {
         "out": str(folder.path.resolve()),
         "base": base.name,
-        "queries": {"train": ready.queries, "choose": len(ready.choose), "report": len(ready.report)},
+        "queries": {"train": ready.queries, "choose": len(ready.choose), "report": measuring.distinct(ready.report)},
         "top_n": settings.top_n,
         "mined": dict(ready.mined),
         "engine": engine,
@@ -134,7 +134,12 @@ def _compared(
         values[name] = measuring.ndcg(of[report], scores[report], alpha, used.fusion)
         ndcg[name] = _mean(values[name])
     against = {"the model that it started from": values.get("before"), "the first stage alone": first}
-    tests = {than: measuring.difference(old, values["after"]) for than, old in against.items() if old is not None}
+    new_values = measuring.by_query(ready.report, values["after"])
+    tests = {
+        than: measuring.difference(measuring.by_query(ready.report, old), new_values)
+        for than, old in against.items()
+        if old is not None
+    }
     by_data: dict[str, list[int]] = {}
     for place, case in enumerate(ready.report):
         by_data.setdefault(case.source, []).append(place)

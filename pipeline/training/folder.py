@@ -45,7 +45,7 @@ class TrainingFolder:
             state = json.loads((self.path / _STATE).read_text(encoding="utf-8"))
             theirs, self.outcome = state["arguments"], state["outcome"]
         except FileNotFoundError:
-            others = [entry.name for entry in self.path.iterdir() if entry.name != _LOCK]
+            others = [entry.name for entry in self.path.iterdir() if entry.name not in (_LOCK, f"{_STATE}.new")]
             if others:
                 raise SettingsError(
                     f"--out {self.path} holds something else ({others[0]}): name a new folder, or an empty one"

@@ -16,6 +16,7 @@ from pipeline.evaluation.statistics import bootstrap_interval, paired_p
 from pipeline.reranking import Scorer
 from pipeline.scoring import final_scores, first_stage_scores, order
 from pipeline.training.sources import Source
+from pipeline.training.splitting import folded
 from pipeline.types import Candidate, RerankScore, StageFusion
 from pipeline.windows import passages_of
 
@@ -108,8 +109,21 @@ def best_alpha(of: Sequence[Case], scores: Scores, fusion: StageFusion = "linear
     return -max(means)[1]
 
 
+def distinct(of: Sequence[Case]) -> int:
+    """Number of distinct queries."""
+    return len({folded(case.query) for case in of})
+
+
+def by_query(of: Sequence[Case], values: Sequence[float]) -> list[float]:
+    """The mean value of each distinct query: clicks repeat queries, and a test takes its values to be independent."""
+    found: dict[str, list[float]] = {}
+    for case, value in zip(of, values, strict=True):
+        found.setdefault(folded(case.query), []).append(value)
+    return [float(np.mean(its)) for its in found.values()]
+
+
 def difference(old: Sequence[float], new: Sequence[float]) -> dict[str, float]:
-    """Of the means, with its 95 % interval and p of the paired randomisation test."""
+    """Of the means, with its 95 % interval and p of the paired randomisation test; a value for each query."""
     differences = [b - a for a, b in zip(old, new, strict=True)]
     low, high = bootstrap_interval(differences)
     return {

@@ -135,7 +135,7 @@ def _prepare(
         measuring.check([*choose, *report])
         queries = sum(len(part.train) for part in parts)
         say(f"{queries} queries to train on, {len(choose)} to choose by, {len(report)} to report on")
-        if len(report) < _FEW:
+        if measuring.distinct(report) < _FEW:
             say("these are few: look at the intervals before you believe a difference")
         if not mined_before:
             judge = _judge(base, teacher, choose, opened.tokenizer, cache, say)

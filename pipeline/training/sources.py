@@ -110,6 +110,8 @@ class Sources:
         """
         if path.is_dir():
             split = "train" if (path / "qrels" / "train.tsv").is_file() else "test"
+            if split == "test":
+                self._say(f"{path}: no qrels/train.tsv, so it learns from qrels/test.tsv, which then measures nothing")
             dataset = read_dataset(path, split=split)
             store = ingested(dataset, self._settings, self._embedder, self._say)
             self._open.callback(store.close)

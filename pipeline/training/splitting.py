@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def split(sources: Sequence[Source], *, seed: int, max_queries: int | None = Non
     found = []
     for source in sources:
         ids = sorted(source.queries, key=lambda id_: drawn(seed, source.queries[id_]))[:max_queries]
-        texts = list(dict.fromkeys(_fold(source.queries[id_]) for id_ in ids))
+        texts = list(dict.fromkeys(folded(source.queries[id_]) for id_ in ids))
         kept = min(_MOST_KEPT_BACK, max(2, round(_KEPT_BACK * len(texts)))) if len(texts) > 2 else 0
         for place, text in enumerate(texts):
             part_of.setdefault(text, ("train" if place >= kept else ("choose", "report")[place % 2]))
@@ -60,9 +61,11 @@ def read_split(path: Path) -> list[Split]:
 def _parts(ids: Sequence[str], texts: Mapping[str, str], part_of: Mapping[str, str]) -> Split:
     parts: dict[str, list[str]] = {"train": [], "choose": [], "report": []}
     for id_ in ids:
-        parts[part_of[_fold(texts[id_])]].append(id_)
+        parts[part_of[folded(texts[id_])]].append(id_)
     return Split(**parts)
 
 
-def _fold(text: str) -> str:
-    return " ".join(text.casefold().split())
+def folded(text: str) -> str:
+    """What is left of a query without its writing: case, widths of letters, punctuation and blanks."""
+    letters = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(c if c.isalnum() else " " for c in letters).split()) or letters

@@ -97,10 +97,10 @@ class Dying(EdgeStore):
             die()
         super().upsert(chunks, vectors)
 
-    def delete_versions_except(self, keep):
+    def delete_versions(self, stale):
         if where == "delete":
             die()
-        return super().delete_versions_except(keep)
+        return super().delete_versions(stale)
 
 with Pipeline.from_settings(Settings(reranker="none")) as rag:
     rag.store = Dying(rag.store.path)

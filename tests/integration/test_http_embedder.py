@@ -186,3 +186,10 @@ def test_an_address_that_is_none_is_refused_at_once() -> None:
     """The message names the variable."""
     with pytest.raises(SettingsError, match="RAG_EMBEDDING_URL"):
         HttpEmbedder("localhost:8080", "m", tokenizer=word_tokenizer())
+
+
+def test_what_follows_a_question_mark_stays_behind_the_path() -> None:
+    """Addresses such as Azure's carry their version there."""
+    for url in ("http://x/v1?api-version=2024", "http://x/?api-version=2024"):
+        embedder = HttpEmbedder(url, "m", tokenizer=word_tokenizer(), dimension=2)
+        assert embedder._url == "http://x/v1/embeddings?api-version=2024"

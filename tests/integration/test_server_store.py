@@ -259,6 +259,8 @@ def test_foreign_collection_is_left_alone(server: Loopback, store: ServerStore) 
         "http://a b",
         "http://[::1",
         "x:99999",
+        "https//user:secret@localhost",
+        "ftp://localhost?api_key=secret",
     ],
 )
 def test_wrong_address_is_a_settings_error(url: str) -> None:
@@ -266,6 +268,24 @@ def test_wrong_address_is_a_settings_error(url: str) -> None:
     with pytest.raises(SettingsError, match="RAG_QDRANT_URL") as caught:
         connect(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sk-secret 1", "sk-secret\u00fc", "sk-\nsecret"])
+def test_a_key_that_no_header_can_carry_is_not_shown(key: str) -> None:
+    """The message names the variable; that of the HTTP library would quote the key, in logs too."""
+    with pytest.raises(SettingsError, match="RAG_QDRANT_API_KEY") as caught:
+        connect("http://localhost:1", api_key=key)
+    assert "secret" not in str(caught.value)
+
+
+def test_white_space_around_a_key_is_no_part_of_it(server: Loopback) -> None:
+    """As a secret has it that was made from a file."""
+    retry = RetryPolicy(tries=1, sleep=lambda _: None)
+    store = ServerStore(connect(server.url, api_key=f"{KEY}\n"), "documents", retry=retry)
+    with pytest.raises(StoreError):
+        store.count()
+    store.close()
+    assert {KEY} == server.keys
 
 
 def test_address_without_scheme() -> None:

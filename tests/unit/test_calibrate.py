@@ -152,3 +152,14 @@ def test_the_report_shows_both_sides_and_loads_nothing() -> None:
     assert 6 == html.count("<polyline")
     assert "http:" not in html
     assert "https:" not in html
+
+
+def test_a_half_that_does_not_rise_does_not_refuse_the_whole() -> None:
+    """With few queries one half of them may fall by chance; its map is then that of all."""
+    raw = np.array([0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0, 3.0])
+    relevant = np.array([False, False, True, True, True, False, False, False])
+    pairs = Pairs(np.array([0, 0, 0, 0, 1, 1, 1, 1]), raw, np.array([sigmoid(x) for x in raw]), relevant)
+    ((slope, intercept),) = fit(pairs, "logit", "platt")
+    mapped = cross_fitted(pairs, "logit", "platt")
+    assert mapped[0] == pytest.approx(sigmoid(intercept))
+    assert slope > 0

@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.errors import SettingsError
 from pipeline.evaluation.dataset import Dataset, check_documents, read_dataset
-from pipeline.evaluation.metrics import METRICS, Qrels, Rankings, mean_metrics, metrics_at
+from pipeline.evaluation.metrics import METRICS, Qrels, Rankings, mean_metrics, metrics_at, metrics_by_query
 from pipeline.evaluation.plan import RunSpec, cross
-from pipeline.evaluation.statistics import bootstrap_interval, paired_p
+from pipeline.evaluation.statistics import bootstrap_interval, p_value, paired_p
 from pipeline.models import RERANKER
 from pipeline.settings import Settings
 
@@ -240,3 +240,41 @@ def test_runs_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> 
     """With the option and what it takes."""
     with pytest.raises(SettingsError, match=said):
         cross(Settings(data_dir="unused"), **options)
+
+
+def test_ids_may_be_any_text() -> None:
+    """File names that are no UTF-8, NULs, tabs and blanks: ids are paths, and trec_eval is C."""
+    odd = ["caf\udce9.md", "a\0b", "a\0c", "a b\tc", "\u5907\u4efd"]
+    qrels = {query: {odd[i]: 1} for i, query in enumerate(["q\0", "q\udce9", "q 3", "q4", ""])}
+    rankings = {query: [odd[i - 1], odd[i]] for i, query in enumerate(qrels)}
+    assert dict.fromkeys(qrels, 0.5) == metrics_by_query(qrels, rankings, {"mrr": "RR@10"})["mrr"]
+
+
+def test_p_is_never_shown_as_nothing() -> None:
+    """With 10,000 resamples it is 0.0001 at least."""
+    assert ["p < 0.001", "p = 0.042", "< 0.001", "0.042"] == [
+        p_value(p, *name) for name in ((), ("",)) for p in (0.0001, 0.042)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        ('{"_id": "q1", "text": " "}', "1 of 1 judged queries have no text, such as 'q1'"),
+        ('{"_id": "q1", "text": null}', "line 1: no 'text'"),
+    ],
+)
+def test_a_query_without_text_is_named(tmp_path: Path, queries: str, message: str) -> None:
+    """Before anything is ingested."""
+    folder = write(tmp_path / "set", qrels="query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    (folder / "queries.jsonl").write_text(queries + "\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=message):
+        read_dataset(folder)
+
+
+def test_judgements_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    """As where an id begins with a quotation mark, and everything behind it would be one field."""
+    qrels = 'query-id\tcorpus-id\tscore\n"q1\td1\t1\n' + "q\td\t1\n" * 30_000
+    folder = write(tmp_path / "set", qrels=qrels)
+    with pytest.raises(SettingsError, match=r"test\.tsv, line \d+: field larger"):
+        read_dataset(folder)

@@ -2,6 +2,7 @@ import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,35 @@ def test_prune_refuses_to_remove_too_much(tmp_path: Path) -> None:
     assert "10 of 10" in report.failures[0].error
     assert 10 == rig.rag.ingest(place, prune=True, max_delete=1.0).deleted
     assert set() == rig.ids()
+
+
+def test_what_is_gone_as_a_whole_can_be_pruned(tmp_path: Path) -> None:
+    """By its name, with the same guard as an emptied folder; a name that nothing is known of stays an error."""
+    rig = Rig()
+    place = folder(tmp_path, *(f"{i}.txt" for i in range(10)))
+    rig.rag.ingest(place)
+    place.rename(tmp_path / "moved")
+    with pytest.raises(SettingsError, match="no such file or folder"):
+        rig.rag.ingest(place)
+    with pytest.raises(SettingsError, match="no such file or folder"):
+        rig.rag.ingest(tmp_path / "never", prune=True)
+    assert 10 == sum(problem.kind == "gone" for problem in rig.rag.verify([place]).problems)
+    report = rig.rag.ingest(place, prune=True)
+    assert (0, 10) == (report.deleted, len(rig.ids()))
+    assert "10 of 10" in report.failures[0].error
+    assert 10 == rig.rag.ingest(place, prune=True, max_delete=1.0, dry_run=True).deleted
+    assert 10 == rig.rag.ingest(place, prune=True, max_delete=1.0).deleted
+    assert set() == rig.ids()
+
+
+def test_a_folder_that_was_renamed_is_pruned_with_its_new_name(tmp_path: Path) -> None:
+    """Nothing is lost, so nothing is guarded."""
+    rig = Rig()
+    place, moved = folder(tmp_path, *(f"{i}.txt" for i in range(10))), tmp_path / "moved"
+    rig.rag.ingest(place)
+    place.rename(moved)
+    assert [] == rig.rag.ingest([place, moved], prune=True).failures
+    assert {str((moved / f"{i}.txt").resolve()) for i in range(10)} == rig.ids()
 
 
 def test_prune_keeps_what_cannot_be_read_today(tmp_path: Path) -> None:
@@ -592,3 +622,59 @@ def test_chunks_shorter_than_asked_for_are_said() -> None:
             report = rag.ingest([Document("a", "text")])
             assert said == any(f"tokens at most, not {wanted}" in warning for warning in report.warnings)
             assert said == (rag.chunk_tokens < wanted)
+
+
+def test_two_ingests_of_a_document_at_once_leave_it_whole() -> None:
+    """Each removes what it saw at the beginning, not what the other brought; the next ingest leaves one version."""
+    meeting = threading.Barrier(2, timeout=10)
+
+    class Together(FakeStore):
+        meet = False
+
+        def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+            if self.meet:
+                meeting.wait()  # both have compared
+            super().upsert(chunks, vectors)
+            if self.meet:
+                meeting.wait()  # both have written, and neither has removed anything
+
+    store = Together()
+    rigs = [Rig(store), Rig(store)]
+    rigs[0].rag.ingest([Document(id="a", text="the first")])
+    store.meet = True
+    threads = [
+        threading.Thread(target=rig.rag.ingest, args=([Document(id="a", text=words)],))
+        for rig, words in zip(rigs, ("the second", "the third"), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {"the second", "the third"} == {chunk.text for chunk, _ in store.points.values()}
+    store.meet = False
+    rigs[0].rag.ingest([Document(id="a", text="the third")])
+    assert ["the third"] == [chunk.text for chunk, _ in store.points.values()]
+
+
+def test_what_is_nothing_to_ingest_is_named() -> None:
+    """As a dictionary, which other libraries take."""
+    with pytest.raises(DocumentError, match=r"pipeline\.Document.*not \{'id': 'x'"):
+        Rig().rag.ingest([{"id": "x", "text": "y"}])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (np.int64(2020), 2020),
+        (np.float32(1.5), 1.5),
+        (np.bool_(True), True),
+        (np.str_("en"), "en"),
+        (Decimal("1.5"), 1.5),
+        ([np.int64(1), 2], [1, 2]),
+        ({np.int64(2), np.int64(1)}, [1, 2]),
+    ],
+)
+def test_metadata_of_other_libraries_are_plain_values(given: Any, kept: Any) -> None:
+    """As numbers they can be filtered by; as text, which JSON's encoder would make of them, no filter finds them."""
+    value = Document(id="a", text="x", metadata={"k": given}).metadata["k"]
+    assert (kept, type(kept)) == (value, type(value))

@@ -152,3 +152,17 @@ def test_the_example_file_names_every_variable() -> None:
 
     text = (ROOT / ".env.example").read_text(encoding="utf-8")
     assert {variable(name) for name in Settings.model_fields} == set(re.findall(r"^#?\s?(RAG_[A-Z_]+)=", text, re.M))
+
+
+def test_a_home_directory_is_not_a_folder_of_that_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No shell expands a line of .env."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path(".env").write_text("RAG_DATA_DIR=~/data\n")
+    assert tmp_path / "data" == Settings().data_dir
+
+
+def test_a_line_of_env_that_cannot_be_read_is_an_error() -> None:
+    """Its setting would silently not be made."""
+    Path(".env").write_text('RAG_TOP_K=3\nRAG_RERANKER="none\n')
+    with pytest.raises(SettingsError, match=r"\.env, line 2: not NAME=VALUE"):
+        Settings()

@@ -105,12 +105,12 @@ def test_odd_sources_come_back_in_the_ledger() -> None:
 
 
 def test_stale_ids() -> None:
-    """Stale is another version of a named document; documents that are not named are none of our business."""
+    """Documents and versions that are not named are none of our business."""
     points = [
         (str(i), {"document_id": name, "content_hash": version})
         for i, (name, version) in enumerate([("a", "v1"), ("a", "v2"), ("b", "v1"), ("c\\udce9", "v1")])
     ]
-    assert ["0", "3"] == stale_ids(points, {"a": "v2", "c\udce9": "v2"})
+    assert ["0", "3"] == stale_ids(points, {"a": {"v1", "v0"}, "c\udce9": {"v1"}})
 
 
 def test_batches() -> None:

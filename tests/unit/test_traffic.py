@@ -231,3 +231,23 @@ def test_an_error_in_one_part_is_the_callers() -> None:
 
     with pytest.raises(RemoteError, match="it is down"):
         in_parts(range(25), 4, ask_part, concurrency=2)  # type: ignore[arg-type]
+
+
+def test_of_several_errors_that_of_the_operator_is_raised() -> None:
+    """A wrong key must not hide behind a part that was merely told to wait: a fallback would cover it up."""
+    failed = threading.Barrier(2, timeout=10)
+
+    def ask_part(part: range) -> list[int]:
+        failed.wait()
+        raise DOWN if 0 in part else RemoteError("wrong key", status=401, operator=True)
+
+    with pytest.raises(RemoteError, match="wrong key"):
+        in_parts(range(2), 1, ask_part, concurrency=2)  # type: ignore[arg-type]
+
+
+def test_one_wait_does_not_shut_an_address_for_days() -> None:
+    """It holds for all queries of the process, and a date may be read by a wrong clock."""
+    clock, gate = Clock(), Gate("x")
+    fail(gate, clock, RemoteError("busy", status=503, retryable=True, retry_after=30 * 86_400))
+    with pytest.raises(RemoteError, match=r"may start in 300\.0 s \(Retry-After\)"):
+        ask(gate, clock, within=10)

@@ -106,6 +106,9 @@ def test_licences_are_quoted_where_they_are_stated(tmp_path: Path) -> None:
     assert 'README.md: "Licence: CC BY 4.0"' == licence_of(tmp_path)
     (tmp_path / "LICENSE").write_text("MIT License\n\nCopyright\n", encoding="utf-8")
     assert 'LICENSE: "MIT License"' == licence_of(tmp_path)
+    (tmp_path / "LICENSE").unlink()
+    (tmp_path / "LICENSES").mkdir()  # as https://reuse.software has it
+    assert 'README.md: "Licence: CC BY 4.0"' == licence_of(tmp_path)
 
 
 def test_the_state_is_readable_json(tmp_path: Path) -> None:

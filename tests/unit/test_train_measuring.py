@@ -103,3 +103,10 @@ def test_nothing_relevant_among_the_candidates_is_an_error() -> None:
     measuring.check([case(1), case(2, "elsewhere")])
     with pytest.raises(SettingsError, match="do queries and corpus belong"):
         measuring.check([case(2, "elsewhere")])
+
+
+def test_a_query_that_is_asked_again_and_again_counts_once() -> None:
+    """Clicks repeat queries; the test takes its values to be independent."""
+    of = [Case("clicks", str(i), query, (), {}) for i, query in enumerate(["a b", "A b?", "c", "a  b"])]
+    assert measuring.distinct(of) == 2
+    assert measuring.by_query(of, [0.0, 0.5, 1.0, 1.0]) == [0.5, 1.0]

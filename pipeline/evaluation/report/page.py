@@ -23,7 +23,7 @@ from pipeline.evaluation.report.parts import (
     text_of,
 )
 from pipeline.evaluation.run import Evaluation
-from pipeline.evaluation.statistics import RESAMPLES
+from pipeline.evaluation.statistics import RESAMPLES, p_value
 from pipeline.evaluation.summary import recall_curve
 
 # Reranked runs in the plot of recall: the best ones, so that lines can be told apart.
@@ -127,9 +127,7 @@ def _against(run: Mapping[str, Any]) -> str:
 
 
 def _p(p: float) -> str:
-    return (
-        "p\N{NO-BREAK SPACE}<\N{NO-BREAK SPACE}0.001" if p < 0.001 else f"p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{p:.3f}"
-    )
+    return p_value(p).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _plots(evaluation: Evaluation, runs: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:
