@@ -158,6 +158,34 @@ def test_front_matter_is_read_as_yaml_would() -> None:
     assert ("9" * 5000, "Text.") == (fields["n"], text)
 
 
+def test_front_matter_may_have_keys_of_several_words_and_a_level_below() -> None:
+    """Which a filter then asks for as ``author.name``; what is deeper, or a text of several lines, is left out."""
+    lines = [
+        '"title": Quoted',
+        "Last updated: 2024-01-02",
+        "author:",
+        "  name: Alice",
+        "  age: 33",
+        "  address:",
+        "    city: Oslo",
+        "summary: >",
+        "  one: two",
+        "tags:",
+        "  - a",
+        "year: 2021",
+    ]
+    block = "\n".join(lines)
+    fields, text = split_front_matter(f"---\n{block}\n---\nText.")
+    assert "Text." == text
+    assert {
+        "title": "Quoted",
+        "Last updated": "2024-01-02",
+        "author": {"name": "Alice", "age": 33},
+        "tags": ["a"],
+        "year": 2021,
+    } == fields
+
+
 def test_a_rule_at_the_top_is_no_front_matter() -> None:
     """Without a closing line or without fields nothing is taken away, nor where there is anything but fields."""
     minutes = "---\nPresent: Ann, Bob\n\nWe decided to buy the building.\n---\nNext meeting in June.\n"
