@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.stores.edge import EdgeStore
+from pipeline.types import Fingerprint
 from tests.integration.conftest import Rag
 from tests.loopback import Loopback, Reply, Request, cohere_rerank, rerank_server
 from tests.tiny_models import save_cross_encoder
@@ -82,6 +83,7 @@ DYING = """
 import os, signal, sys
 from pipeline import Pipeline, Settings
 from pipeline.stores.edge import EdgeStore
+from pipeline.types import Fingerprint
 
 where, path = sys.argv[1:]
 calls = {"upsert": 0, "delete": 0}
@@ -502,3 +504,31 @@ def test_a_fallback_answers_where_the_api_is_down(rag: Rag, docs: Path) -> None:
     with Loopback([Reply(401)]) as server:
         done = rag("query", "gRPC port", **(needed | {"RAG_COHERE_BASE_URL": server.url}))
     assert (1, "") == (done.returncode, done.stdout)
+
+
+@pytest.mark.parametrize("state", ["free", "in use", "broken"])
+def test_a_container_that_ingests_is_healthy(tmp_path: Path, state: str) -> None:
+    """It holds the embedded store itself; what else is wrong makes it unhealthy, and is said."""
+    dockerfile = (Path(__file__).parents[2] / "deploy" / "Dockerfile").read_text()
+    check = re.search(r"^HEALTHCHECK .*\\\n +CMD (.+)$", dockerfile, re.M)
+    assert check is not None
+    rag = tmp_path / "bin" / "rag"
+    rag.parent.mkdir()
+    rag.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline "$@"\n')
+    rag.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAG_")} | {
+        "PATH": f"{rag.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "RAG_DATA_DIR": str(tmp_path),
+        **({"RAG_TOP_K": "none"} if state == "broken" else {}),
+    }
+    store = EdgeStore(tmp_path / "collections" / "documents")
+    try:
+        if state == "in use":
+            store.ensure_ready(Fingerprint("fake", 8, chunk_tokens=256, chunk_overlap=32, bm25=store.bm25))
+        asked = ["/bin/sh", "-c", check[1]]
+        done = subprocess.run(asked, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    finally:
+        store.close()
+    assert (1 if state == "broken" else 0) == done.returncode
+    assert ("RAG_TOP_K" in done.stdout) == (state == "broken")
