@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import PurePath
@@ -98,13 +98,14 @@ def plan_prune(
     contents: Set[str] = frozenset(),
     new: Set[str] = frozenset(),
     places: Set[str] = frozenset(),
+    still_there: Callable[[str], bool] = lambda source: False,  # noqa: ARG005
 ) -> Prune:
     """Which documents have a source under ``roots`` (absolute paths) but were not met in this run.
 
     A source that could not be read is there all the same: its documents stay, and those of all files in it if it is a
     folder. ``contents`` has the hashes of what was met: a document that is among them was only moved. ``new`` are ids
     of documents that this run has brought: the share that may go is one of what was there before. ``places`` are the
-    sources of all that was met: a root with one of them in it is not emptied.
+    sources of all that was met: a root with one of them in it is not emptied. What is ``still_there`` stays.
     """
     met, failed, under = set(seen), set(unreadable), set(roots)
     here: dict[str, str] = {}
@@ -119,7 +120,11 @@ def plan_prune(
                 held[id_].add(version.content_hash)
                 if version.copies:
                     copied[source].add(version.content_hash)
-    doomed = [id_ for id_, source in here.items() if id_ not in met and not is_within(source, failed)]
+    doomed = [
+        id_
+        for id_, source in here.items()
+        if id_ not in met and not is_within(source, failed) and not still_there(source)
+    ]
     lost = {id_ for id_ in doomed if not held[id_] <= contents}
     emptied = {place for id_ in lost for place in _around(here[id_]) if place in under}
     for source in chain(places, (source for id_, source in here.items() if id_ not in lost)):

@@ -54,6 +54,20 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def is_still_there(source: str) -> bool:
+    """Whether a document's source is a file that exists, so that what a walk did not meet is not gone.
+
+    As of a hidden file that was given by its name. Of a file with a document a line only the line may be gone. The name
+    has to be spelled so: where "a.md" also finds "A.md" one of the two is gone.
+    """
+    path = Path(source)
+    try:
+        named = path.is_absolute() and not is_lines(path) and path.is_file()
+        return named and any(entry.name == path.name for entry in path.parent.iterdir())
+    except (OSError, ValueError):
+        return False
+
+
 def is_lines(path: Path) -> bool:
     """Whether a file has a document a line."""
     return path.suffix.lower() in kinds.LINES

@@ -21,7 +21,7 @@ from pipeline.ingestion.agreement import make_ready
 from pipeline.ingestion.changes import any_within, by_document, plan_prune
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.copies import Related, Sharing, chunk_ids, related
-from pipeline.ingestion.loaders import MAX_BYTES
+from pipeline.ingestion.loaders import MAX_BYTES, is_still_there
 from pipeline.ingestion.reading import read
 from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
@@ -269,6 +269,7 @@ class IngestRun:
             contents=frozenset(self._seen.values()),
             new=self._new,
             places=self._places,
+            still_there=is_still_there,
         )
         refusal = plan.refusal(max_delete)
         if refusal is not None:

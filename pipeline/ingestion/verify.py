@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.ingestion.changes import answering, any_within, is_within
 from pipeline.ingestion.copies import Embed, Sharing, chunk_ids
 from pipeline.ingestion.ledger import Ledger
-from pipeline.ingestion.loaders import MAX_BYTES, load
+from pipeline.ingestion.loaders import MAX_BYTES, is_still_there, load
 from pipeline.ingestion.reading import read
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.interfaces import Store
@@ -178,7 +178,7 @@ def _in_sources(ledger: Ledger, sources: Sources) -> Iterator[Problem]:
         for source in version.sources:
             if (source if version.copies else document_id) in sources.hashes or is_within(source, unreadable):
                 continue
-            if is_within(source, roots):
+            if is_within(source, roots) and not is_still_there(source):
                 yield Problem("gone", document_id, source, "not in its source any more: ingest with --prune")
 
 

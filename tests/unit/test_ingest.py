@@ -317,6 +317,20 @@ def test_a_folder_that_was_renamed_is_pruned_with_its_new_name(tmp_path: Path) -
     assert {str((moved / f"{i}.txt").resolve()) for i in range(10)} == rig.ids()
 
 
+def test_prune_keeps_what_the_walk_leaves_out(tmp_path: Path) -> None:
+    """A hidden file that was given by its name, and a document from Python that names a file: both are there."""
+    rig = Rig()
+    place = folder(tmp_path, *(f"{i}.txt" for i in range(10)), ".wiki")
+    mine = Document(id="mine", text="of a file", source=str((place / "3.txt").resolve()))
+    rig.rag.ingest([place, place / ".wiki", mine])
+    assert 0 == rig.rag.ingest(place, prune=True).deleted
+    assert [] == rig.rag.verify([place]).problems
+    (place / ".wiki").unlink()
+    (place / "3.txt").unlink()
+    assert ["gone"] * 3 == [problem.kind for problem in rig.rag.verify([place]).problems]
+    assert 3 == rig.rag.ingest(place, prune=True, max_delete=0.5).deleted
+
+
 def test_prune_keeps_what_cannot_be_read_today(tmp_path: Path) -> None:
     """A file that is there but broken is not gone."""
     rig = Rig()
