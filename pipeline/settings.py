@@ -335,7 +335,7 @@ def markdown_table() -> str:
     """The settings as the README shows them; a test holds the two together."""
     lines = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = "empty" if field.default is None else f"`{field.default}`"
+        default = "empty" if field.default in (None, "") else f"`{field.default}`"
         lines.append(f"| `{variable(name)}` | {default} | {field.description} |")
     return "\n".join(lines)
 

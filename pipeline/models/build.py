@@ -154,7 +154,7 @@ def export_cross_encoder(model: Any, tokenizer: Tokenizer, config: dict[str, Any
     """A cross-encoder in int8, its activations scaled beforehand but for half of the layers that narrow.
 
     Its answers to questions of the training data change by 3.1 % of their spread within a question (1.9 % with all
-    activations scaled as they come, which takes an eighth longer; 4.6 % with none).
+    activations scaled as they come, which takes a tenth longer; 4.6 % with none).
     """
     graph = traced(first_token_scores(model), ("input_ids", "attention_mask"))
     with tempfile.TemporaryDirectory() as name:
