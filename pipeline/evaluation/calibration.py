@@ -112,10 +112,7 @@ def calibrate_dataset(
         pairs = judged_pairs(rag, dataset, say)
     identity = Scorer(reranker, tokenizer=embedder.tokenizer).identity
     if identity is None:
-        raise SettingsError(
-            f"reranker {reranker.name} does not say which model it runs, so nothing can be kept for it: "
-            "set RAG_RERANKER_MODEL"
-        )
+        raise SettingsError(f"reranker {reranker.name} does not say which model it runs, so nothing can be kept for it")
     if pairs.relevant.sum() < _FEW:
         say(f"only {pairs.relevant.sum()} relevant candidates: the result is a rough guess (better: {_FEW} and more)")
     points = fit(pairs, reranker.scale, method)

@@ -139,8 +139,7 @@ class HttpReranker:
             model_setting="RAG_RERANKER_MODEL",
             timeout_setting="RAG_RERANK_TIMEOUT",
         )
-        # The model of a server without a name may be another one tomorrow: its scores are not kept.
-        self.identity = None if model is None else identity_of(model, self._url)
+        self.identity = identity_of(model, self._url)
         self.max_tokens = max_tokens
         self.variant = f"of {max_tokens or 'all'} tokens"
         self._gate = gate or Gate(self._endpoint.place)

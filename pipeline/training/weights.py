@@ -1,10 +1,8 @@
 """A model folder of the CPU engine back as a Hugging Face folder, so that training can start from what is embedded.
 
 The engine's int8 weights are integers with a scale a row, which OpenVINO itself multiplies out here; the names of the
-operations are those of the torch modules that :mod:`pipeline.inference.export` traced.
-
-Only a model whose weights are those of the torch module comes back, as the embedded one's are. A conversion that scaled
-the activations beforehand moved a part of them into the weights, so its float weights are wanted instead.
+operations are those of the torch modules that :mod:`pipeline.inference.export` traced. Where activations are scaled
+beforehand (:mod:`pipeline.inference.activations`), what made their columns more even is taken out of the weights again.
 """
 
 from __future__ import annotations
@@ -90,7 +88,8 @@ def _message(source: Path, reason: str) -> str:
 
 def _cannot_come_back(model: ModelFolder, graph: Any) -> str | None:
     """What in a folder's form the weights do not say; None if nothing."""
-    if any(node.get_type_name() == "FakeQuantize" for node in graph.get_ops()):
+    rounded = [node for node in graph.get_ops() if node.get_type_name() == "FakeQuantize"]
+    if any(_factors(node) is None for node in rounded):
         return "its activations were scaled when it was converted, and its weights with them"
     if len(graph.inputs) != 2:
         return "it tells query and text apart by token types"
@@ -112,11 +111,20 @@ def _agreement(model: ModelFolder, folder: Path) -> float:
     return correlation(exact, quick)
 
 
+def _factors(rounding: Any) -> NDArray[np.float32] | None:
+    """What a rounding's columns are multiplied by before it, one value each; None if nothing here does that."""
+    even = rounding.input_value(0).get_node()
+    if even.get_type_name() != "Multiply" or even.input_value(1).get_node().get_type_name() != "Constant":
+        return None
+    return np.asarray(even.input_value(1).get_node().data, dtype=np.float32).reshape(-1)
+
+
 def _read(graph: Any) -> tuple[dict[str, NDArray[np.float32]], int]:
     """All parameters by their name in torch, in float32, and the number of attention heads."""
     import openvino
 
     parts: dict[str, Any] = {}
+    factors: dict[str, NDArray[np.float32]] = {}
     heads = 0
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "ScaledDotProductAttention":
@@ -124,13 +132,17 @@ def _read(graph: Any) -> tuple[dict[str, NDArray[np.float32]], int]:
         match = _NAME.fullmatch(node.get_friendly_name())
         if match and match["operation"] in _PARAMETERS:
             parameter, place = _PARAMETERS[match["operation"]]
-            parts[f"{match['module']}.{parameter}"] = node.input_value(place)
+            name = f"{match['module']}.{parameter}"
+            parts[name] = node.input_value(place)
+            before = node.input_value(0).get_node()
+            if before.get_type_name() == "FakeQuantize" and (found := _factors(before)) is not None:
+                factors[name] = found
     constants = openvino.Model(list(parts.values()), [], "parameters")
     values = openvino.Core().compile_model(constants, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})
     state = {}
     for place, name in enumerate(parts):
         value = np.asarray(values[place], dtype=np.float32)
-        state[name] = value.reshape(-1) if name.endswith(_VECTORS) else value
+        state[name] = value.reshape(-1) if name.endswith(_VECTORS) else value * factors.get(name, np.float32(1))
     return state, heads
 
 

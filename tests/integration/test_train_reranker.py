@@ -340,13 +340,15 @@ def divide_activations(folder: Path, *, rounded: bool) -> None:
 def test_what_comes_back_and_goes_again_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are exact in int8 and 4 bits stay so: no training, no change, and no growth.
 
-    With activations rounded as the embedded reranker's are: those that are scaled beforehand are other ones.
+    With activations rounded as they come: scaled beforehand they have a part in the weights, and are rounded with them.
     """
     monkeypatch.setattr(conversion, "scale_activations", lambda *_, **__: None)
     monkeypatch.setattr(conversion, "groups", lambda widths: [ACTIVATION_GROUP])
-    to_hugging_face(RERANKER, tmp_path / "model")
+    to_hugging_face(RERANKER, tmp_path / "embedded")
+    to_engine(tmp_path / "embedded", tmp_path / "first", "first")
+    to_hugging_face(tmp_path / "first", tmp_path / "model")
     to_engine(tmp_path / "model", tmp_path / "again", "again")
-    first, again = EmbeddedReranker(), EmbeddedReranker(tmp_path / "again")
+    first, again = EmbeddedReranker(tmp_path / "first"), EmbeddedReranker(tmp_path / "again")
     for query, text in PAIRS:
         assert first.score(query, [text])[0].raw == pytest.approx(again.score(query, [text])[0].raw, abs=0.02)
     assert (tmp_path / "again" / "model.bin").stat().st_size <= 1.01 * (RERANKER / "model.bin").stat().st_size
