@@ -177,8 +177,10 @@ def in_parts(items: Sequence[T], size: int, ask: Callable[[Sequence[T]], Sequenc
         return [result for part in parts for result in ask(part)]
     with ThreadPoolExecutor(min(len(parts), concurrency), thread_name_prefix="rerank") as pool:
         futures = [pool.submit(ask, part) for part in parts]
-        wait(futures, return_when=FIRST_EXCEPTION)
-        begun = [future for future in futures if not future.cancel()]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # also where the waiting itself is interrupted
+            begun = [future for future in futures if not future.cancel()]
         errors = [error for future in begun if (error := future.exception()) is not None]
         if errors:
             raise min(errors, key=lambda error: not getattr(error, "operator", False))

@@ -19,6 +19,9 @@ Quantization = Literal["none", "int8"]
 StageFusion = Literal["linear", "rrf"]
 ScoreScale = Literal["logit", "probability"]
 
+#: Deepest metadata that is stored. Qdrant writes JSON of any depth and reads 128 levels back, some of them around it.
+METADATA_LEVELS = 64
+
 # Namespace of the chunk ids: any fixed UUID does, but it must never change.
 _CHUNK_NAMESPACE = uuid.UUID("7b0c9a52-3f0e-5d0f-9a43-5f4c1f6f0c11")
 
@@ -70,8 +73,7 @@ class Document:
                 raise DocumentError(f"document {self.id}: {name} is a string, not {type(getattr(self, name)).__name__}")
         if not isinstance(self.metadata, Mapping) or not all(isinstance(key, str) for key in self.metadata):
             raise DocumentError(f"document {self.id}: metadata is a mapping whose keys are strings")
-        if any(_plain(value) is not value for value in self.metadata.values()):
-            object.__setattr__(self, "metadata", {key: _plain(value) for key, value in self.metadata.items()})
+        object.__setattr__(self, "metadata", _plain(self.metadata, METADATA_LEVELS + 1))
         if not self.source:
             object.__setattr__(self, "source", self.id)
 
@@ -91,13 +93,15 @@ class Document:
         return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, levels: int) -> Any:
     """What JSON has of a value: a list of a set, which is in another order in each process, and the number of a
-    decimal, or of NumPy's and so pandas' kinds."""
+    decimal, or of NumPy's and so pandas' kinds. What lies deeper than ``levels`` stays as it is."""
+    if levels and isinstance(value, Mapping):
+        return {key: _plain(one, levels - 1) for key, one in value.items()}
+    if levels and isinstance(value, list):
+        return [_plain(one, levels - 1) for one in value]
     if isinstance(value, set | frozenset):
-        return sorted(map(_plain, value), key=str)
-    if isinstance(value, list) and any(_plain(one) is not one for one in value):
-        return [_plain(one) for one in value]
+        return sorted((_plain(one, 0) for one in value), key=str)
     if isinstance(value, Decimal):
         return float(value)
     numpy = sys.modules.get("numpy")  # who has none of its numbers need not load it

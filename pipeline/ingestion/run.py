@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from pipeline.ingestion.loaders import MAX_BYTES, is_still_there
 from pipeline.ingestion.reading import read
 from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
-from pipeline.types import Chunk, Document, Failure, Fingerprint, IngestProfile, IngestReport
+from pipeline.types import METADATA_LEVELS, Chunk, Document, Failure, Fingerprint, IngestProfile, IngestReport
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 _EMBED_CHUNKS = 512
 _FIRST_CHUNKS = 64
 _REPEATED_SHOWN = 20
-# Deepest metadata that is stored. Qdrant writes JSON of any depth and reads 128 levels back, some of them around it.
-_LEVELS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +101,7 @@ class IngestRun:
         start = time.perf_counter()
         roots: list[str] = []
 
+        @cache  # asked before the reading and in it
         def held(source: str) -> bool:  # what is gone as a whole can be pruned, too
             return prune and any_within(self.store.versions(), source)
 
@@ -158,8 +157,10 @@ class IngestRun:
                 self._failures.append(item)
             elif not item.text.strip():
                 self._failures.append(Failure(item.source, "no text in it"))
-            elif not _fits(item.metadata, _LEVELS):
-                self._failures.append(Failure(item.source, f"{item.id}: metadata of more than {_LEVELS} levels"))
+            elif not _fits(item.metadata, METADATA_LEVELS):
+                self._failures.append(
+                    Failure(item.source, f"{item.id}: metadata of more than {METADATA_LEVELS} levels")
+                )
             else:
                 documents.append(item)
         if not documents:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def verify(
 
     say("reading the ledger")
     ledger = Ledger(store.ledger())
-    sources = Sources(max_bytes, held=lambda source: any_within(store.versions(), source))
+    sources = Sources(max_bytes, held=lambda source: any_within(chain.from_iterable(ledger.documents.values()), source))
     before: list[Problem] = []
     if mend is None:
         for _ in sources.read(items, tell):

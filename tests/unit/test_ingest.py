@@ -686,9 +686,31 @@ def test_what_is_nothing_to_ingest_is_named() -> None:
         (Decimal("1.5"), 1.5),
         ([np.int64(1), 2], [1, 2]),
         ({np.int64(2), np.int64(1)}, [1, 2]),
+        ({"b": [np.int64(1)]}, {"b": [1]}),
     ],
 )
 def test_metadata_of_other_libraries_are_plain_values(given: Any, kept: Any) -> None:
     """As numbers they can be filtered by; as text, which JSON's encoder would make of them, no filter finds them."""
     value = Document(id="a", text="x", metadata={"k": given}).metadata["k"]
     assert (kept, type(kept)) == (value, type(value))
+
+
+def test_deep_metadata_are_a_failure_and_take_no_time() -> None:
+    """A look at each level, not two at each that double with every level; what is too deep is named."""
+
+    class Number(np.int64):
+        asked = 0
+
+        def item(self, *args: Any) -> int:
+            Number.asked += 1
+            return 1
+
+    inner: Any = Number(1)
+    for _ in range(20):
+        inner = [inner]
+    Document(id="a", text="x", metadata={"k": inner})
+    assert Number.asked == 1
+    for _ in range(600):
+        inner = [inner]
+    report = Rig().rag.ingest([Document(id="a", text="x", metadata={"k": inner})])
+    assert ["a: metadata of more than 64 levels"] == [failure.error for failure in report.failures]
