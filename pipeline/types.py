@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
+from operator import is_
 from typing import Any, Literal
 
 from pipeline.errors import DocumentError
@@ -95,11 +96,14 @@ class Document:
 
 def _plain(value: Any, levels: int) -> Any:
     """What JSON has of a value: a list of a set, which is in another order in each process, and the number of a
-    decimal, or of NumPy's and so pandas' kinds. What lies deeper than ``levels`` stays as it is."""
+    decimal, or of NumPy's and so pandas' kinds. What lies deeper than ``levels`` stays as it is, and what is plain is
+    the same object."""
     if levels and isinstance(value, Mapping):
-        return {key: _plain(one, levels - 1) for key, one in value.items()}
+        fields = {key: _plain(one, levels - 1) for key, one in value.items()}
+        return value if all(fields[key] is one for key, one in value.items()) else fields
     if levels and isinstance(value, list):
-        return [_plain(one, levels - 1) for one in value]
+        items = [_plain(one, levels - 1) for one in value]
+        return value if all(map(is_, items, value)) else items
     if isinstance(value, set | frozenset):
         return sorted((_plain(one, 0) for one in value), key=str)
     if isinstance(value, Decimal):
