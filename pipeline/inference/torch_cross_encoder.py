@@ -66,6 +66,7 @@ class TorchCrossEncoder:
                 "cross-encoder for reranking"
             )
         check_vocabulary(model.tokenizer)
+        model.eval()
         _remove_sigmoid(model)
         _keep_head_exact(model)
 
@@ -82,39 +83,57 @@ class TorchCrossEncoder:
         Batches hold pairs of like length, and the same ones whatever the order of the input: in bf16 a logit
         changes in the third digit with the shape of its batch.
         """
-        distinct = list(dict.fromkeys(part for pair in pairs for part in pair))
-        count = dict(zip(distinct, map(len, self._ids(distinct)), strict=True))
-        limit = self._model.max_seq_length or math.inf
-        lengths = [int(min(count[query] + count[text], limit)) for query, text in pairs]
+        features = self._features(pairs)
+        seen = features["attention_mask"]
+        lengths = seen.sum(1).tolist()
         order = sorted(range(len(pairs)), key=lambda i: (-lengths[i], pairs[i]))
         logits = [math.nan] * len(pairs)
         for batch in _batches(order, lengths, self._budget):
+            # Cut to what the longest of the batch needs, on whichever side the model pads.
+            columns = seen[batch].any(0)
+            part = {
+                name: value[batch][:, columns] if getattr(value, "shape", None) == seen.shape else value
+                for name, value in features.items()
+            }
             with self._autocast():
-                scores = self._predict([pairs[i] for i in batch])
+                scores = self._scores(part)
             for i, score in zip(batch, scores.tolist(), strict=True):
                 logits[i] = score
         return logits
 
-    def _predict(self, pairs: list[tuple[str, str]]) -> NDArray[np.float32]:
-        from torch.nn import Identity
+    def _features(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """What the model reads, padded; with the prompt that it names for all it reads, if any."""
+        features: dict[str, Any] = self._model.preprocess(pairs, prompt=self._prompt)
+        return features
 
-        # Asked for without activation: by default each model applies the one its configuration names.
-        scores: NDArray[np.float32] = self._model.predict(
-            pairs, batch_size=len(pairs), activation_fn=Identity(), show_progress_bar=False
-        )
+    @property
+    def _prompt(self) -> str | None:
+        prompt: str | None = self._model.prompts.get(self._model.default_prompt_name)
+        return prompt
+
+    def _scores(self, features: dict[str, Any]) -> NDArray[np.float32]:
+        """One logit for each text, without the activation that a model's configuration may name."""
+        import torch
+        from sentence_transformers.util import batch_to_device
+
+        with torch.inference_mode():
+            found = self._model(batch_to_device(features, self._model.device))["scores"]
+        scores: NDArray[np.float32] = found.float().reshape(-1).cpu().numpy()
         return scores
 
     def source(self, name: str) -> Source:
         """What the CPU engine needs to take over.
 
         Raises:
-            ConversionError: the tokenizer is one that only Python has, or the model reads no token ids.
+            ConversionError: the tokenizer is one that only Python has, or the model reads no token ids, or a prompt.
         """
         if self.tokenizer is None:
             raise ConversionError("it has no fast tokenizer (tokenizer.json)")
         if self.max_tokens is None:
             raise ConversionError("it does not say how long its input may be")
-        features = self._model.preprocess([("a", "b")])
+        if self._prompt:
+            raise ConversionError("it puts a prompt before what it reads")
+        features = self._features([("a", "b")])
         inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in features]
         return Source(
             module=_scores_of(self._model, inputs),
@@ -127,7 +146,7 @@ class TorchCrossEncoder:
                 "pad_id": self._model.tokenizer.pad_token_id,
                 "default_alpha": 1.0,
             },
-            answers=np.stack([self._predict([pair]) for pair in samples("cross-encoder")]),
+            answers=np.stack([self._scores(self._features([pair])) for pair in samples("cross-encoder")]),
         )
 
     @cached_property
@@ -140,11 +159,6 @@ class TorchCrossEncoder:
         """Longest pair that the model reads, in tokens; None where it does not say."""
         length = self._model.max_seq_length
         return int(length) if length and length < _UNLIMITED else None
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        # verbose: else it warns of texts longer than the model, which are cut later.
-        ids: list[list[int]] = self._model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if not self._bf16:

@@ -103,6 +103,31 @@ def test_the_size_of_batches_changes_nothing(folder: Path) -> None:
     assert raws(one) == pytest.approx(raws(all_), abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_holds_no_more_padding_than_its_longest_text_needs(tmp_path: Path, side: str) -> None:
+    """All pairs are tokenized, and padded, together; positions are counted from where a row begins."""
+    folder = save_cross_encoder(tmp_path / "model", seed=1)
+    configure(folder, "tokenizer_config.json", padding_side=side)
+    alone = CrossEncoderReranker(str(folder), device="cpu", engine="torch", batch_tokens=1)
+    assert reference_logits(folder, QUERY, TEXTS) == pytest.approx(raws(alone), abs=TOLERANCE)
+
+
+def test_the_model_s_own_prompt_is_put_before_what_it_reads(tmp_path: Path) -> None:
+    """As CrossEncoder.predict does; the CPU engine knows no prompt, and leaves such a model to PyTorch."""
+    from sentence_transformers import CrossEncoder
+    from torch.nn import Identity
+
+    bare = save_cross_encoder(tmp_path / "bare", seed=1)
+    model = CrossEncoder(str(bare), device="cpu", prompts={"any": "json python "}, default_prompt_name="any")
+    model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    without = raws(CrossEncoderReranker(str(bare), device="cpu"))
+    expected = [float(model.predict([(QUERY, text)], activation_fn=Identity())[0]) for text in TEXTS]
+    reranker = CrossEncoderReranker(str(tmp_path / "model"), device="cpu")
+    assert expected == pytest.approx(raws(reranker), abs=TOLERANCE)
+    assert np.abs(np.subtract(expected, without)).max() > 4 * TOLERANCE
+    assert reranker.runs_on == "PyTorch"
+
+
 def test_a_long_query_leaves_room_for_the_text(folder: Path) -> None:
     """And a long text for the query: what is cut is the end of the longer one."""
     reranker = CrossEncoderReranker(str(folder), device="cpu")

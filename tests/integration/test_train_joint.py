@@ -143,6 +143,21 @@ def test_a_list_is_drawn_without_what_may_be_relevant(found: Lists) -> None:
     assert hard > 3 * len(batch)
 
 
+def test_logits_come_in_the_order_of_the_pairs(found: Lists, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their lengths, which decide what goes through the model together."""
+    import torch
+
+    monkeypatch.setattr(fitting, "_PAIRS", 4)
+    model = tiny(2).eval()
+    sizes = [9, 3, 17, 5, 12, 3, 8, 15, 1, 6]
+    pairs = [pair(found.questions[n], found.passages[n][:size], AROUND) for n, size in enumerate(sizes)]
+    with torch.inference_mode():
+        together = logits(model, pairs, AROUND).tolist()
+        alone = [logits(model, [one], AROUND).item() for one in pairs]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert len({round(value, 3) for value in alone}) == len(sizes)
+
+
 def test_it_learns_what_the_first_stage_cannot_know(
     found: Lists, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,9 @@ from pipeline.training.joint.lists import Lists, Ranked
 # Lists of a batch, and passages of a list.
 _BATCH, _SIZE = 32, 16
 # Lists that go through the model at once, their gradients added up.
-_AT_ONCE = 8
+_AT_ONCE = 16
+# Pairs of like length that are one batch of the model's.
+_PAIRS = 128
 # How far down the candidates a negative comes from, in the mean.
 _MEAN_RANK = 10
 # Share of the lists whose questions are made up; and how often an epoch sees the few questions of a kind of its own.
@@ -57,18 +59,28 @@ def pair(question: NDArray[np.uint32], passage: NDArray[np.uint32], around: Arou
 
 
 def logits(model: Any, pairs: Sequence[list[int]], around: Around) -> Any:
-    """Of pairs in one batch, in float32; shape (pairs,)."""
+    """Of pairs, in float32; shape (pairs,). Those of like length go through the model together, so little is padded."""
     import torch
 
-    longest = max(map(len, pairs))
-    ids = torch.full((len(pairs), longest), around.pad)
-    seen = torch.zeros((len(pairs), longest), dtype=torch.long)
+    order = sorted(range(len(pairs)), key=lambda place: len(pairs[place]))
+    parts = [order[start : start + _PAIRS] for start in range(0, len(order), _PAIRS)]
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.device.type == "cuda"):
+        found = [_forward(model, [pairs[place] for place in part], around) for part in parts]
+    return torch.cat(found)[torch.tensor(order).argsort().to(model.device)].float()
+
+
+def _forward(model: Any, pairs: Sequence[list[int]], around: Around) -> Any:
+    import torch
+
+    ids = np.full((len(pairs), max(map(len, pairs))), around.pad)
+    seen = np.zeros_like(ids)
     for row, one in enumerate(pairs):
-        ids[row, : len(one)], seen[row, : len(one)] = torch.tensor(one), 1
+        ids[row, : len(one)], seen[row, : len(one)] = one, 1
     device = model.device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-        found = model(input_ids=ids.to(device), attention_mask=seen.to(device)).logits
-    return found[:, 0].float()
+    # One transfer that the GPU does not wait for.
+    both = torch.from_numpy(np.stack([ids, seen]))
+    both = (both.pin_memory() if device.type == "cuda" else both).to(device, non_blocking=True)
+    return model(input_ids=both[0], attention_mask=both[1]).logits[:, 0]
 
 
 @dataclass(slots=True)
@@ -90,9 +102,10 @@ class Drawer:
         self._made_up = [one for one in trained if one.made_up]
         if not self._asked:
             raise SettingsError("no question that people asked has a relevant passage to train on")
-        self._of_dataset: dict[str, set[int]] = {}
+        relevant: dict[str, set[int]] = {}
         for one in self._asked:
-            self._of_dataset.setdefault(one.dataset, set()).update(one.candidates[one.relevant].tolist())
+            relevant.setdefault(one.dataset, set()).update(one.candidates[one.relevant].tolist())
+        self._of_dataset = {dataset: sorted(numbers) for dataset, numbers in relevant.items()}
 
     def batches(self) -> Iterator[list[Drawn]]:
         """Without an end."""
@@ -112,8 +125,9 @@ class Drawer:
         while pool and len(places) < _SIZE - 1:
             places.append(pool.pop(min(int(self._random.expovariate(1 / _MEAN_RANK)), len(pool) - 1)))
         numbers, known = ranked.candidates[places].tolist(), ranked.known[places].tolist()
-        others = sorted(self._of_dataset.get(ranked.dataset, set()) - {*ranked.candidates.tolist(), ranked.source})
-        others = self._random.sample(others, min(len(others), _SIZE - len(numbers)))
+        pool, own = self._of_dataset.get(ranked.dataset, []), {*ranked.candidates.tolist(), ranked.source}
+        drawn = self._random.sample(pool, min(len(pool), _SIZE - len(numbers) + len(own)))
+        others = [number for number in drawn if number not in own][: _SIZE - len(numbers)]
         numbers += others
         known += [float(ranked.known.min()) - _FARTHER] * len(others)
         if len(numbers) == 1:
@@ -151,7 +165,7 @@ def fit(
     random = Random(seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     average = [parameter.detach().clone() for parameter in trained]
-    optimizer = torch.optim.AdamW(_groups(model, learning_rate), betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(_groups(model, learning_rate), betas=(0.9, 0.98), fused=model.device.type == "cuda")
     rates = [group["lr"] for group in optimizer.param_groups]
     model.train()
     total = torch.zeros((), device=model.device)
