@@ -40,6 +40,9 @@ app = typer.Typer(
 )
 
 
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point of the console script: one line on stderr for every error that is ours."""
     from pipeline.errors import RagError, SettingsError
@@ -58,12 +61,20 @@ def main() -> None:
     except RagError as error:
         _fail(error, 1)
     except KeyboardInterrupt:
-        print("rag: stopped; what was written stays, run it again to go on", file=sys.stderr)
-        sys.exit(130)
+        _say_stopped()
+        sys.exit(_INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:  # typer ends so, without a word, where it is interrupted
+            _say_stopped()
+        raise
     except BrokenPipeError:
         # The reader (head, less) went away; Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _say_stopped() -> None:
+    print("rag: stopped; what was written stays, run it again to go on", file=sys.stderr)
 
 
 def _fail(error: Exception, code: int) -> None:

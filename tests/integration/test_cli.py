@@ -79,6 +79,35 @@ def test_a_folder_is_kept_in_step(rag: Rag, docs: Path, points: Points) -> None:
     assert 4 == rag.json("status")["documents"]
 
 
+STOPPED = """
+import os, signal, sys
+from pipeline.cli import main
+from pipeline.stores.edge import EdgeStore
+
+write = EdgeStore.upsert
+
+def write_and_interrupt(self, chunks, vectors):
+    write(self, chunks, vectors)
+    os.kill(os.getpid(), signal.SIGINT)
+
+EdgeStore.upsert = write_and_interrupt
+main()
+"""
+
+
+def test_ctrl_c_says_what_stays(rag: Rag, tmp_path: Path) -> None:
+    """And the next run goes on from there."""
+    lines = ({"id": f"d{i}", "text": f"Document {i} is about {i % 7}."} for i in range(700))
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    script = [sys.executable, "-c", STOPPED, "ingest", str(tmp_path / "many.jsonl")]
+    stopped = subprocess.run(script, cwd=rag.folder, env=rag.environment, capture_output=True, text=True)
+    assert 130 == stopped.returncode
+    assert "rag: stopped; what was written stays, run it again to go on" == stopped.stderr.splitlines()[-1]
+    again = rag.json("ingest", str(tmp_path / "many.jsonl"))["documents"]
+    assert again["unchanged"] > 0
+    assert 700 == again["unchanged"] + again["new"]
+
+
 DYING = """
 import os, signal, sys
 from pipeline import Pipeline, Settings
