@@ -28,7 +28,7 @@ class Feedback:
     query: str
     chosen: tuple[str, ...]
     shown: tuple[str, ...]
-    """Best first; those chosen are among them."""
+    """Best first."""
 
 
 def read_feedback(path: Path) -> list[Feedback]:
@@ -48,8 +48,7 @@ def read_feedback(path: Path) -> list[Feedback]:
                 raise SettingsError(f'{path}, line {number}: "{name}" must be a list of ids or texts, not empty')
         assert isinstance(chosen, list)
         assert isinstance(shown, list)
-        missing = [one for one in chosen if one not in shown]
-        found.append(Feedback(number, query, tuple(dict.fromkeys(chosen)), tuple(dict.fromkeys([*shown, *missing]))))
+        found.append(Feedback(number, query, tuple(dict.fromkeys(chosen)), tuple(dict.fromkeys(shown))))
     return found
 
 
@@ -63,14 +62,15 @@ class FeedbackSource:
 
     def __init__(self, path: Path, lines: Sequence[Feedback], store: Store, say: Callable[[str], None]) -> None:
         self.name = path.stem
-        wanted = {item for line in lines for item in line.shown}
-        self._chunks = _look_up(wanted, store.chunks() if store.fingerprint() is not None else ())
+        wanted = {item for line in lines for item in (*line.shown, *line.chosen)}
+        found = _look_up(wanted, store.chunks() if store.fingerprint() is not None else ())
+        self._chunks = {item: sorted(chunks.values(), key=lambda chunk: chunk.index) for item, chunks in found.items()}
+        self._ids = {item: chunks.keys() for item, chunks in found.items()}
         self._lines: dict[str, Feedback] = {}
         for line in lines:
-            shown = tuple(item for item in line.shown if item in self._chunks)
-            chosen = tuple(item for item in line.chosen if item in self._chunks)
-            if chosen:
-                self._lines[str(line.line)] = replace(line, chosen=chosen, shown=shown)
+            known = self._of_one_kind(line)
+            if known.chosen:
+                self._lines[str(line.line)] = known
         gone = len(lines) - len(self._lines)
         if not self._lines:
             raise SettingsError(
@@ -82,6 +82,26 @@ class FeedbackSource:
         self.qrels: Mapping[str, Mapping[str, int]] = {
             id_: dict.fromkeys(line.chosen, 1) for id_, line in self._lines.items()
         }
+
+    def _of_one_kind(self, line: Feedback) -> Feedback:
+        """The line without what is gone; ``shown`` then holds all of ``chosen``.
+
+        A document may be chosen whose chunk was shown: that chunk is what was chosen. Where a document was shown and
+        its chunk chosen, the chunk stands in the document's place. What was never shown comes last.
+        """
+        ids = self._ids
+        wanted = {id_ for item in line.chosen if item in ids for id_ in ids[item]}
+        shown: list[str] = []
+        chosen: list[str] = []
+        for item in line.shown:
+            if item in ids:
+                parts = [one for one in line.chosen if one in ids and ids[one] & ids[item]]
+                parts = [item] if ids[item] <= wanted else parts
+                shown += parts or [item]
+                chosen += parts
+        found = {id_ for item in chosen for id_ in ids[item]}
+        rest = [item for item in line.chosen if item in ids and not ids[item] & found]
+        return replace(line, chosen=tuple(dict.fromkeys([*chosen, *rest])), shown=tuple(dict.fromkeys([*shown, *rest])))
 
     def candidates(self, query_id: str) -> list[Candidate]:
         """What was shown; the score says only the place."""
@@ -107,19 +127,17 @@ class FeedbackSource:
         return Random(seed).sample(every, min(size, len(every)))
 
 
-def _look_up(wanted: set[str], stored: Iterable[Chunk]) -> dict[str, list[Chunk]]:
-    """Item -> its chunks: the one with this id, all of a document, or the text that it is itself.
+def _look_up(wanted: set[str], stored: Iterable[Chunk]) -> dict[str, dict[str, Chunk]]:
+    """Item -> its chunks by id: the one with this id, all of a document, or the text that it is itself.
 
     Judgements are of items, so a chunk's document here is the item.
     """
-    found: dict[str, list[Chunk]] = {}
+    found: dict[str, dict[str, Chunk]] = {}
     for chunk in stored:
         for item in {chunk.id, chunk.document_id} & wanted:
-            found.setdefault(item, []).append(replace(chunk, document_id=item))
-    for chunks in found.values():
-        chunks.sort(key=lambda chunk: chunk.index)
+            found.setdefault(item, {})[chunk.id] = replace(chunk, document_id=item)
     for item in wanted - set(found):
         if _TEXT.search(item) and not _PATH.match(item):
             content = hashlib.blake2b(item.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
-            found[item] = [Chunk(item, content, 0, 1, text=item, title="", source="feedback")]
+            found[item] = {item: Chunk(item, content, 0, 1, text=item, title="", source="feedback")}
     return found

@@ -77,6 +77,34 @@ def test_only_what_was_passed_over_is_a_negative(
     assert passed == {one.chunk.text for one in source.negatives("1", source.candidates("1"))}
 
 
+def test_a_document_is_chosen_by_its_chunk_that_was_shown(tmp_path: Path) -> None:
+    """And the other way round: an app may show one kind and log the other. No part of the choice is passed over."""
+    store = FakeStore()
+    words = " ".join(f"word{i}" for i in range(60))
+    with Pipeline(embedder=FakeEmbedder(), store=store, chunk_tokens=16, chunk_overlap=0) as rag:
+        rag.ingest([Document(id="long", text=words), Document(id="ports", text="a"), Document(id="grpc", text="b")])
+    ids: dict[str, list[str]] = {}
+    for chunk in sorted(store.chunks(), key=lambda chunk: chunk.index):
+        ids.setdefault(chunk.document_id, []).append(chunk.id)
+    (ports,), (grpc,), (first, second, *_) = ids["ports"], ids["grpc"], ids["long"]
+    source = feedback(
+        tmp_path,
+        store,
+        {"query": "q", "chosen": "long", "shown": [ports, second, grpc]},
+        {"query": "r", "chosen": [first], "shown": ["ports", "long", "grpc"]},
+        {"query": "s", "chosen": "ports", "shown": [ports, grpc, second]},
+    )
+    for query, chosen, shown, passed in (
+        ("1", second, [ports, second, grpc], {ports, grpc}),
+        ("2", first, ["ports", first, "grpc"], {"ports", "grpc"}),
+        ("3", ports, [ports, grpc, second], {grpc}),
+    ):
+        candidates = source.candidates(query)
+        assert [chosen] == list(source.qrels[query])
+        assert shown == [one.chunk.document_id for one in candidates]
+        assert passed == {one.chunk.document_id for one in source.negatives(query, candidates)}
+
+
 def test_choices_that_are_gone_are_left_out_and_said(tmp_path: Path, store: FakeStore) -> None:
     """An id of a chunk that was ingested anew is no text to train on."""
     path = write(
