@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pipeline.build import build_cascade, build_embedder, build_reranker, calibration_dir, reads_for_reranker
-from pipeline.calibration import load_calibration
+from pipeline.calibration import Calibration, load_calibration
 from pipeline.cascade import Cascade
 from pipeline.closing import close
 from pipeline.core import Pipeline
@@ -20,6 +20,7 @@ from pipeline.evaluation.memo import RememberedEmbedder, RememberedReranker, Rem
 from pipeline.evaluation.metrics import METRICS, metrics_by_query
 from pipeline.evaluation.plan import RECALL_DEPTH, RunSpec
 from pipeline.interfaces import Embedder, Reranker, Store
+from pipeline.reranking import Scorer
 from pipeline.settings import Settings
 from pipeline.types import Hit, QueryResult, SearchMode
 
@@ -73,6 +74,8 @@ class Evaluation:
     failed: Mapping[RunSpec, RerankerError] = field(default_factory=dict)
     """Runs whose reranker failed at a query after it had answered others: they are not among ``runs``."""
     whole_documents: bool = False
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    """Those that were in force, by the reranker's name."""
 
     @property
     def chunking(self) -> str:
@@ -172,6 +175,7 @@ def run_all(
         settings=settings,
         embedder=embedder.name,
         failed=failed,
+        calibrations=parts.calibrations(),
     )
 
 
@@ -229,6 +233,16 @@ class _Parts:
         if reranker is None:
             return None
         return float(reranker.default_alpha) if spec.alpha is None else spec.alpha
+
+    def calibrations(self) -> dict[str, Calibration]:
+        """Of the rerankers that have one, by their names."""
+        look_up = partial(load_calibration, calibration_dir(self._settings))
+        found = {
+            name: Scorer(reranker, tokenizer=self._embedder.tokenizer, calibrations=look_up).calibration
+            for name, reranker in self._rerankers.items()
+            if reranker is not None
+        }
+        return {name: calibration for name, calibration in found.items() if calibration is not None}
 
     def answer(self, spec: RunSpec, text: str, relevant: set[str]) -> Answer:
         reranker = self._rerankers.get(spec.reranker)

@@ -116,6 +116,12 @@ def cost(settings: Settings, run: RunResult) -> float | None:
 def warnings(evaluation: Evaluation) -> list[str]:
     """What is missing, and what makes the figures doubtful."""
     found = [f"{spec.label} failed and is left out: {error}" for spec, error in evaluation.failed.items()]
+    for name, calibration in evaluation.calibrations.items():
+        same = calibration.dataset == evaluation.dataset.name
+        found.append(
+            f"{name} is calibrated ({calibration.method}, on {calibration.queries} queries of {calibration.dataset})"
+            + (", and this is that dataset: what a threshold does here is flattered" if same else "")
+        )
     recall = max(
         mean_metrics(evaluation.dataset.qrels, _firsts(run), {"recall": "R@100"})["recall"]
         for run in evaluation.first_stages.values()

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from pipeline.build import calibration_dir
+from pipeline.calibration import Calibration, save_calibration
 from pipeline.cascade import Cascade
 from pipeline.core import Pipeline
 from pipeline.errors import RerankerError, SettingsError
@@ -90,6 +92,26 @@ def test_an_evaluation_fails_at_once_where_nothing_would_be_left_of_it(specs: li
         evaluation(specs, {"failing": reranker, "none": None, "contrary": other})
     assert good == len(reranker.calls)
     assert [] == other.calls
+
+
+class Identified(FakeReranker):
+    """One that says which model it runs."""
+
+    identity = "model@1"
+
+
+@pytest.mark.parametrize("fitted_on", [dataset().name, "other"])
+def test_a_calibration_in_force_is_said(tmp_path: Path, fitted_on: str) -> None:
+    """A threshold that was chosen on the same questions looks better than it is."""
+    settings = Settings(data_dir=tmp_path)
+    kept = Calibration("who model@1", "platt", ((1.0, 0.5),), fitted_on, 10, 500, 10, 0.4, 0.9, "2026-01-01")
+    save_calibration(calibration_dir(settings), kept)
+    specs = [RunSpec("hybrid", "who", 4), RunSpec("hybrid", "contrary", 4)]
+    rerankers = {"who": Identified(name="who"), "contrary": contrary()}
+    found = run_all(dataset(), settings, specs, FakeEmbedder(), filled_store(), rerankers, say=print)
+    (line,) = (line for line in outcome(found)["warnings"] if "calibrated" in line)
+    assert line.startswith(f"who is calibrated (platt, on 10 queries of {fitted_on})")
+    assert (fitted_on != "other") == line.endswith("flattered")
 
 
 @pytest.fixture
