@@ -86,6 +86,8 @@ def _document(line: Any, source: str) -> Document:
     if not isinstance(metadata, dict):
         raise ValueError('"metadata" is not an object')
     title = line.get("title")
+    if isinstance(title, int | float) and not isinstance(title, bool):  # a year, say
+        title = str(title)
     further = {name: value for name, value in line.items() if name not in _OWN}
     return Document(
         id=str(id_),

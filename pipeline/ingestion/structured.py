@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from typing import Any
 
 _SAMPLE = 5_000
@@ -16,7 +17,8 @@ def table_text(text: str) -> str:
 
     A table whose first row does not look like a header keeps its rows as they are, and so does what is no table.
     """
-    first = text[:_SAMPLE].lstrip("\n").split("\n", 1)[0]
+    # What is in quotes, names with a comma in them say, does not separate.
+    first = re.sub(r'"[^"]*"', "", text[:_SAMPLE].lstrip("\n").split("\n", 1)[0])
     delimiter = max(_DELIMITERS, key=first.count)
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
@@ -48,7 +50,7 @@ def json_text(text: str) -> str:
 
 
 def notebook_markdown(text: str) -> str | None:
-    """The cells of a Jupyter notebook: texts as they are, code and its printed output fenced; None if it is none."""
+    """The cells of a Jupyter notebook: texts as they are, code and its output fenced; None if it is none."""
     try:
         notebook = json.loads(text)
         cells = [_cell(cell) for cell in notebook["cells"]]
@@ -61,8 +63,16 @@ def _cell(cell: dict[str, Any]) -> str:
     source = _lines(cell["source"]).strip("\n")
     if cell["cell_type"] != "code" or not source:
         return source
-    printed = "".join(_lines(output.get("text", "")) for output in cell.get("outputs", [])).strip("\n")
-    return "\n\n".join(f"```\n{part}\n```" for part in (source, printed) if part)
+    outputs = [_output(output).strip("\n") for output in cell.get("outputs", [])]
+    return "\n\n".join(f"```\n{part}\n```" for part in (source, "\n".join(filter(None, outputs))) if part)
+
+
+def _output(output: dict[str, Any]) -> str:
+    """What was printed, or the last value as text; a picture's is only its name."""
+    data = output.get("data", {})
+    if any(kind.startswith("image/") for kind in data):
+        return ""
+    return _lines(output.get("text") or data.get("text/plain", ""))
 
 
 def _lines(value: str | list[str]) -> str:

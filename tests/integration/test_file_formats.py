@@ -318,7 +318,16 @@ def test_a_notebook_and_a_mail(tmp_path: Path) -> None:
     """Their texts, not the JSON and the base64 that carry them."""
     cells: list[dict[str, object]] = [{"cell_type": "markdown", "metadata": {}, "source": ["# Title\n", CHINESE]}]
     cells += [
-        {"cell_type": "code", "metadata": {}, "source": "f()", "outputs": [{"text": ["printed\n"]}, {"data": {}}]}
+        {"cell_type": "code", "metadata": {}, "source": "f()", "outputs": [{"text": ["printed\n"]}, {"data": {}}]},
+        {
+            "cell_type": "code",
+            "source": "g()",
+            "outputs": [
+                {"text": "a\n"},
+                {"data": {"text/plain": ["4", "2"], "text/html": "<b>42</b>"}},
+                {"data": {"text/plain": "<Figure size 640x480>", "image/png": "aGk="}},
+            ],
+        },
     ]
     (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}))
     mail = EmailMessage()
@@ -326,7 +335,7 @@ def test_a_notebook_and_a_mail(tmp_path: Path) -> None:
     mail.set_content(CHINESE, cte="base64")
     (tmp_path / "m.eml").write_bytes(mail.as_bytes())
     notebook, message = one(tmp_path / "n.ipynb"), one(tmp_path / "m.eml")
-    expected = f"# Title\n{CHINESE}\n\n```\nf()\n```\n\n```\nprinted\n```\n"
+    expected = f"# Title\n{CHINESE}\n\n```\nf()\n```\n\n```\nprinted\n```\n\n```\ng()\n```\n\n```\na\n42\n```\n"
     assert ("Title", True, expected) == (notebook.title, notebook.markdown, notebook.text)
     assert [True, True] == ["备份" in message.text, CHINESE in message.text]
 

@@ -222,12 +222,13 @@ def test_what_is_no_text_is_named(tmp_path: Path, name: str, content: bytes, sai
     [
         ("a,b\n1,2,more\n,3\n", "a: 1; b: 2; more\n\nb: 3"),
         ('a\tb\n"x\ty"\t2\n', "a: x\ty; b: 2"),
+        ('"name, first, last";age\nZoe;3\n', "name, first, last: Zoe; age: 3"),
         ("1,2\n3,4\n", "1,2\n3,4\n"),
         ("a,,b\n1,2,3\n", "a,,b\n1,2,3\n"),
         ("only,a,header\n", "only,a,header\n"),
         ('"' * 200_000 + "\n", '"' * 200_000 + "\n"),
     ],
-    ids=["uneven", "tabs", "numbers", "unnamed", "header", "quotes"],
+    ids=["uneven", "tabs", "in quotes", "numbers", "unnamed", "header", "quotes"],
 )
 def test_no_cell_of_a_table_is_lost(tmp_path: Path, content: str, text: str) -> None:
     """Cells beyond the header stay, and what has no header stays as it is."""
@@ -383,7 +384,7 @@ def test_lines_of_jsonl(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     lines: list[object] = [
         {"id": "a", "text": "one", "title": "T", "metadata": {"k": 1}, "lang": "en"},
-        {"_id": 7, "text": "two"},
+        {"_id": 7, "text": "two", "title": 1984},
         {"id": "c"},
         {"text": "no id"},
         ["no object"],
@@ -392,7 +393,7 @@ def test_lines_of_jsonl(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps(line) for line in lines) + "\n{broken\n\n")
     found = list(load(path))
     documents = [item for item in found if isinstance(item, Document)]
-    assert [("a", "one", "T", {"lang": "en", "k": 1}), ("7", "two", "", {})] == [
+    assert [("a", "one", "T", {"lang": "en", "k": 1}), ("7", "two", "1984", {})] == [
         (d.id, d.text, d.title, d.metadata) for d in documents
     ]
     assert {str(path.resolve())} == {d.source for d in documents}
