@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+
+class DeadlinePassed(Exception):  # noqa: N818 - nothing is wrong, it is late
+    """The moment has come, and what was to be computed until then is not there."""
+
+
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 

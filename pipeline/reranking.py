@@ -145,8 +145,11 @@ class Scorer:
                     part = part[: self._fitting(efforts, (until - start) / sharing)]
                 if not part:
                     break
-                with deadline.until(until) if until is not None and keeps else nullcontext():
-                    best = self._judged(query, part)
+                try:
+                    with deadline.until(until) if until is not None else nullcontext():
+                        best = self._judged(query, part)
+                except deadline.DeadlinePassed:  # other calls had the model meanwhile
+                    break
                 scores.update(zip(passages[len(scores) :], best, strict=False))
                 self._measured(efforts[: len(part)], (time.monotonic() - start) / sharing)
         return scores

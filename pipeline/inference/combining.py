@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
+
+from pipeline import deadline
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,6 +20,9 @@ class Combiner(Generic[T, R]):
     While one thread works, the others' calls pile up; the next to work takes them along, first come first served, up to
     ``limit`` items, so that nobody waits for more than that and what it finds running. A call with more items than
     that goes alone. Where joint work fails, each call is worked on alone, so that it gets its own error.
+
+    A call waits no longer than until :func:`pipeline.deadline.current`: then nobody needs its results any more, and
+    what the model is spared is there for the others.
     """
 
     def __init__(self, work: Callable[[list[T]], Sequence[R]], limit: int) -> None:
@@ -27,22 +33,34 @@ class Combiner(Generic[T, R]):
         self._waiting: deque[_Call[T, R]] = deque()
 
     def run(self, items: Sequence[T]) -> list[R]:
-        """One result an item, in input order; raises what ``work`` raises."""
+        """One result an item, in input order.
+
+        Raises:
+            DeadlinePassed: others had the model until then.
+            Exception: whatever ``work`` raises.
+        """
         call: _Call[T, R] = _Call(list(items))
+        latest = deadline.current()
         with self._turn:
             self._waiting.append(call)
         while True:
             with self._turn:
-                self._turn.wait_for(lambda: call.done or not self._busy)
+                left = None if latest is None else max(0.0, latest - time.monotonic())
+                self._turn.wait_for(lambda: call.done or not self._busy, left)
                 if call.done:
                     break
+                if latest is not None and time.monotonic() >= latest:
+                    call.given_up = True
+                    if call in self._waiting:  # else it is being worked on
+                        self._waiting.remove(call)
+                    raise deadline.DeadlinePassed
                 self._busy = True
                 calls = self._next()
             try:
                 self._answer(calls)
             except BaseException:  # this thread is interrupted: the others' calls are for the next of them
                 with self._turn:
-                    self._waiting.extendleft(reversed(calls))
+                    self._waiting.extendleft(one for one in reversed(calls) if not one.given_up)
                     self._waiting.remove(call)
                     self._busy = False
                     self._turn.notify_all()
@@ -86,3 +104,4 @@ class _Call(Generic[T, R]):
         self.results: list[R] = []
         self.error: Exception | None = None
         self.done = False
+        self.given_up = False

@@ -1,8 +1,10 @@
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pipeline import deadline
 from pipeline.inference.combining import Combiner
 
 
@@ -116,3 +118,31 @@ def test_an_interrupted_thread_leaves_the_others_their_calls() -> None:
     assert 1 == sum(isinstance(error, KeyboardInterrupt) for error in errors.values())
     assert all([10 * i] == others[i].result() for i, error in errors.items() if error is None)
     assert not combiner._waiting
+
+
+def test_a_call_waits_no_longer_than_its_deadline() -> None:
+    """Nor is it worked on then: the model is there for those who still want an answer."""
+    batches: list[list[int]] = []
+    waiting = threading.Semaphore(0)
+    go = threading.Event()
+
+    def work(items: list[int]) -> list[int]:
+        batches.append(items)
+        waiting.release()
+        assert go.wait(60)
+        return items
+
+    combiner: Combiner[int, int] = Combiner(work, limit=100)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(combiner.run, [1])
+        assert waiting.acquire(timeout=60)
+        with deadline.until(time.monotonic() + 0.01), pytest.raises(deadline.DeadlinePassed):
+            combiner.run([2])
+        patient = pool.submit(combiner.run, [3])
+        while not combiner._waiting:  # until it stands in line
+            pass
+        go.set()
+        assert ([1], [3]) == (first.result(60), patient.result(60))
+    assert [[1], [3]] == batches
+    with deadline.until(time.monotonic() + 60):
+        assert [4] == combiner.run([4])

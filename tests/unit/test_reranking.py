@@ -212,6 +212,24 @@ def test_a_remote_reranker_leaves_time_for_a_fallback(
     assert deadline.current() is None
 
 
+def test_what_others_left_no_time_for_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local reranker hears until when it is waited for; what it had before stays."""
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    heard: list[float | None] = []
+
+    class Crowded(Named):
+        def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+            heard.append(deadline.current())
+            if self.calls:
+                raise deadline.DeadlinePassed
+            return super().score(query, texts)
+
+    scores = scorer(Crowded()).score("apple", passages(*(f"an apple {i}" for i in range(9))), until=1008.0)
+    assert [True] * 4 + [False] * 5 == [score is not None for score in scores]
+    assert [1008.0, 1008.0] == heard
+    assert deadline.current() is None
+
+
 def test_one_slow_call_does_not_keep_a_reranker_out_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading a model is slow once; where its pace leaves no room it is trusted a little more each time."""
     clock = [0.0]
