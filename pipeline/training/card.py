@@ -61,6 +61,7 @@ def _lines(
     yield ""
     yield f"nDCG@10 on {queries['report']} queries that were kept back, over the first {outcome['top_n']} candidates."
     yield f"The weight against the first stage (alpha) was chosen on {queries['choose']} other ones."
+    yield "`work/split.json` has the ids of both."
     if outcome["cascade"]:
         yield "As in a query, `embedded` is the first step (`RAG_CASCADE`), and the model reads the best third;"
         yield "alone, it reads all."

@@ -16,6 +16,8 @@ from pipeline.errors import SettingsError
 
 HUGGING_FACE = "huggingface"
 """The subfolder with the model as torch trained it, before it was made one for the engine."""
+SPLIT = "split.json"
+"""Which queries were trained on, chosen by and reported on; it stays, as what was trained on does."""
 _STATE = "training.json"
 _LOCK = ".lock"
 _DATA = ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/test.tsv")
@@ -31,13 +33,13 @@ class TrainingFolder:
         self.outcome: dict[str, Any] | None = None
 
     def finish(self, outcome: dict[str, Any]) -> None:
-        """Keeps the outcome, and removes checkpoints and scores; what was trained on stays."""
+        """Keeps the outcome, and removes checkpoints and scores; what was trained on stays, and the split."""
         self.outcome = outcome
         self._write()
         for path in self.work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.suffix != ".jsonl":
+            elif path.suffix != ".jsonl" and path.name != SPLIT:
                 path.unlink()
 
     def _claim(self) -> None:

@@ -21,7 +21,7 @@ from pipeline.training import measuring
 from pipeline.training.card import write_card
 from pipeline.training.finishing import Prepared, finish
 from pipeline.training.fitting import Plan, fit, require_extra
-from pipeline.training.folder import HUGGING_FACE, data_hash, training_folder, write_json
+from pipeline.training.folder import HUGGING_FACE, SPLIT, data_hash, training_folder, write_json
 from pipeline.training.mining import COUNTED, Example, Judge, Miner, read_examples, write_examples
 from pipeline.training.sources import Sources
 from pipeline.training.splitting import read_split, split
@@ -114,7 +114,7 @@ def _prepare(
     seed, max_queries = arguments["seed"], arguments["max_queries"]
     with Sources(settings, say) as opened:
         sources = [opened.open(path) for path in data]
-        kept, sides, counts = work / "examples.jsonl", work / "split.json", work / "examples.json"
+        kept, sides, counts = work / "examples.jsonl", work / SPLIT, work / "examples.json"
         mined_before = counts.is_file()  # it is written last
         # Clicked passages may have left the collection since. If what is left were split anew, queries would change
         # sides, and some of those in the examples would be reported on.

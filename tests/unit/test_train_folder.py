@@ -18,6 +18,7 @@ def test_the_same_arguments_go_on(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     with training_folder(out, ARGUMENTS) as folder:
         (folder.work / "examples.jsonl").write_text("")
+        (folder.work / "split.json").write_text("[]")
         (folder.work / "scores.sqlite").write_text("")
         (folder.work / "checkpoints").mkdir()
     with training_folder(out, ARGUMENTS) as folder:
@@ -26,7 +27,7 @@ def test_the_same_arguments_go_on(tmp_path: Path) -> None:
         folder.finish({"alpha": 0.5})
     with training_folder(out, ARGUMENTS) as folder:
         assert {"alpha": 0.5} == folder.outcome
-        assert ["examples.jsonl"] == [path.name for path in folder.work.iterdir()]
+        assert ["examples.jsonl", "split.json"] == sorted(path.name for path in folder.work.iterdir())
 
 
 def test_other_arguments_are_refused_by_name(tmp_path: Path) -> None:
