@@ -162,6 +162,9 @@ def query(
 
     conditions = parse_where(where or [])
     settings = _settings()
+    # What they say of a query that went another way is in its result.
+    for part in ("pipeline.reranking", "pipeline.cascade"):
+        logging.getLogger(part).setLevel(logging.ERROR)
     with Pipeline.from_settings(settings if reranker is None else settings.with_reranker(reranker)) as rag:
         result = rag.query(text, top_n=top_n, top_k=top_k, threshold=threshold, alpha=alpha, where=conditions)
         # Before the pipeline is closed: with a deadline that waits for a reranker that is still loading.

@@ -528,6 +528,8 @@ def test_a_fallback_answers_where_the_api_is_down(rag: Rag, docs: Path) -> None:
     with Loopback([Reply(503)]) as server:
         down = needed | {"RAG_COHERE_BASE_URL": server.url, "RAG_RERANK_DEADLINE": "1"}
         result = rag.json("query", "gRPC port", "--threshold", "0.99", code=0, **down)
+        shown = rag("query", "gRPC port", **down)
+    assert 1 == (shown.stdout + shown.stderr).count("reranker cohere failed")  # once, with the result
     assert (True, "embedded", 5) == (result["degraded"], result["reranker"], len(result["hits"]))
     assert "503" in result["warnings"][0]
     with Loopback([Reply(401)]) as server:
