@@ -39,7 +39,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-
 _INTERRUPTED = 130
 
 

@@ -69,7 +69,7 @@ def _cell(cell: dict[str, Any]) -> str:
 
 def _output(output: dict[str, Any]) -> str:
     """What was printed, or the last value as text; a picture's is only its name."""
-    data = output.get("data", {})
+    data = output.get("data") or {}
     if any(kind.startswith("image/") for kind in data):
         return ""
     return _lines(output.get("text") or data.get("text/plain", ""))
