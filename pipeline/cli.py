@@ -324,15 +324,15 @@ def parse_where(conditions: list[str]) -> dict[str, Any]:
     operators = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt"}
     where: dict[str, Any] = {}
     for condition in conditions:
-        match = re.fullmatch(r"\s*([^=<>!]+?)\s*(>=|<=|=|>|<)\s*(.*)", condition, re.DOTALL)
+        match = re.fullmatch(r"\s*([^=<>!]+?)\s*(>=|<=|==?|>|<)\s*(.*)", condition, re.DOTALL)
         if match is None:
             raise SettingsError(f"--where {condition!r}: expected KEY=VALUE, or KEY with >=, <=, > or < and a value")
         key, operator, text = match.groups()
         value = _json_or_text(text)
         ranged = isinstance(where.get(key), dict)
-        if key in where and ranged != (operator != "="):
+        if key in where and ranged != (operator in operators):
             raise SettingsError(f"--where: {key} has both = and a range")
-        if operator != "=":
+        if operator in operators:
             where.setdefault(key, {})[operators[operator]] = value
         elif key in where:
             where[key] = [*(where[key] if isinstance(where[key], list) else [where[key]]), value]

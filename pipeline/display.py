@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,12 +32,16 @@ _COMMON = frozenset(
         "when where which who why will with you your 的 了 是 在 和 有 什么 怎么 如何 哪些 哪个 为什么 吗",
     )
 )
-_LATIN = re.compile(r"[^\W_\u2e80-\u9fff]+", re.UNICODE)
-_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]+")
+# Written without spaces: ideographs and kana.
+_UNSPACED = r"\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_LATIN = re.compile(rf"[^\W_{_UNSPACED}]+")
+_IN_LATIN = rf"[^\W{_UNSPACED}]"
+_HAN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 
 
 def query_terms(query: str) -> list[str]:
     """What to mark in a text: the query's words, and the pairs of neighbouring characters of Chinese."""
+    query = unicodedata.normalize("NFKC", query)
     terms = [word for word in _LATIN.findall(query) if word.lower() not in _COMMON and len(word) > 1]
     for run in _HAN.findall(query):
         pairs = [run[i : i + 2] for i in range(len(run) - 1)] or [run]
@@ -47,8 +52,12 @@ def query_terms(query: str) -> list[str]:
 def _pattern(terms: list[str]) -> re.Pattern[str] | None:
     if not terms:
         return None
-    # A Latin term also marks its inflections ("index" in "indexes"), but not the middle of another word.
-    parts = [re.escape(term) if _HAN.match(term) else rf"\b{re.escape(term)}\w{{0,3}}\b" for term in terms]
+    # A Latin term also marks its inflections ("index" in "indexes"), but not the middle of another word; Chinese may
+    # touch it.
+    parts = [
+        re.escape(term) if _HAN.match(term) else rf"(?<!{_IN_LATIN}){re.escape(term)}{_IN_LATIN}{{0,3}}(?!{_IN_LATIN})"
+        for term in terms
+    ]
     return re.compile("|".join(parts), re.IGNORECASE)
 
 

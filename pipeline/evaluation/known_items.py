@@ -31,8 +31,13 @@ CAVEAT = (
 _MOST_DOCUMENTS = 3
 _QUESTION = re.compile(
     # Only a mark of its own makes a line a question of a FAQ, with the answer on the same line or after it.
-    r"^\s*(?:[-*>]\s+|\d+[.)]\s+)?(?:\*\*|__)?\s*(?:Q|Question|问|问题|问答)\s*\d*\s*[:：]\s*(?P<text>.+?)(?:\*\*|__)?\s*$",
+    r"^\s*(?:[-*>]\s+|\d+[.)]\s+)?(?:\*\*|__)?\s*(?:[QＱ]|Question|问|问题|问答)\s*\d*\s*[:：.]\s*(?:\*\*|__)?\s*"
+    r"(?P<text>.+?)(?:(?<=[?？。!！\s])(?:\*\*|__)?(?:答|[AＡ]|Answer)\s*[:：].*)?(?:\*\*|__)?\s*$",
     re.MULTILINE | re.IGNORECASE,
+)
+# Of a heading: "1.2", "一、", "第三章".
+_NUMBERING = re.compile(
+    r"^\s*(?:\d+(?:\.\d+)*[.)、]?\s|[一二三四五六七八九十]+[、.)）]|第[一二三四五六七八九十百\d]+[章节部篇])\s*"
 )
 _HAN = re.compile(r"[㐀-鿿豈-﫿]")
 
@@ -107,5 +112,6 @@ def queries_of(document: Document) -> Iterator[tuple[str, str]]:
 
 
 def _telling(text: str) -> bool:
-    """At least two words, or four Chinese characters: "Usage" or "安装" is no query that one document answers."""
+    """At least two words, or four Chinese characters: "Usage" or "1. 安装" is no query that one document answers."""
+    text = _NUMBERING.sub("", text)
     return len(re.findall(r"\w+", text)) >= 2 or len(_HAN.findall(text)) >= 4

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,11 @@ from pipeline.errors import SettingsError
 from pipeline.evaluation.dataset import Dataset, json_lines, judged
 from pipeline.interfaces import Store
 from pipeline.types import Chunk, DocumentVersion
+
+# A line that was broken within Chinese, which has no spaces.
+_BESIDE_CJK = re.compile(
+    r"(?<=[\u3000-\u30ff\u3400-\u9fff\uf900-\uffef]) | (?=[\u3000-\u30ff\u3400-\u9fff\uf900-\uffef])"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +60,8 @@ def resolve(path: Path, questions: Iterable[Question], store: Store, max_queries
     """The questions as a dataset over the documents of ``store``.
 
     What is relevant is looked up as a document's id; then as a source: the same path, or the end of one
-    ("docs/a.md"); else as an answer: every document with a chunk that has the string is relevant, whatever the case
-    and the white space. A question's id is its line number.
+    ("docs/a.md"); else as an answer: every document with a chunk that has the string is relevant, whatever the case,
+    the width of its characters, and the white space. A question's id is its line number.
 
     Raises:
         SettingsError: the collection is empty, or something relevant is nowhere in it.
@@ -124,4 +131,5 @@ def _search_answers(answers: Mapping[str, set[str]], chunks: Iterable[Chunk]) ->
 
 
 def _fold(text: str) -> str:
-    return " ".join(text.casefold().split())
+    words = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return _BESIDE_CJK.sub("", words)

@@ -16,11 +16,14 @@ from typing import NamedTuple
 # Strength of a boundary, the strongest last.
 FORBIDDEN, BROKEN, PUNCTUATION, WORD, CLAUSE, SOFT_LINE, SENTENCE, LINE, PARAGRAPH = range(-3, 6)
 
+_HAN = "㐀-䶿一-鿿豈-﫿"
+_CLOSERS = "\"'”’」』）】》〉］｝〕〗)\\]}"
 _BOUNDARY = re.compile(
     r"\n(?P<paragraph>(?:[^\S\n]*+\n)*+)"
     r"|(?P<latin>(?<![.!?])[.!?]++[\"'”’»)\]]*+[^\S\n]++(?![a-z]))"
-    r"|(?P<chinese>[。！？；…｡]++[\"'”’」』）】》]*+[^\S\n]*+)"
-    r"|[,;:.!?][^\S\n]++|[，、：][^\S\n]*+"
+    # Chinese may have marks of half width, and no space behind them; a full stop then stands between ideographs.
+    rf"|(?P<chinese>(?:[。！？；…｡][。！？；…｡!?]*+|(?<=[{_HAN}”）)])[.!?;]++(?=[{_HAN}{_CLOSERS}]))[{_CLOSERS}]*+[^\S\n]*+)"
+    rf"|[,;:.!?][^\S\n]++|[，、：][{_CLOSERS}]*+[^\S\n]*+|[,:](?=[{_HAN}“（(])"
 )
 # A full stop after these seldom ends a sentence: initials, list numbers, the commonest abbreviations.
 _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|\d{1,3}|Mr|Mrs|Ms|Dr|Prof|Fig|Eq|No|St|Jr|vs|al|e\.g|i\.e)\.$")
@@ -30,7 +33,8 @@ _LINE_ENDS = frozenset('.!?…。！？；;：:{}|>)]"”』」')
 _LINE_STARTS = frozenset(' \t#|>*+-–•0123456789<@}])({["')
 # Ideographs, kana and their marks: writing without spaces, where a token is the closest to a word.
 _IDEOGRAPHIC = re.compile(r"[⺀-⻿、-ヿㄅ-ㄯ㐀-䶿一-鿿豈-﫿＀-￯\U00020000-\U0003ffff]")
-_NOT_AT_START = frozenset("，。！？；：、…）」』】》〉”’,.!?;:)]}%")
+_NOT_AT_START = frozenset("，。！？；：、…）」』】》〉］｝〕〗”’,.!?;:)]}%")
+_NOT_AT_END = frozenset("（「『【《〈［｛〔〖“‘([{")
 
 
 class Atom(NamedTuple):
@@ -93,10 +97,12 @@ def level_at(text: str, position: int) -> int:
         return WORD
     if unicodedata.category(after)[0] == "M" or "\u200d" in (before, after) or "\U0001f3fb" <= after <= "\U0001f3ff":
         return FORBIDDEN  # inside what a reader sees as one character
+    if "\U000e0020" <= after <= "\U000e007f":
+        return FORBIDDEN  # inside the flag of England, say
     if "\U0001f1e6" <= before <= "\U0001f1ff" and "\U0001f1e6" <= after <= "\U0001f1ff":
         return FORBIDDEN  # the two halves of a flag
     if _IDEOGRAPHIC.match(before) or _IDEOGRAPHIC.match(after):
-        return PUNCTUATION if after in _NOT_AT_START else WORD
+        return PUNCTUATION if after in _NOT_AT_START or before in _NOT_AT_END else WORD
     return BROKEN if _in_word(before) and _in_word(after) else PUNCTUATION
 
 

@@ -205,7 +205,7 @@ def test_english_is_cut_after_sentences() -> None:
     assert [] == [chunk for chunk in chunks if not chunk.endswith("do.")]
 
 
-@pytest.mark.parametrize("end", ["。", "！", "？", "；", "。”", "……"])
+@pytest.mark.parametrize("end", ["。", "！", "？", "；", "。”", "……", "。〉", "！］", "？!", ".", "!", "?", "!)"])
 def test_chinese_is_cut_after_sentences(end: str) -> None:
     """Chinese sentences have no space between them."""
     text = "".join(f"这是第{i}个句子，它说了一些事情{end}" for i in range(12))
@@ -258,6 +258,25 @@ def test_chinese_without_sentences_is_not_cut_before_closing_marks() -> None:
     chunks = [chunk for size in range(16, 24) for chunk in texts(cut("中中中中中）" * 60, chunk_tokens=size))]
     assert len(chunks) > 80
     assert [] == [chunk for chunk in chunks if chunk[0] == "）"]
+
+
+def test_chinese_is_not_cut_after_opening_marks() -> None:
+    """Nor inside the flag of England, which is seven characters."""
+    chunks = [chunk for size in range(16, 24) for chunk in texts(cut("中中中中中「" * 60 + "中", chunk_tokens=size))]
+    assert len(chunks) > 80
+    assert [] == [chunk for chunk in chunks if chunk[-1] == "「"]
+    england = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
+    flags = texts(cut(england * 40, chunk_tokens=16))
+    assert len(flags) > 10
+    assert [] == [flag for flag in flags if len(flag) % len(england)]
+
+
+def test_chinese_with_marks_of_half_width_is_cut_after_clauses() -> None:
+    """But a file name or a number is no clause."""
+    text = "这是一段没有句号的话,它说了一些事情,版本是3.11,文件是main.py:" * 12
+    chunks = texts(cut(text, chunk_tokens=24))
+    assert len(chunks) > 8
+    assert [] == [chunk for chunk in chunks if chunk[-1] not in ",:"]
 
 
 def test_the_last_chunk_is_no_crumb() -> None:

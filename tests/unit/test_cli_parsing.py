@@ -26,6 +26,7 @@ from pipeline.errors import SettingsError
         (["year>=2020", "year<2024"], {"year": {"gte": 2020, "lt": 2024}}),
         (["a.b=true"], {"a.b": True}),
         (["title=a=b"], {"title": "a=b"}),
+        (["类别==手册", "类别 == 指南"], {"类别": ["手册", "指南"]}),
         (["when>2024-01-01"], {"when": {"gt": "2024-01-01"}}),
         (["语言=中文"], {"语言": "中文"}),
     ],
@@ -56,6 +57,7 @@ def test_terms_are_words_and_pairs_of_chinese_characters() -> None:
     """Common words are left out; Chinese has no spaces to split at."""
     assert ["read", "JSON", "Python"] == query_terms("How do I read JSON in Python?")
     assert ["读取", "取文", "文件"] == query_terms("读取文件")
+    assert ["TiKV", "4000", "カタ", "タナ"] == query_terms("ＴｉＫＶ 4000 カタナ")
 
 
 def test_the_snippet_shows_the_part_that_matches() -> None:
@@ -76,6 +78,12 @@ def test_a_word_is_not_marked_inside_another() -> None:
     """ "art" is not part of "start", but "index" is the stem of "indexes"."""
     shown = snippet("start the art; indexes", "art index")
     assert ["art", "indexes"] == [shown.plain[span.start : span.end] for span in shown.spans]
+
+
+def test_a_word_is_marked_beside_chinese() -> None:
+    """Which has no spaces around it."""
+    shown = snippet("如果使用TiKV作为存储，端口号是4000。" + "其他的文字。" * 100, "TiKV 4000")
+    assert ["TiKV", "4000"] == [shown.plain[span.start : span.end] for span in shown.spans]
 
 
 @pytest.mark.parametrize("command", ["eval", "calibrate"])

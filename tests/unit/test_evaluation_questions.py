@@ -26,7 +26,7 @@ def store() -> FakeStore:
     Pipeline(embedder=FakeEmbedder(), store=found).ingest(
         [
             Document(id="/data/docs/ports.md", text="HTTP is on port 6333,\n  gRPC on port 6334."),
-            Document(id="/data/docs/zh/备份.md", text="每晚做一次快照。"),
+            Document(id="/data/docs/zh/备份.md", text="每晚做一\n次快照，端口４０００。"),
             Document(id="note-1", text="Port 6333 is for HTTP.", source="/data/notes.jsonl"),
         ]
     )
@@ -54,6 +54,7 @@ def qrels(path: Path, store: FakeStore) -> dict[str, dict[str, int]]:
         (["PORT 6333"], {"note-1", "/data/docs/ports.md"}),
         (["6333, gRPC on"], {"/data/docs/ports.md"}),
         (["一次快照"], {"/data/docs/zh/备份.md"}),
+        (["端口4000"], {"/data/docs/zh/备份.md"}),
         (["note-1", "一次快照"], {"note-1", "/data/docs/zh/备份.md"}),
         ("note-1", {"note-1"}),
     ],
@@ -116,11 +117,14 @@ def folder(tmp_path: Path) -> Path:
     docs.mkdir()
     (docs / "guide.md").write_text(
         "# The Backup Guide\n\nText.\n\n## Usage\n\nShort heading.\n\n## Restore a snapshot\n\nText.\n\n"
-        "## How long are copies kept?\n\nA month.\n",
+        "## How long are copies kept?\n\nA month.\n\n## 1. 安装\n\n文。\n\n## 一、概述\n\n文。\n",
         encoding="utf-8",
     )
     (docs / "faq.txt").write_text(
-        "Q: Which port does gRPC use?\nA: 6334.\n\n问：集合多久备份一次？\n答：每晚。\n", encoding="utf-8"
+        "Q: Which port does gRPC use?\nA: 6334.\n\n问：集合多久备份一次？\n答：每晚。\n"
+        "问：如何重置密码？答：点击忘记密码链接。\n\n**问：** 端口在哪里设置？\n"
+        "Q1. Where is the log kept? A: In /var.\n",
+        encoding="utf-8",
     )
     write(
         docs / "notes.jsonl", {"id": "n1", "title": "网络端口的设置", "text": "6333"}, {"id": "n2", "text": "no title"}
@@ -144,11 +148,14 @@ def test_questions_are_made_of_titles_headings_and_faqs(folder: Path, tmp_path: 
         "How long are copies kept?": ("faq", [guide]),
         "Which port does gRPC use?": ("faq", [faq]),
         "集合多久备份一次？": ("faq", [faq]),
+        "如何重置密码？": ("faq", [faq]),
+        "端口在哪里设置？": ("faq", [faq]),
+        "Where is the log kept?": ("faq", [faq]),
         "网络端口的设置": ("title", ["n1"]),
         **{f"Release notes {i}": ("title", [str(folder / f"r{i}.md")]) for i in range(5)},
     } == lines
-    assert (11, 9, 1) == (found["questions"], found["documents"], found["left_out"])
-    assert {"title": 7, "heading": 1, "faq": 3} == found["kinds"]
+    assert (14, 9, 1) == (found["questions"], found["documents"], found["left_out"])
+    assert {"title": 7, "heading": 1, "faq": 6} == found["kinds"]
     assert found["note"] == CAVEAT
     assert "cannot show" in CAVEAT
 
@@ -158,7 +165,7 @@ def test_made_questions_can_be_read_and_resolved(folder: Path, tmp_path: Path) -
     store = FakeStore()
     Pipeline(embedder=FakeEmbedder(), store=store).ingest(folder)
     make_questions([folder], tmp_path / "made.jsonl")
-    assert 11 == len(qrels(tmp_path / "made.jsonl", store))
+    assert 14 == len(qrels(tmp_path / "made.jsonl", store))
 
 
 def test_of_documents_with_one_id_the_last_is_asked_about(tmp_path: Path) -> None:
