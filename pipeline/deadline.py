@@ -1,16 +1,26 @@
-"""The moment by which the query at hand wants its answer, for whoever waits for others on the way."""
+"""Until when the work at hand is wanted, for whoever waits for others on the way: a moment, or until it is given up."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Event
+
+# How often one who sleeps looks whether the work is still wanted.
+_POLL_S = 0.1
 
 
 class DeadlinePassed(Exception):  # noqa: N818 - nothing is wrong, it is late
     """The moment has come, and what was to be computed until then is not there."""
 
 
+class GivenUpError(Exception):
+    """Nobody waits for the work any more."""
+
+
+_given_up: ContextVar[tuple[Event, ...]] = ContextVar("given_up", default=())
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
@@ -28,3 +38,28 @@ def until(moment: float) -> Iterator[None]:
         yield
     finally:
         _deadline.reset(token)
+
+
+@contextmanager
+def unless(given_up: Event) -> Iterator[None]:
+    """Inside the block :func:`sleep` ends as soon as this event is set, or one that was given before."""
+    token = _given_up.set((*_given_up.get(), given_up))
+    try:
+        yield
+    finally:
+        _given_up.reset(token)
+
+
+def sleep(seconds: float) -> None:
+    """Waits before another try.
+
+    Raises:
+        GivenUpError: the work was given up meanwhile.
+    """
+    events, end = _given_up.get(), time.monotonic() + seconds
+    while events and (left := end - time.monotonic()) > 0:
+        if any(event.is_set() for event in events):
+            raise GivenUpError
+        events[0].wait(min(left, _POLL_S))
+    if not events:
+        time.sleep(seconds)

@@ -76,7 +76,7 @@ class RetryPolicy:
     connect_tries: int | None = None
     first_wait_s: float = 0.5
     longest_wait_s: float = 8.0
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], None] = deadline.sleep
     clock: Callable[[], float] = time.monotonic
 
     def begin(self) -> float:

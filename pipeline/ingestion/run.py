@@ -8,6 +8,7 @@ removal of its old version.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -105,11 +106,12 @@ class IngestRun:
         def held(source: str) -> bool:  # what is gone as a whole can be pruned, too
             return prune and any_within(self.store.versions(), source)
 
+        given_up = threading.Event()
         reading = self._watch.reading(read(items, roots, self.max_bytes, self.unread, held), "reading")
         with (
             read_ahead(reading, size=4) as batches,
-            write_behind(self._write, size=2) as write,
-            write_behind(partial(self._embed, write), size=2) as put,
+            write_behind(self._write, 2, given_up) as write,
+            write_behind(partial(self._embed, write), 2, given_up) as put,
         ):
             for batch in batches:
                 self._files = (batch.files_done, batch.files_total)

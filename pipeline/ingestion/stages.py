@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
+
+from pipeline import deadline
 
 T = TypeVar("T")
 
@@ -93,17 +96,22 @@ def read_ahead(items: Iterable[T], size: int) -> Iterator[Iterator[T]]:
 
 
 @contextmanager
-def write_behind(work: Callable[[T], None], size: int) -> Iterator[Callable[[T], None]]:
+def write_behind(work: Callable[[T], None], size: int, given_up: threading.Event) -> Iterator[Callable[[T], None]]:
     """Gives a function that hands items to ``work`` in a thread of its own, at most ``size`` waiting.
 
     Items are worked on in order. The first exception of ``work`` stops it and is raised by the next call, or at the
-    end of the ``with`` block. Leaving the block waits until all is done; leaving it by an exception drops what waits.
+    end of the ``with`` block. Leaving the block waits until all is done; leaving it by an exception drops what waits,
+    and sets ``given_up``, an event that stages share: none of them goes on trying what fails.
     """
     waiting: queue.Queue[Any] = queue.Queue(maxsize=size)
     stop = threading.Event()
     failure: list[BaseException] = []
 
     def consume() -> None:
+        with deadline.unless(given_up):
+            take()
+
+    def take() -> None:
         while (item := waiting.get()) is not _END:
             if stop.is_set():
                 continue
@@ -118,15 +126,20 @@ def write_behind(work: Callable[[T], None], size: int) -> Iterator[Callable[[T],
             raise failure[0]
         waiting.put(item)
 
-    thread = threading.Thread(target=consume, name="rag-write", daemon=True)
+    # In the context of the caller, who may give up, too.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=[consume], name="rag-write", daemon=True)
     thread.start()
     try:
         yield put
-    except BaseException:
-        stop.set()
-        raise
-    finally:
         waiting.put(_END)
         thread.join()
+    except BaseException:  # one that comes while the last of it is waited for, too
+        stop.set()
+        given_up.set()
+        while thread.is_alive():
+            with suppress(queue.Full):
+                waiting.put(_END, timeout=_POLL_S)
+            thread.join(_POLL_S)
+        raise
     if failure:
         raise failure[0]

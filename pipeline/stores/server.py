@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -239,8 +240,9 @@ class ServerStore:
         # The server logs a request before it applies it: after a crash all of its chunks are there or none.
         parts = common.document_batches(chunks, _WRITE_BATCH, self.whole_chunks)
         with ThreadPoolExecutor(_WRITES_AT_ONCE, "rag-upload") as pool:
-            for _ in pool.map(write, parts):
-                pass
+            # In the context of the caller, who may give up.
+            for one in [pool.submit(copy_context().run, write, part) for part in parts]:
+                one.result()
 
     def delete_documents(self, document_ids: Sequence[str]) -> int:
         """Removes all chunks of these documents; returns how many chunks there were."""

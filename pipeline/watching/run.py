@@ -13,13 +13,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from pipeline import deadline
 from pipeline.core import Pipeline
 from pipeline.errors import FingerprintError, RagError, SettingsError, StoreLockedError, StoreUnavailableError
 from pipeline.ingestion.changes import is_within
@@ -172,7 +173,7 @@ class _Updates:
         report = IngestReport()
         if there:
             self._rag.store.close()
-            with closing(self._open_store()) as store, self._showing() as show:
+            with closing(self._open_store()) as store, self._showing() as show, self._until_stopped():
                 self._rag.store = store
                 if plan.unread and store.count() != self._left:
                     plan = EVERYTHING  # somebody else changed the collection: it may lack what was read before
@@ -190,6 +191,15 @@ class _Updates:
         missed = {failure.source for failure in report.failures if failure.error.startswith(NOT_READ)}
         self._known.learn(found, doubtful=bool(report.failures), missed=missed)
         return report
+
+    @contextmanager
+    def _until_stopped(self) -> Iterator[None]:
+        """Nor does it go on trying then where a server is away."""
+        try:
+            with deadline.unless(self._stop):
+                yield
+        except deadline.GivenUpError:
+            raise _StoppedError from None
 
     def _step(self, show: Callable[[Progress], None], progress: Progress) -> None:
         if self._stop.is_set():

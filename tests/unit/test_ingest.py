@@ -1,5 +1,7 @@
 import json
+import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline import deadline
 from pipeline.core import Pipeline
 from pipeline.errors import DocumentError, EmbedderError, FingerprintError, SettingsError, StoreError
 from pipeline.ingestion import reading
@@ -603,13 +606,43 @@ def test_write_behind_raises_the_first_error_and_does_no_more() -> None:
         done.append(item)
 
     def run() -> None:
-        with write_behind(work, 10) as put:
+        with write_behind(work, 10, threading.Event()) as put:
             for item in range(5):
                 put(item)
 
     with pytest.raises(StoreError, match="refused"):
         run()
     assert [0, 1] == done
+
+
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_stages_that_are_given_up_do_not_go_on_trying(at_the_end: bool) -> None:
+    """Ctrl-C beside a server that is away: the stage that waits before its next try, and the one that waits for it."""
+    given_up, trying = threading.Event(), threading.Semaphore(0)
+    ended: list[BaseException] = []
+
+    def write(_: int) -> None:
+        trying.release()
+        try:
+            deadline.sleep(600)
+        except deadline.GivenUpError as error:
+            ended.append(error)
+            raise
+
+    def run() -> None:
+        with write_behind(write, 1, given_up) as put_on, write_behind(put_on, 1, given_up) as put:
+            put(1)
+            assert trying.acquire(timeout=60)
+            if not at_the_end:
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert 1 == len(ended)
+    assert time.monotonic() - start < 300
+    assert [] == [thread for thread in threading.enumerate() if thread.name == "rag-write"]
 
 
 @pytest.mark.parametrize(
