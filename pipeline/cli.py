@@ -239,7 +239,9 @@ def verify(
     paths: Annotated[
         list[Path] | None, typer.Argument(metavar="PATH", help="Files and folders to compare with, too.")
     ] = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what a cut-off ingest left.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what a cut-off ingest left, while nothing else writes.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check that the collection holds what its ledger says, and what PATH holds. Exit code 0: it does."""
@@ -250,7 +252,7 @@ def verify(
     if as_json:
         print_json(report.to_dict())
     else:
-        print_verification(stdout(), report)
+        print_verification(stdout(), report, rag.store.name)
     if not report.clean:
         sys.exit(1)
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
@@ -357,7 +358,10 @@ class Pipeline:
         differences = [] if stored is None else stored.differences(self.fingerprint)
         self._complete.clear()
         mend = self._ingest_run() if repair and not differences else None
-        return verify_store(self.store, items, differences, mend=mend, max_bytes=self.max_file_bytes, progress=progress)
+        report = verify_store(
+            self.store, items, differences, mend=mend, max_bytes=self.max_file_bytes, progress=progress
+        )
+        return replace(report, exists=stored is not None)
 
     def export_to(
         self, path: str | Path, *, vectors: bool = False, progress: Callable[[Progress], None] | None = None

@@ -157,8 +157,11 @@ def print_profile(console: Console, profile: IngestProfile) -> None:
     )
 
 
-def print_verification(console: Console, report: VerifyReport) -> None:
-    """What is wrong with a collection, a line each, and the first of each kind if there are many."""
+def print_verification(console: Console, report: VerifyReport, store: str) -> None:
+    """What is wrong with a collection, a line each, and the first of each kind if there are many.
+
+    ``store`` is the name to say where there is none.
+    """
 
     def line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -173,6 +176,9 @@ def print_verification(console: Console, report: VerifyReport) -> None:
         for kind, count in shown.items():
             if count > _PROBLEMS_SHOWN:
                 line(f"{title + ': ' if title else ''}{kind}: {count - _PROBLEMS_SHOWN} more (all of them with --json)")
+    if not report.exists:
+        line(f"{store} does not exist: begin with rag ingest PATH")
+        return
     state = "clean" if report.clean else f"{len(report.problems)} problems"
     console.print(f"{report.documents} documents, {report.chunks} chunks: {state}", highlight=False)
 

@@ -21,16 +21,26 @@ if TYPE_CHECKING:
 
 def reindex(
     embedding_model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The new model, instead of RAG_EMBEDDING_MODEL.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The new model, instead of RAG_EMBEDDING_MODEL; --embedder names what opens it.",
+        ),
     ] = None,
-    embedder: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of RAG_EMBEDDER.")] = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Instead of RAG_EMBEDDER: sentence-transformers for a Hugging Face model, or http."
+        ),
+    ] = None,
     chunk_tokens: Annotated[int | None, typer.Option(metavar="N", help="Instead of RAG_CHUNK_TOKENS.")] = None,
     chunk_overlap: Annotated[int | None, typer.Option(metavar="N", help="Instead of RAG_CHUNK_OVERLAP.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make the collection anew for another embedding model or chunk size, from the stored texts.
 
-    Queries go on with the old one meanwhile. Killed and run again it goes on.
+    On a server queries go on with the old one meanwhile; the embedded store is closed to other processes until the end.
+    Killed and run again it goes on; on a server it is refused to another machine for up to two minutes.
     """
     from pipeline.core import Pipeline
     from pipeline.display import ingest_progress
@@ -92,7 +102,8 @@ def gc(
 ) -> None:
     """Remove the collections that a reindex left: the kept one, and half-built ones.
 
-    After that there is no rag rollback. What a running reindex builds, or a program has open, stays.
+    After that there is no rag rollback. What a running reindex builds stays, and in the embedded store what a program
+    has open; on a server such a program gets an error from then on.
     """
     from pipeline.ingestion.reindexing import collect_garbage
 

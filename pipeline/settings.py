@@ -88,14 +88,19 @@ class Settings(BaseSettings):
     )
     embedder: Literal["embedded", "sentence-transformers", "http"] = Field(
         "embedded",
-        description="embedding model: the one in the package, any sentence-transformers model, or an endpoint",
+        description="embedding model: `embedded`, the one in the package; `sentence-transformers`, any that this "
+        "library reads; `http`, an endpoint",
     )
     embedding_model: str | None = Field(
-        None, description="Hugging Face name or folder; for `http` the model's name at the endpoint"
+        None,
+        description="for `sentence-transformers`: Hugging Face name or folder; for `http`: the model's name at the "
+        "endpoint; `embedded` takes a folder in its own format only",
     )
     embedding_url: str | None = Field(None, description="for `http`: base address of an OpenAI-shaped `/v1/embeddings`")
     embedding_api_key: SecretStr | None = Field(None, description="for `http`: secret")
-    search: SearchMode = Field("hybrid", description="first stage: dense and BM25 together, or one of them")
+    search: SearchMode = Field(
+        "hybrid", description="first stage: `hybrid`, dense and BM25 together, or `dense` or `sparse` (BM25) alone"
+    )
     hybrid_fusion: HybridFusion = Field(
         "convex",
         description="how the two lists of the first stage become one: `convex` has what one list found scored by the "
@@ -142,7 +147,8 @@ class Settings(BaseSettings):
     rerank_api_key: SecretStr | None = Field(None, description="for `http`: secret, if the endpoint asks for one")
     rerank_shape: Literal["jina", "tei", "cohere", "voyage"] = Field(
         "jina",
-        description="for `http`: what it speaks; `jina` is vLLM's, Infinity's, llama.cpp's, LocalAI's, Xinference's",
+        description="for `http`: what it speaks: `jina` (also vLLM's, Infinity's, llama.cpp's, LocalAI's, "
+        "Xinference's), `tei`, `cohere` or `voyage`",
     )
     rerank_scores: Literal["probability", "logit"] | None = Field(
         None, description="for `http`: what its scores are; empty: `logit` for `tei`, `probability` for the others"
@@ -194,7 +200,8 @@ class Settings(BaseSettings):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="milliseconds that a query may take; reranking is cut short or falls back to keep it",
+        description="milliseconds that a query may take; reranking is cut short or falls back to keep it, embedding "
+        "and the first stage are not cut short; for programs that keep running, as loading models counts",
     )
     token_vectors_mb: int = Field(
         256,
@@ -223,12 +230,14 @@ class Settings(BaseSettings):
         description="largest file that is read, in MB; JSONL, which is read line by line, may be larger",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="where Hugging Face models run; the embedded ones run on the CPU"
+        "auto",
+        description="where Hugging Face models run: `cpu`, `cuda`, `mps`, or `auto`: on a GPU if there is one; the "
+        "embedded ones run on the CPU",
     )
     engine: Literal["auto", "openvino", "torch"] = Field(
         "auto",
-        description="what runs Hugging Face models on a CPU: OpenVINO in int8, after a conversion at first use that is "
-        "checked against PyTorch, or PyTorch; `auto`: the former where the check is passed",
+        description="what runs Hugging Face models on a CPU: `openvino`, in int8, after a conversion at first use that "
+        "is checked against PyTorch, or `torch`; `auto`: the former where the check is passed",
     )
 
     def __init__(self, **values: Any) -> None:

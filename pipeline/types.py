@@ -475,6 +475,8 @@ class VerifyReport:
     repaired: list[Problem] = field(default_factory=list)
     """What was wrong before the repair and is not any more."""
     seconds: float = 0.0
+    exists: bool = True
+    """Whether there is a collection; one that is not there has no problems."""
 
     @property
     def clean(self) -> bool:
@@ -484,6 +486,7 @@ class VerifyReport:
         """The report as ``rag verify --json`` prints it."""
         return {
             "clean": self.clean,
+            "exists": self.exists,
             "documents": self.documents,
             "chunks": self.chunks,
             "problems": [asdict(problem) for problem in self.problems],

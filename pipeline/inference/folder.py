@@ -34,6 +34,12 @@ _Array = NDArray[np.float32]
 Kind = Literal["embedder", "cross-encoder", "late-interaction"]
 _TOKENIZER = "tokenizer.json"
 FILES = ("model.xml", "model.bin", _TOKENIZER, "config.json")
+# What opens a Hugging Face model, which a folder or name that is none of ours most likely is.
+_INSTEAD: dict[Kind, str] = {
+    "embedder": "RAG_EMBEDDER=sentence-transformers",
+    "cross-encoder": "RAG_RERANKER=cross-encoder",
+    "late-interaction": "RAG_RERANKER=cross-encoder",
+}
 
 _tokenizers: dict[bytes, Tokenizer] = {}
 _tokenizers_lock = threading.Lock()
@@ -64,7 +70,10 @@ class ModelFolder:
         places = {name: self._reads if name == _TOKENIZER else folder for name in FILES}
         missing = [name for name, place in places.items() if not (place / name).is_file()]
         if missing:
-            raise SettingsError(f"{folder.absolute()} is no model folder: {', '.join(missing)} missing")
+            raise SettingsError(
+                f"{folder.absolute()} is no model folder: {', '.join(missing)} missing. For a Hugging Face model set "
+                f"{_INSTEAD[kind]}"
+            )
         self.folder = folder
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if self.config.get("kind") != kind:

@@ -22,8 +22,8 @@ def refuse_other(store: Store, wanted: Fingerprint, *, ignore: frozenset[str] = 
         advice = "This version of the package makes BM25 vectors otherwise, which no setting changes: rag reindex"
     else:
         advice = (
-            "Set the old values again, or make the collection anew with these ones: rag reindex, while queries "
-            "go on with the old ones, or RAG_COLLECTION=<new name> rag ingest <paths>"
+            "Set the old values again, or make the collection anew with these ones: rag reindex, from the stored "
+            "texts, or RAG_COLLECTION=<new name> rag ingest <paths>"
         )
     raise FingerprintError(f"{store.name} was made differently ({listed}). {advice}")
 

@@ -143,7 +143,7 @@ def rollback(store: Store) -> RollbackReport:
 def collect_garbage(store: Store, *, dry_run: bool = False) -> GcReport:
     """Removes the collections that are not in use: kept, half-built and left over ones, but none that is being built.
 
-    One that a program has open, or a reindex is building, stays and is listed with the reason.
+    One that a reindex is building or, in the embedded store, a program has open stays and is listed with the reason.
     """
     generations = generations_of(store)
     removed, failures = [], []

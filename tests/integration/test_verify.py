@@ -36,7 +36,11 @@ def test_a_damaged_collection_is_found_mended_and_clean(rag: Rag, tmp_path: Path
 
 
 def test_verify_of_nothing(rag: Rag) -> None:
-    """No collection is no problem, and none is made."""
-    assert (True, 0) == tuple(rag.json("verify")[key] for key in ("clean", "chunks"))
+    """No collection is no problem, but said, and none is made."""
+    assert (True, False, 0) == tuple(rag.json("verify")[key] for key in ("clean", "exists", "chunks"))
+    done = rag("verify")
+    assert 0 == done.returncode
+    assert "does not exist" in done.stdout
+    assert "clean" not in done.stdout
     assert not (rag.folder / "data" / "collections").exists()
     assert 2 == rag("verify", "no/such/folder").returncode

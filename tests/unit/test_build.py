@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +7,7 @@ import pytest
 import pipeline.build
 from pipeline.build import (
     build_cascade,
+    build_embedder,
     build_fallbacks,
     build_reranker,
     cascades,
@@ -38,6 +39,26 @@ def test_a_registered_name_is_built_with_the_settings() -> None:
     built = build_reranker(Settings(reranker="mine", reranker_model="some/model"))
     assert built is not None
     assert "some/model" == built.name
+
+
+@pytest.mark.parametrize(
+    ("build", "settings", "said"),
+    [
+        (build_embedder, {"embedding_model": "BAAI/bge-m3"}, "RAG_EMBEDDER=sentence-transformers"),
+        (build_reranker, {"reranker_model": "BAAI/bge-reranker-v2-m3"}, "RAG_RERANKER=cross-encoder"),
+        (
+            build_reranker,
+            {"reranker": "embedded-cross-encoder", "reranker_model": "BAAI/bge-reranker-v2-m3"},
+            "RAG_RERANKER=cross-encoder",
+        ),
+    ],
+)
+def test_a_hugging_face_name_for_an_embedded_model_is_told_what_opens_it(
+    build: Callable[[Settings], object], settings: dict[str, Any], said: str
+) -> None:
+    """The embedded ones take folders in their own format, and are the default."""
+    with pytest.raises(SettingsError, match=f"is no model folder: .*For a Hugging Face model set {said}"):
+        build(Settings(**settings))
 
 
 def test_a_built_in_name_cannot_be_taken() -> None:

@@ -29,6 +29,12 @@ def test_compose_pins_and_protects_qdrant() -> None:
     assert "service_healthy" == services["rag"]["depends_on"]["qdrant"]["condition"]
 
 
+def test_the_documents_of_the_example_are_those_of_the_reader() -> None:
+    """Compose takes a relative path from the folder of its file, not from where it is run."""
+    text = (ROOT / "deploy" / "compose.yaml").read_text()
+    assert ["$PWD/docs"] == re.findall(r"\bDOCUMENTS=(\S+)", text)
+
+
 def test_the_image_is_not_run_by_root() -> None:
     """The last USER before the entry point is not root."""
     text = (ROOT / "deploy" / "Dockerfile").read_text()

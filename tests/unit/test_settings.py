@@ -1,4 +1,6 @@
+import re
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -148,10 +150,31 @@ def test_the_readme_has_the_current_table() -> None:
 
 def test_the_example_file_names_every_variable() -> None:
     """.env.example lists all variables and none that does not exist."""
-    import re
-
     text = (ROOT / ".env.example").read_text(encoding="utf-8")
     assert {variable(name) for name in Settings.model_fields} == set(re.findall(r"^#?\s?(RAG_[A-Z_]+)=", text, re.M))
+
+
+def test_the_example_file_marks_what_is_not_the_default() -> None:
+    """Whoever uncomments a line sees whether it changes anything; each of them alone is allowed."""
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    known = Settings()
+    for line in re.findall(r"^# (RAG_[A-Z_]+=\S.*)$", text, re.M):
+        Path(".env").write_text(line)
+        name = line.partition("=")[0]
+        field = name.removeprefix("RAG_").lower()
+        assert ("# example" in line) == (getattr(Settings(), field) != getattr(known, field)), line
+
+
+def test_the_table_names_every_value_that_can_be_chosen() -> None:
+    """A row without them leaves the reader to guess, and to read the error."""
+    for name, field in Settings.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        for kind in kinds:
+            if get_origin(kind) is Literal:
+                missing = {
+                    value for value in get_args(kind) if f"`{value}`" not in f"{field.description} `{field.default}`"
+                }
+                assert not missing, variable(name)
 
 
 def test_a_home_directory_is_not_a_folder_of_that_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

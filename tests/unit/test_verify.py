@@ -51,12 +51,15 @@ OTHER = Document(id="b", text=text("plums"))
 
 
 def test_a_collection_as_ingest_leaves_it_is_clean() -> None:
-    """And so is one that does not exist."""
+    """And so is one that does not exist, which the report says."""
     rig = Rig()
-    assert (True, 0) == (rig.rag.verify().clean, rig.rag.verify().chunks)
+    report = rig.rag.verify()
+    assert (True, False, 0) == (report.clean, report.exists, report.chunks)
+    assert not rig.rag.verify(repair=True).exists
+    assert [("new", "a")] == kinds(rig.rag.verify([OLD]))
     rig.rag.ingest([OLD, OTHER])
     report = rig.rag.verify([OLD, OTHER])
-    assert (True, 2, len(rig.store.points)) == (report.clean, report.documents, report.chunks)
+    assert (True, True, 2, len(rig.store.points)) == (report.clean, report.exists, report.documents, report.chunks)
 
 
 def test_a_lost_chunk_is_found_and_written_again_where_the_document_is_given() -> None:
@@ -231,6 +234,7 @@ def test_the_report_as_json_and_its_progress() -> None:
     detail = f"{count - 1} of {count} chunks are there: ingest it again"
     assert {
         "clean": False,
+        "exists": True,
         "documents": 1,
         "chunks": count - 1,
         "problems": [{"kind": "missing", "document_id": "a", "source": "a", "detail": detail}],
