@@ -119,6 +119,8 @@ class Pipeline:
         self._loading: threading.Thread | None = None
         # Long documents that the ledger says are complete, until something is written or removed here.
         self._complete: set[tuple[str, str]] = set()
+        # Documents whose removal by prune was refused.
+        self._refused: set[str] = set()
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
 
     @classmethod
@@ -303,6 +305,7 @@ class Pipeline:
             dry_run=dry_run,
             unread=unread,
             progress=progress,
+            refused=self._refused,
         )
 
     # ----------------------------------------------- what is in the collection

@@ -70,8 +70,11 @@ class Prune:
     emptied: tuple[str, ...] = ()
     """Roots of which all documents would go."""
 
-    def refusal(self, max_delete: float) -> str | None:
+    def refusal(self, max_delete: float, refused: Set[str] = frozenset()) -> str | None:
         """Why this must not be done, or None.
+
+        ``refused`` are documents whose removal was refused before: what came in their place since does not make it
+        right.
 
         With 0 nothing may go; else one document always may. More than ``max_delete`` (a share of ``total``) may not,
         nor may all of a root: an unmounted folder looks like one whose files were all deleted. What was moved does not
@@ -80,6 +83,11 @@ class Prune:
         n = len(self.doomed) - self.moved
         if max_delete >= 1.0 or n == 0:
             return None
+        if not refused.isdisjoint(self.doomed):
+            return (
+                f"prune would delete {n} of {self.total} documents here, as was refused before; nothing was deleted. "
+                "If they shall go, use --max-delete 1"
+            )
         if self.emptied or n > (max(1.0, max_delete * self.total) if max_delete else 0):
             where = f"all of {', '.join(self.emptied)}, " if self.emptied and n < self.total else ""
             return (

@@ -61,6 +61,8 @@ class _Work:
     stale: dict[str, set[str]]
     """Document id -> content hashes of the other versions that were in the store when it was compared. What another
     ingest has brought since is not among them: two that go on at once would remove each other's, and leave nothing."""
+    current: dict[str, str]
+    """Document id -> content hash of the version that those are removed for."""
 
 
 @dataclass
@@ -76,6 +78,8 @@ class IngestRun:
     unread: Set[str] = frozenset()
     """Sources, and folders of such, that are passed over: what is stored of them stays."""
     progress: Callable[[Progress], None] | None = None
+    refused: set[str] = field(default_factory=set)
+    """Ids that :meth:`execute` must not prune, as it was refused once; kept from run to run by the caller."""
 
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("new", "changed", "unchanged"), 0))
     _written: int = 0
@@ -90,6 +94,7 @@ class IngestRun:
     _places: set[str] = field(default_factory=set)
     _pending: list[Chunk] = field(default_factory=list)
     _stale: dict[str, set[str]] = field(default_factory=dict)
+    _current: dict[str, str] = field(default_factory=dict)
     _handed_on: int = 0
     _ready: bool = False
     _watch: Stopwatch = field(default_factory=Stopwatch)
@@ -202,6 +207,7 @@ class IngestRun:
             if stale:
                 replaced |= self._stale.get(document.id, set())
                 self._stale[document.id] = replaced - {content_hash}
+                self._current[document.id] = content_hash
 
     def _note_repeated(self, ids: Iterable[str]) -> None:
         for id_ in ids:
@@ -221,9 +227,9 @@ class IngestRun:
 
     def _cut(self) -> _Work:
         """What waits, which is then in work."""
-        work = _Work(self._pending, self._stale)
+        work = _Work(self._pending, self._stale, self._current)
         self._handed_on += len(self._pending)
-        self._pending, self._stale = [], {}
+        self._pending, self._stale, self._current = [], {}, {}
         return work
 
     def _embed(self, write: Callable[[tuple[_Work, NDArray[np.float32] | None]], None], work: _Work) -> None:
@@ -254,8 +260,22 @@ class IngestRun:
                 self.store.upsert(work.chunks, vectors)
                 self._written += len(work.chunks)
             if work.stale:
-                self._deleted_chunks += self.store.delete_versions(work.stale)
+                self._deleted_chunks += self.store.delete_versions(self._replaced(work))
         self._report()
+
+    def _replaced(self, work: _Work) -> dict[str, set[str]]:
+        """What may be removed, as the versions that take its place are all there: somebody may have removed a part of
+        one that was being written."""
+        versions = self.store.versions(list(work.stale))
+        there = {(version.document_id, version.content_hash) for version in versions if version.complete}
+        torn = [id_ for id_ in work.stale if (id_, work.current[id_]) not in there]
+        for id_ in torn:
+            self._failures.append(
+                Failure(
+                    id_, "chunks of it were removed while it was written; what was there before stays: ingest again"
+                )
+            )
+        return {id_: hashes for id_, hashes in work.stale.items() if id_ not in torn}
 
     def _prune(self, roots: list[str], max_delete: float) -> set[str]:
         """Which documents have to go, or paths of copies, because their sources are gone."""
@@ -274,10 +294,13 @@ class IngestRun:
             places=self._places,
             still_there=is_still_there,
         )
-        refusal = plan.refusal(max_delete)
+        refusal = plan.refusal(max_delete, self.refused)
         if refusal is not None:
             self._failures.append(Failure(", ".join(roots), refusal))
+            if not self.dry_run:
+                self.refused.update(plan.doomed)
             return set()
+        self.refused.difference_update(plan.doomed)
         for content_hash in plan.shared:
             self._sharing.note("", [content_hash])
         return set(plan.doomed)

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pipeline.ingestion.changes import answering, any_within, is_within
+from pipeline.ingestion.changes import answering, any_within, by_document, is_within
 from pipeline.ingestion.copies import Embed, Sharing, chunk_ids
 from pipeline.ingestion.ledger import Ledger
 from pipeline.ingestion.loaders import MAX_BYTES, is_still_there, load
@@ -224,4 +224,14 @@ def _remove_leftovers(store: Store, embed: Embed) -> int:
                     sharing.note("", [version.content_hash])
                 held.add(version.content_hash)
     _, deleted = sharing.settle(store, embed)
-    return deleted + store.delete_chunks(doomed) + (store.delete_versions(stale) if stale else 0)
+    # What is not as it was is being written by somebody, and may be the version that stays.
+    now = by_document(store.versions(list(stale))) if stale else {}
+    for document_id in stale:
+        versions = ledger.documents[document_id]
+        if _presence(now.get(document_id, [])) == _presence(versions):
+            doomed += chunk_ids(version for version in versions if version.content_hash in stale[document_id])
+    return deleted + store.delete_chunks(doomed)
+
+
+def _presence(versions: Iterable[DocumentVersion]) -> set[tuple[str, int]]:
+    return {(version.content_hash, version.present) for version in versions}

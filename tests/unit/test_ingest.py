@@ -291,6 +291,44 @@ def test_prune_refuses_to_remove_too_much(tmp_path: Path) -> None:
     assert set() == rig.ids()
 
 
+def test_a_prune_that_was_refused_stays_so(tmp_path: Path) -> None:
+    """Another folder in the place of the first: what it brought is there before the next run, and was no reason."""
+    rig = Rig()
+    place = folder(tmp_path, *(f"{i}.txt" for i in range(6)))
+    rig.rag.ingest(place)
+    place.rename(tmp_path / "away")
+    folder(tmp_path, *(f"other {i}.txt" for i in range(40)))
+    for said in ("6 of 6", "as was refused before"):
+        report = rig.rag.ingest(place, prune=True)
+        assert (0, 46) == (report.deleted, len(rig.ids()))
+        assert said in report.failures[0].error
+    assert 6 == rig.rag.ingest(place, prune=True, max_delete=1.0).deleted
+    (place / "other 1.txt").unlink()
+    assert 1 == rig.rag.ingest(place, prune=True).deleted
+
+
+def test_an_old_version_stays_where_the_new_one_is_not_all_there() -> None:
+    """Somebody, a repair say, may have removed a part of it while it was written."""
+    rig = Rig()
+    old, new = (" ".join(f"{word}{i}" for i in range(400)) for word in ("pear", "apple"))
+    rig.rag.ingest([Document(id="a", text=old)])
+    before = set(rig.store.points)
+    upsert = rig.store.upsert
+
+    def disturbed(chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+        upsert(chunks, vectors)
+        rig.store.delete_chunks([chunks[0].id])
+
+    rig.store.upsert = disturbed  # type: ignore[method-assign]
+    (failure,) = rig.rag.ingest([Document(id="a", text=new)]).failures
+    assert ("a", True) == (failure.source, "removed while it was written" in failure.error)
+    assert before < set(rig.store.points)
+    rig.store.upsert = upsert  # type: ignore[method-assign]
+    assert [] == rig.rag.ingest([Document(id="a", text=new)]).failures
+    assert before.isdisjoint(rig.store.points)
+    assert rig.rag.verify().clean
+
+
 def test_what_is_gone_as_a_whole_can_be_pruned(tmp_path: Path) -> None:
     """By its name, with the same guard as an emptied folder; a name that nothing is known of stays an error."""
     rig = Rig()

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from pipeline.core import Pipeline
 from pipeline.ingestion.ledger import Ledger
 from pipeline.ingestion.run import Progress
-from pipeline.types import Chunk, Document, LedgerEntry, VerifyReport
+from pipeline.types import Chunk, Document, DocumentVersion, LedgerEntry, VerifyReport
 from tests.fakes import FakeEmbedder, FakeStore
 
 
@@ -74,6 +74,28 @@ def test_a_lost_chunk_is_found_and_written_again_where_the_document_is_given() -
     report = rig.rag.verify([OLD, OTHER], repair=True)
     assert ([], [("missing", "a")]) == (kinds(report), repaired(report))
     assert set(whole) == set(rig.store.points)
+
+
+def test_a_version_that_is_being_written_is_no_left_over() -> None:
+    """It has more chunks than a moment ago. An ingest that was cut off has not, and is tidied up after."""
+    rig = Rig()
+    rig.rag.ingest([OLD])
+    other = Rig()
+    other.rag.ingest([NEW])
+    coming = list(other.store.points.items())
+    rig.store.points.update(coming[:2])
+    versions = rig.store.versions
+
+    def growing(document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
+        rig.store.points.update(coming[:3])
+        return versions(document_ids)
+
+    rig.store.versions = growing  # type: ignore[method-assign]
+    rig.rag.verify(repair=True)
+    assert {id_ for id_, _ in coming[:3]} < set(rig.store.points)
+    rig.store.versions = versions  # type: ignore[method-assign]
+    assert rig.rag.verify(repair=True).clean
+    assert {id_ for id_, _ in coming}.isdisjoint(rig.store.points)
 
 
 def test_a_lost_chunk_is_written_again_from_the_file_it_came_from(tmp_path: Path) -> None:
