@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from decimal import Decimal
-from operator import is_
+from numbers import Integral
 from typing import Any, Literal
 
 from pipeline.errors import DocumentError
+from pipeline.plain import plain
 
 SearchMode = Literal["hybrid", "dense", "sparse"]
 HybridFusion = Literal["convex", "dbsf", "rrf"]
@@ -43,11 +42,11 @@ class Document:
     """A text to be found again.
 
     ``id`` is the caller's, or the absolute path of the file. ``source`` is where the text came from (a path,
-    an address) and defaults to the id. ``metadata`` holds JSON values and can be filtered on in queries; a set
-    becomes a list.
+    an address) and defaults to the id. ``metadata`` holds JSON values and can be filtered on in queries; it is a copy
+    of what was given, with plain values for those of other libraries (see :func:`pipeline.plain.plain`).
 
     Raises:
-        DocumentError: the id is empty, or a field is of another type.
+        DocumentError: the id is empty, a field is of another type, or metadata cannot be read.
     """
 
     id: str
@@ -74,7 +73,12 @@ class Document:
                 raise DocumentError(f"document {self.id}: {name} is a string, not {type(getattr(self, name)).__name__}")
         if not isinstance(self.metadata, Mapping) or not all(isinstance(key, str) for key in self.metadata):
             raise DocumentError(f"document {self.id}: metadata is a mapping whose keys are strings")
-        object.__setattr__(self, "metadata", _plain(self.metadata, METADATA_LEVELS + 1))
+        try:
+            object.__setattr__(self, "metadata", plain(self.metadata, METADATA_LEVELS + 1))
+        except Exception as error:  # whatever a key raises when it is asked for its text
+            raise DocumentError(f"document {self.id}: its metadata cannot be read: {error!r}") from error
+        if not all(isinstance(start, Integral) for start in self.page_starts):
+            raise DocumentError(f"document {self.id}: page_starts are whole numbers")
         if not self.source:
             object.__setattr__(self, "source", self.id)
 
@@ -92,24 +96,6 @@ class Document:
             parts.append(self.page_starts)
         canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def _plain(value: Any, levels: int) -> Any:
-    """What JSON has of a value: a list of a set, which is in another order in each process, and the number of a
-    decimal, or of NumPy's and so pandas' kinds. What lies deeper than ``levels`` stays as it is, and what is plain is
-    the same object."""
-    if levels and isinstance(value, Mapping):
-        fields = {key: _plain(one, levels - 1) for key, one in value.items()}
-        return value if all(fields[key] is one for key, one in value.items()) else fields
-    if levels and isinstance(value, list):
-        items = [_plain(one, levels - 1) for one in value]
-        return value if all(map(is_, items, value)) else items
-    if isinstance(value, set | frozenset):
-        return sorted((_plain(one, 0) for one in value), key=str)
-    if isinstance(value, Decimal):
-        return float(value)
-    numpy = sys.modules.get("numpy")  # who has none of its numbers need not load it
-    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 
 
 @dataclass(frozen=True, slots=True)

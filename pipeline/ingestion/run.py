@@ -22,7 +22,7 @@ from pipeline.ingestion.changes import any_within, by_document, plan_prune
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.copies import Related, Sharing, chunk_ids, related
 from pipeline.ingestion.loaders import MAX_BYTES, is_still_there
-from pipeline.ingestion.reading import read
+from pipeline.ingestion.reading import hash_of, read
 from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
 from pipeline.types import METADATA_LEVELS, Chunk, Document, Failure, Fingerprint, IngestProfile, IngestReport
@@ -152,6 +152,7 @@ class IngestRun:
     def _take(self, items: list[Document | Failure]) -> Iterator[_Work]:
         """Compares a batch of documents with the ledger, chunks those that changed, gives what is to be embedded."""
         documents = []
+        hashes = []
         for item in items:
             if isinstance(item, Failure):
                 self._failures.append(item)
@@ -161,11 +162,13 @@ class IngestRun:
                 self._failures.append(
                     Failure(item.source, f"{item.id}: metadata of more than {METADATA_LEVELS} levels")
                 )
+            elif isinstance(content_hash := hash_of(item), Failure):
+                self._failures.append(content_hash)
             else:
                 documents.append(item)
+                hashes.append(content_hash)
         if not documents:
             return
-        hashes = [document.content_hash() for document in documents]
         files = {doc.id: hash_ for doc, hash_ in zip(documents, hashes, strict=True) if doc.from_file}
         others = [document.id for document in documents if not document.from_file]
         held = Related(related(self.store, list(files), list(files.values())) if files else ())
