@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from pipeline.text import well_formed
+
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
@@ -54,3 +56,21 @@ def _of_numpy(value: Any) -> Any:
         return str(value) if isinstance(day, int) else day  # beyond the year 9999 Python has none
     # Of a longdouble item() makes another one.
     return float(item) if value.dtype.kind == "f" else item
+
+
+def finite(value: Any) -> Any:
+    """The value with None for NaN and infinities, which Python would write and no other reader of JSON take."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def for_json(value: Any) -> Any:
+    """The value as :func:`finite` gives it, with texts that UTF-8 can hold: any writer of JSON takes it."""
+    if isinstance(value, dict):
+        return {for_json(key): for_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [for_json(one) for one in value]
+    return well_formed(value) if isinstance(value, str) else finite(value)

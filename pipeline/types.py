@@ -11,7 +11,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 from pipeline.errors import DocumentError
-from pipeline.plain import plain
+from pipeline.plain import for_json, plain
 
 SearchMode = Literal["hybrid", "dense", "sparse"]
 HybridFusion = Literal["convex", "dbsf", "rrf"]
@@ -259,8 +259,8 @@ class Hit:
     def metadata(self) -> Mapping[str, Any]:
         return self.chunk.metadata
 
-    def to_dict(self) -> dict[str, Any]:
-        """The hit as in the JSON output of ``rag query``."""
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The hit as in the JSON output of ``rag query``; see :meth:`QueryResult.to_dict`."""
         rerank = None
         if self.rerank is not None:
             window = self.rerank.window
@@ -269,7 +269,7 @@ class Hit:
                 "raw": self.rerank.raw,
                 "window": None if window is None else list(window),
             }
-        return {
+        shown = {
             "rank": self.rank,
             "id": self.chunk.id,
             "document_id": self.document_id,
@@ -282,6 +282,7 @@ class Hit:
             "first_stage": {"rank": self.first_stage.rank, "score": self.first_stage.score},
             "metadata": dict(self.metadata),
         }
+        return shown if exact else for_json(shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,18 +303,23 @@ class QueryResult:
     """True where not the reranker that was asked for answered."""
     warnings: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result as ``rag query --json`` prints it."""
-        return {
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The result as ``rag query --json`` prints it, for any writer of JSON.
+
+        NaN and infinities, which metadata may hold, are None. Lone surrogates, as of file names that are no UTF-8, are
+        U+FFFD, unless it is to be ``exact``: JSON can name them by escapes alone, which the commands write.
+        """
+        shown = {
             "query": self.query,
             "reranker": self.reranker,
             "degraded": self.degraded,
             "warnings": list(self.warnings),
-            "hits": [hit.to_dict() for hit in self.hits],
+            "hits": [hit.to_dict(exact=True) for hit in self.hits],
             "candidates": self.candidates,
             "reranked": self.reranked,
             "timings_ms": {name: round(value, 3) for name, value in self.timings_ms.items()},
         }
+        return shown if exact else for_json(shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,9 +373,9 @@ class IngestReport:
     dry_run: bool = False
     profile: IngestProfile | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as ``rag ingest --json`` prints it."""
-        return {
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The report as ``rag ingest --json`` prints it; see :meth:`QueryResult.to_dict`."""
+        shown = {
             "documents": {
                 "new": self.new,
                 "changed": self.changed,
@@ -383,6 +389,7 @@ class IngestReport:
             "seconds": round(self.seconds, 3),
             "dry_run": self.dry_run,
         }
+        return shown if exact else for_json(shown)
 
 
 # ------------------------------------------------------- what is in a collection
@@ -466,9 +473,9 @@ class VerifyReport:
     def clean(self) -> bool:
         return not self.problems
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as ``rag verify --json`` prints it."""
-        return {
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The report as ``rag verify --json`` prints it; see :meth:`QueryResult.to_dict`."""
+        shown = {
             "clean": self.clean,
             "documents": self.documents,
             "chunks": self.chunks,
@@ -476,6 +483,7 @@ class VerifyReport:
             "repaired": [asdict(problem) for problem in self.repaired],
             "seconds": round(self.seconds, 3),
         }
+        return shown if exact else for_json(shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,9 +497,10 @@ class ExportReport:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as ``rag export --json`` prints it."""
-        return asdict(self) | {"seconds": round(self.seconds, 3)}
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The report as ``rag export --json`` prints it; see :meth:`QueryResult.to_dict`."""
+        shown = asdict(self) | {"seconds": round(self.seconds, 3)}
+        return shown if exact else for_json(shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,9 +520,9 @@ class ImportReport:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as ``rag import --json`` prints it."""
-        return {
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The report as ``rag import --json`` prints it; see :meth:`QueryResult.to_dict`."""
+        shown = {
             "file": self.file,
             "documents": {"written": self.written, "unchanged": self.unchanged},
             "chunks": {"written": self.chunks_written, "deleted": self.chunks_deleted},
@@ -521,6 +530,7 @@ class ImportReport:
             "warnings": list(self.warnings),
             "seconds": round(self.seconds, 3),
         }
+        return shown if exact else for_json(shown)
 
 
 # ------------------------------------------------ collections side by side
@@ -562,9 +572,10 @@ class ReindexReport:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as ``rag reindex --json`` prints it, beside the settings."""
-        return asdict(self) | {"seconds": round(self.seconds, 3)}
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The report as ``rag reindex --json`` prints it, beside the settings; see :meth:`QueryResult.to_dict`."""
+        shown = asdict(self) | {"seconds": round(self.seconds, 3)}
+        return shown if exact else for_json(shown)
 
 
 @dataclass(frozen=True, slots=True)

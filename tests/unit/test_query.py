@@ -1,3 +1,5 @@
+import json
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,7 +10,19 @@ from numpy.typing import NDArray
 
 from pipeline.core import Pipeline
 from pipeline.errors import FingerprintError, RerankerError, SettingsError
-from pipeline.types import Document, DocumentVersion, Fingerprint, RerankScore
+from pipeline.types import (
+    Document,
+    DocumentVersion,
+    ExportReport,
+    Failure,
+    Fingerprint,
+    ImportReport,
+    IngestReport,
+    Problem,
+    ReindexReport,
+    RerankScore,
+    VerifyReport,
+)
 from tests.fakes import FakeEmbedder, FakeReranker, FakeStore
 
 TEXTS = {
@@ -232,6 +246,33 @@ def test_the_json_has_the_fields_of_the_interface() -> None:
     } == set(value["hits"][0])
     assert {"probability", "raw", "window"} == set(value["hits"][0]["rerank"])
     assert {"embed", "search", "rerank", "total"} == set(value["timings_ms"])
+
+
+def written(value: object) -> str:
+    """As web frameworks write JSON: strictly, and in UTF-8."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8").decode()
+
+
+def test_dictionaries_are_json_for_every_writer() -> None:
+    """NaN and lone surrogates, which metadata and file names bring, are in none; the commands ask for what is exact."""
+    rag = pipeline()
+    odd = {"n": [math.nan, 1.5], "m": {"\udce9": -math.inf}}
+    rag.ingest([Document(id="caf\udce9", text="coffee \udce9 house", metadata=odd)])
+    result = rag.query("coffee house \ud83d", top_k=1)
+    shown = json.loads(written(result.to_dict()))
+    assert ("coffee house \ufffd", "caf\ufffd") == (shown["query"], shown["hits"][0]["document_id"])
+    assert {"n": [None, 1.5], "m": {"\ufffd": None}} == shown["hits"][0]["metadata"]
+    assert shown["hits"][0] == json.loads(written(result.hits[0].to_dict()))
+    exact = result.to_dict(exact=True)
+    assert ("coffee house \ud83d", "caf\udce9") == (exact["query"], exact["hits"][0]["source"])
+    reports: list[Any] = [
+        IngestReport(failures=[Failure("\udce9", "\udce9")], warnings=["\udce9"]),
+        VerifyReport(1, 1, [Problem("gone", "\udce9", "\udce9", "")]),
+        ExportReport("\udce9", 1, 1, vectors=False),
+        ImportReport("\udce9", 1, 1, 1, 1, embedded=False),
+        ReindexReport("a", None, 1, 1, 0, warnings=["\udce9"]),
+    ]
+    assert all("\ufffd" in written(report.to_dict()) for report in reports)
 
 
 def test_fingerprints_say_what_differs() -> None:
