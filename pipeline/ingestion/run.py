@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _EMBED_CHUNKS = 512
 _FIRST_CHUNKS = 64
 _REPEATED_SHOWN = 20
+_NOTHING_TO_PRUNE = "prune needs files or folders to compare with, not documents alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,9 @@ class IngestRun:
         self, items: Iterable[Document | str | Path], *, prune: bool = False, max_delete: float = 0.2
     ) -> IngestReport:
         """Runs the ingest and says what it did."""
+        # What can be looked through beforehand is refused before anything of it is written.
+        if prune and isinstance(items, Sequence) and all(isinstance(item, Document) for item in items):
+            raise SettingsError(_NOTHING_TO_PRUNE)
         start = time.perf_counter()
         roots: list[str] = []
 
@@ -117,6 +121,8 @@ class IngestRun:
                 for work in self._watch.reading(self._take(batch.items), "chunking"):
                     put(work)
                 self._report()
+            if prune and not roots:  # of an iterator it is known only now
+                raise SettingsError(_NOTHING_TO_PRUNE)
             put(self._cut())
         if not self._seen and not self._failures and not self.unread:
             self._warnings.append("nothing to ingest: no files there (hidden ones are left out)")
@@ -260,8 +266,6 @@ class IngestRun:
 
     def _prune(self, roots: list[str], max_delete: float) -> set[str]:
         """Which documents have to go, or paths of copies, because their sources are gone."""
-        if not roots:
-            raise SettingsError("prune needs files or folders to compare with, not documents alone")
         # One that was left out because it is repeated was met, whatever became of the others since.
         met = chain(self._seen, self._repeated)
         unread = chain(self.unread, (failure.source for failure in self._failures))

@@ -359,9 +359,20 @@ def test_prune_removes_lines_that_left_a_jsonl_file(tmp_path: Path) -> None:
 
 
 def test_prune_without_paths_is_refused() -> None:
-    """There is nothing to compare with."""
+    """There is nothing to compare with. Nothing is written, and of an iterator at most what came before its end."""
+    for given in (list, iter):
+        rig = Rig()
+        with pytest.raises(SettingsError, match="prune"):
+            rig.rag.ingest(given([Document(id="a", text="x")]), prune=True)
+        assert {} == rig.store.points
+
+
+def test_many_documents_alone_are_not_written_before_prune_is_refused() -> None:
+    """A list is looked through beforehand: an ingest of hours does not end in an error."""
+    rig = Rig()
     with pytest.raises(SettingsError, match="prune"):
-        Rig().rag.ingest([Document(id="a", text="x")], prune=True)
+        rig.rag.ingest([Document(id=str(n), text="x") for n in range(700)], prune=True)
+    assert ({}, []) == (rig.store.points, rig.embedder.embedded)
 
 
 def test_a_sibling_with_the_same_beginning_is_not_under_a_root() -> None:
