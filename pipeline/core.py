@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from pipeline.answering import answer, complete_versions
 from pipeline.calibration import Calibration
 from pipeline.cascade import Cascade, rerank_candidates
 from pipeline.closing import close
+from pipeline.deadline import LONGEST_S
 from pipeline.errors import SettingsError
 from pipeline.ingestion import collection, transfer
 from pipeline.ingestion.agreement import refuse_other
@@ -175,7 +177,7 @@ class Pipeline:
         alpha = self.alpha if alpha is None else alpha
         deadline_ms = self.deadline_ms if deadline_ms is None else deadline_ms
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
-        until = None if deadline_ms is None else time.monotonic() + deadline_ms / 1e3
+        until = None if deadline_ms is None else time.monotonic() + min(deadline_ms / 1e3, LONGEST_S)
         if not isinstance(text, str):
             raise SettingsError(f"a query is a string, not {type(text).__name__}")
         if not text.strip():
@@ -443,15 +445,19 @@ class Pipeline:
             kind, what = (Integral, "whole number") if name in counts else (Real, "number")
             if not isinstance(value, kind) and (value is not None or name in counts):
                 raise SettingsError(f"{name} is a {what}, not {value!r}")
+            try:
+                float(value or 0)
+            except OverflowError as error:  # an integer beyond all floats
+                raise SettingsError(f"{name} is larger than any number that can be counted with") from error
         if not 1 <= top_n <= 1000:
             raise SettingsError(f"top_n must be between 1 and 1000, not {top_n}")
         if not 1 <= top_k <= top_n:
             raise SettingsError(f"top_k must be between 1 and top_n ({top_n}), not {top_k}")
         for name, value in (("threshold", threshold), ("alpha", alpha)):
             if value is not None and not 0.0 <= value <= 1.0:
-                raise SettingsError(f"{name} must be between 0 and 1, not {value:g}")
-        if deadline_ms is not None and not deadline_ms > 0:
-            raise SettingsError(f"deadline_ms must be over 0, not {deadline_ms:g}")
+                raise SettingsError(f"{name} must be between 0 and 1, not {float(value):g}")
+        if deadline_ms is not None and not 0 < deadline_ms < math.inf:
+            raise SettingsError(f"deadline_ms must be over 0 and finite, not {float(deadline_ms):g}; None: no deadline")
 
     def _check_fingerprint_for_query(self) -> None:
         """Once a pipeline: vectors of another model would give wrong answers without any error."""

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+LONGEST_S = 1e6
+"""Nobody waits longer, which is eleven days: sockets, locks and sleeps of some systems take no number much larger."""
+
 
 class DeadlinePassed(Exception):  # noqa: N818 - nothing is wrong, it is late
     """The moment has come, and what was to be computed until then is not there."""

@@ -543,6 +543,10 @@ def test_rank_fusion_is_chosen_by_name() -> None:
         ({"top_n": None, "top_k": True}, None),
         ({"threshold": "a"}, "threshold is a number, not 'a'"),
         ({"deadline_ms": [1]}, "deadline_ms is a number"),
+        ({"deadline_ms": math.inf}, "deadline_ms must be over 0 and finite, not inf"),
+        ({"deadline_ms": math.nan}, "deadline_ms must be over 0 and finite, not nan"),
+        ({"deadline_ms": 10**400}, "deadline_ms is larger than any number"),
+        ({"threshold": 10**400}, "threshold is larger than any number"),
         ({"alpha": np.float32(0.5), "top_k": np.int64(2)}, None),
     ],
 )
@@ -554,6 +558,18 @@ def test_arguments_of_another_type(options: dict[str, Any], says: str | None) ->
         return
     with pytest.raises(SettingsError, match=says):
         rag.query("apple", **options)
+
+
+def test_a_deadline_of_centuries_is_kept() -> None:
+    """No wait of any kind takes a number of that size; so nobody waits longer than some days."""
+
+    class Loading(FakeReranker):
+        def load(self) -> None:
+            pass
+
+    with pipeline(Loading(), deadline_ms=1e300) as rag:
+        assert rag.query("apple").reranked
+        assert not rag.query("apple", deadline_ms=10**15).degraded
 
 
 @pytest.mark.parametrize("text", [None, 5, b"apple"])
