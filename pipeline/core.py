@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pipeline.answering import answer, complete_versions
 from pipeline.calibration import Calibration
@@ -121,6 +121,13 @@ class Pipeline:
         # Long documents that the ledger says are complete, until something is written or removed here.
         self._complete: set[tuple[str, str]] = set()
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
+        for name, word, known in (
+            ("search", search, SearchMode),
+            ("hybrid_fusion", hybrid_fusion, HybridFusion),
+            ("fusion", fusion, StageFusion),
+        ):
+            if word not in get_args(known):
+                raise SettingsError(f"{name} is one of {', '.join(get_args(known))}, not {word!r}")
 
     @classmethod
     def from_settings(cls, settings: Settings | None = None, *, rerank: bool = True) -> Pipeline:
@@ -177,6 +184,7 @@ class Pipeline:
         alpha = self.alpha if alpha is None else alpha
         deadline_ms = self.deadline_ms if deadline_ms is None else deadline_ms
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
+        alpha = None if alpha is None else float(alpha)  # NumPy's numbers would make scores that are no JSON
         until = None if deadline_ms is None else time.monotonic() + min(deadline_ms / 1e3, LONGEST_S)
         if not isinstance(text, str):
             raise SettingsError(f"a query is a string, not {type(text).__name__}")
@@ -319,7 +327,11 @@ class Pipeline:
         """A document's chunks and metadata as they are stored; None if it is not there.
 
         Of files with equal content each one's path leads to the one document, whose ``copies`` they are.
+
+        Raises:
+            SettingsError: the id is no string.
         """
+        _check_id(document_id)
         return collection.get(self.store, document_id)
 
     def delete(self, document_ids: str | Iterable[str]) -> int:
@@ -328,11 +340,14 @@ class Pipeline:
         Of files with equal content, which are stored once, only those that are named go.
 
         Raises:
+            SettingsError: an id is no string. What was given before it may be removed.
             FingerprintError: the collection was made with another embedding model, which those that stay may need.
         """
         refuse_other(self.store, self.fingerprint, ignore=_CHUNKING)
         self._complete.clear()
-        ids = [document_ids] if isinstance(document_ids, str) else document_ids
+        # What is neither is refused as an id.
+        several = isinstance(document_ids, Iterable) and not isinstance(document_ids, str)
+        ids = map(_check_id, document_ids if several else [document_ids])
         return collection.delete(self.store, ids, self.embedder.embed_documents)
 
     def verify(
@@ -465,3 +480,9 @@ class Pipeline:
             return
         # How chunks were cut does not matter for finding them.
         self._checked = refuse_other(self.store, self.fingerprint, ignore=_CHUNKING)
+
+
+def _check_id(document_id: object) -> str:
+    if not isinstance(document_id, str):
+        raise SettingsError(f"a document's id is a string, not {document_id!r:.100}")
+    return document_id

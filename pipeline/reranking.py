@@ -262,7 +262,10 @@ def _shown(value: object) -> str:
 
 
 def _is_score(score: RerankScore) -> bool:
-    return math.isfinite(score.raw) and 0.0 <= score.probability <= 1.0  # NaN, too, is not
+    try:
+        return math.isfinite(score.raw) and 0.0 <= score.probability <= 1.0  # NaN, too, is not
+    except (TypeError, ValueError, OverflowError):  # no number, or an integer beyond all floats
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -538,6 +538,40 @@ def test_rank_fusion_is_chosen_by_name() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"search": "Hybrid"}, "search is one of hybrid, dense, sparse, not 'Hybrid'"),
+        ({"hybrid_fusion": "Convex"}, "hybrid_fusion is one of convex, dbsf, rrf, not 'Convex'"),
+        ({"fusion": "RRF"}, "fusion is one of linear, rrf, not 'RRF'"),
+    ],
+)
+def test_words_that_are_unknown(options: dict[str, Any], says: str) -> None:
+    """Nothing is fused in another way than asked for."""
+    with pytest.raises(SettingsError, match=says):
+        Pipeline(embedder=FakeEmbedder(), store=FakeStore(), **options)
+
+
+def test_scores_are_json_whatever_number_the_weight_is() -> None:
+    """A score of NumPy's kind is none."""
+    result = pipeline(preferring("apple"), fusion="rrf").query("apple", alpha=np.float32(0.5))  # type: ignore[arg-type]
+    assert {float} == {type(hit.score) for hit in result.hits}
+    assert written(result.to_dict())
+
+
+@pytest.mark.parametrize("score", [RerankScore(None, 0.5), RerankScore("1", 0.5), RerankScore(10**400, 0.5)])  # type: ignore[arg-type]
+def test_a_score_that_is_no_number_is_the_rerankers_fault(score: RerankScore) -> None:
+    """So the fallback answers."""
+
+    class Wrong(FakeReranker):
+        def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+            return [score] * len(texts)
+
+    result = pipeline(Wrong(), fallbacks=[None]).query("apple")
+    assert (True, "none") == (result.degraded, result.reranker)
+    assert "gave no finite raw score" in result.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
         ({"top_k": "3"}, "top_k is a whole number, not '3'"),
         ({"top_k": 2.5}, "top_k is a whole number, not 2.5"),
         ({"top_n": None, "top_k": True}, None),
