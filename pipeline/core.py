@@ -273,7 +273,7 @@ class Pipeline:
         of them stays. It is for files that an earlier ingest has read and that are as they were.
 
         Raises:
-            SettingsError: a path does not exist, or an argument is wrong.
+            SettingsError: a path does not exist, or an argument is wrong, as ``prune`` with documents alone.
             FingerprintError: the collection was made with another model or other chunking.
             StoreError, EmbedderError: that part failed; what was reported as written stays written.
         """
