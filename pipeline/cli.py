@@ -130,7 +130,7 @@ def ingest(
         report = rag.ingest(paths, prune=prune, dry_run=dry_run, max_delete=max_delete, progress=progress)
     if as_json:
         shown = {"profile": report.profile.to_dict()} if profile and report.profile else {}
-        print_json(report.to_dict() | shown)
+        print_json(report.to_dict(exact=True) | shown)
     else:
         print_report(stdout(), report)
         if profile and report.profile:
@@ -168,7 +168,7 @@ def query(
         result = rag.query(text, top_n=top_n, top_k=top_k, threshold=threshold, alpha=alpha, where=conditions)
         # Before the pipeline is closed: with a deadline that waits for a reranker that is still loading.
         if as_json:
-            print_json(result.to_dict())
+            print_json(result.to_dict(exact=True))
         else:
             print_result(stdout(), result)
         sys.stdout.flush()
@@ -250,7 +250,7 @@ def verify(
     with _opened() as (rag, progress):
         report = rag.verify(paths or [], repair=repair, progress=progress)
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.to_dict(exact=True))
     else:
         print_verification(stdout(), report, rag.store.name)
     if not report.clean:
@@ -271,7 +271,7 @@ def export_collection(
     with _opened() as (rag, progress):
         report = rag.export_to(file, vectors=vectors, progress=progress)
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.to_dict(exact=True))
     else:
         print_transfer(stdout(), f"{report.documents} documents, {report.chunks} chunks written to {file}", report)
 
@@ -286,7 +286,7 @@ def import_collection(
     with _opened() as (rag, progress):
         report = rag.import_from(file, progress=progress)
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.to_dict(exact=True))
     else:
         done = f"{report.written} documents written, {report.unchanged} unchanged; {report.chunks_written} chunks"
         print_transfer(stdout(), done + (" embedded" if report.embedded else " with their vectors"), report)

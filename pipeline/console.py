@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 import json
-import math
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pipeline.plain import finite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,13 +43,4 @@ def print_json(value: Any) -> None:
     Where stdout is not in UTF-8, characters beyond ASCII are escapes, which every reader of JSON knows.
     """
     utf8 = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name == "utf-8"
-    print(json.dumps(_finite(value), ensure_ascii=not utf8))
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for NaN and infinities, which Python would write and no other reader take."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(finite(value), ensure_ascii=not utf8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import Counter
@@ -11,12 +12,13 @@ from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pipeline.answering import answer, complete_versions
 from pipeline.calibration import Calibration
 from pipeline.cascade import Cascade, rerank_candidates
 from pipeline.closing import close
+from pipeline.deadline import LONGEST_S
 from pipeline.errors import SettingsError
 from pipeline.ingestion import collection, transfer
 from pipeline.ingestion.agreement import refuse_other
@@ -122,6 +124,13 @@ class Pipeline:
         # Documents whose removal by prune was refused.
         self._refused: set[str] = set()
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
+        for name, word, known in (
+            ("search", search, SearchMode),
+            ("hybrid_fusion", hybrid_fusion, HybridFusion),
+            ("fusion", fusion, StageFusion),
+        ):
+            if word not in get_args(known):
+                raise SettingsError(f"{name} is one of {', '.join(get_args(known))}, not {word!r}")
 
     @classmethod
     def from_settings(cls, settings: Settings | None = None, *, rerank: bool = True) -> Pipeline:
@@ -178,7 +187,8 @@ class Pipeline:
         alpha = self.alpha if alpha is None else alpha
         deadline_ms = self.deadline_ms if deadline_ms is None else deadline_ms
         self._check(top_n, top_k, threshold, alpha, deadline_ms)
-        until = None if deadline_ms is None else time.monotonic() + deadline_ms / 1e3
+        alpha = None if alpha is None else float(alpha)  # NumPy's numbers would make scores that are no JSON
+        until = None if deadline_ms is None else time.monotonic() + min(deadline_ms / 1e3, LONGEST_S)
         if not isinstance(text, str):
             raise SettingsError(f"a query is a string, not {type(text).__name__}")
         if not text.strip():
@@ -266,7 +276,7 @@ class Pipeline:
         of them stays. It is for files that an earlier ingest has read and that are as they were.
 
         Raises:
-            SettingsError: a path does not exist, or an argument is wrong.
+            SettingsError: a path does not exist, or an argument is wrong, as ``prune`` with documents alone.
             FingerprintError: the collection was made with another model or other chunking.
             StoreError, EmbedderError: that part failed; what was reported as written stays written.
         """
@@ -321,7 +331,11 @@ class Pipeline:
         """A document's chunks and metadata as they are stored; None if it is not there.
 
         Of files with equal content each one's path leads to the one document, whose ``copies`` they are.
+
+        Raises:
+            SettingsError: the id is no string.
         """
+        _check_id(document_id)
         return collection.get(self.store, document_id)
 
     def delete(self, document_ids: str | Iterable[str]) -> int:
@@ -330,11 +344,14 @@ class Pipeline:
         Of files with equal content, which are stored once, only those that are named go.
 
         Raises:
+            SettingsError: an id is no string. What was given before it may be removed.
             FingerprintError: the collection was made with another embedding model, which those that stay may need.
         """
         refuse_other(self.store, self.fingerprint, ignore=_CHUNKING)
         self._complete.clear()
-        ids = [document_ids] if isinstance(document_ids, str) else document_ids
+        # What is neither is refused as an id.
+        several = isinstance(document_ids, Iterable) and not isinstance(document_ids, str)
+        ids = map(_check_id, document_ids if several else [document_ids])
         return collection.delete(self.store, ids, self.embedder.embed_documents)
 
     def verify(
@@ -450,15 +467,19 @@ class Pipeline:
             kind, what = (Integral, "whole number") if name in counts else (Real, "number")
             if not isinstance(value, kind) and (value is not None or name in counts):
                 raise SettingsError(f"{name} is a {what}, not {value!r}")
+            try:
+                float(value or 0)
+            except OverflowError as error:  # an integer beyond all floats
+                raise SettingsError(f"{name} is larger than any number that can be counted with") from error
         if not 1 <= top_n <= 1000:
             raise SettingsError(f"top_n must be between 1 and 1000, not {top_n}")
         if not 1 <= top_k <= top_n:
             raise SettingsError(f"top_k must be between 1 and top_n ({top_n}), not {top_k}")
         for name, value in (("threshold", threshold), ("alpha", alpha)):
             if value is not None and not 0.0 <= value <= 1.0:
-                raise SettingsError(f"{name} must be between 0 and 1, not {value:g}")
-        if deadline_ms is not None and not deadline_ms > 0:
-            raise SettingsError(f"deadline_ms must be over 0, not {deadline_ms:g}")
+                raise SettingsError(f"{name} must be between 0 and 1, not {float(value):g}")
+        if deadline_ms is not None and not 0 < deadline_ms < math.inf:
+            raise SettingsError(f"deadline_ms must be over 0 and finite, not {float(deadline_ms):g}; None: no deadline")
 
     def _check_fingerprint_for_query(self) -> None:
         """Once a pipeline: vectors of another model would give wrong answers without any error."""
@@ -466,3 +487,9 @@ class Pipeline:
             return
         # How chunks were cut does not matter for finding them.
         self._checked = refuse_other(self.store, self.fingerprint, ignore=_CHUNKING)
+
+
+def _check_id(document_id: object) -> str:
+    if not isinstance(document_id, str):
+        raise SettingsError(f"a document's id is a string, not {document_id!r:.100}")
+    return document_id

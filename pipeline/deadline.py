@@ -11,6 +11,9 @@ from threading import Event
 # How often one who sleeps looks whether the work is still wanted.
 _POLL_S = 0.1
 
+LONGEST_S = 1e6
+"""Nobody waits longer, which is eleven days: sockets, locks and sleeps of some systems take no number much larger."""
+
 
 class DeadlinePassed(Exception):  # noqa: N818 - nothing is wrong, it is late
     """The moment has come, and what was to be computed until then is not there."""

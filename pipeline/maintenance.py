@@ -57,7 +57,7 @@ def reindex(
         report = rag.reindex(progress=progress)
     lines = {variable(name): value for name, value in changes.items()}
     if as_json:
-        print_json(report.to_dict() | {"settings": lines})
+        print_json(report.to_dict(exact=True) | {"settings": lines})
         return
     say = sayer(stdout())
     for warning in report.warnings:

@@ -22,7 +22,7 @@ from pipeline.score_cache import ScoreCache
 from pipeline.scoring import logit
 from pipeline.text import well_formed
 from pipeline.types import Candidate, RerankScore
-from pipeline.windows import Passage, TokenCounts, Window, shorten_query, windows
+from pipeline.windows import Passage, TokenCounts, Window, is_limited, shorten_query, windows, without_limits
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Scorer:
         self._cache = cache
         self._calibrations = calibrations
         self._calibration: tuple[str, Calibration | None] | None = None
-        self._counts: TokenCounts | None = None
+        self._counts: tuple[Tokenizer, TokenCounts] | None = None  # and whose tokens are counted
         self._seconds = self._characters = 0.0  # what reading took, and how much was read
         self._calls = 0  # that share the model now
         self._loading: threading.Thread | None = None
@@ -236,11 +236,17 @@ class Scorer:
         tokenizer = getattr(self.reranker, "tokenizer", None) or self._tokenizer
         clean = [Passage(well_formed(passage.title), well_formed(passage.text)) for passage in passages]
         apart = getattr(self.reranker, "apart", False)
-        query, room = shorten_query(well_formed(query), tokenizer, max_tokens, apart=apart)
-        counts = self._counts
-        if counts is None or counts.tokenizer is not tokenizer:
-            counts = self._counts = TokenCounts(tokenizer)
+        counts = self._counting(tokenizer)
+        query, room = shorten_query(well_formed(query), counts.tokenizer, max_tokens, apart=apart)
         return query, windows(clean, counts, room, self._tokens_read)
+
+    def _counting(self, tokenizer: Tokenizer) -> TokenCounts:
+        """Counts whole texts; a copy of the tokenizer, where it needs one, is made once."""
+        known = self._counts
+        # A tokenizer that was used as it is may be set to cut or pad by its model meanwhile.
+        if known is None or known[0] is not tokenizer or is_limited(known[1].tokenizer):
+            known = self._counts = (tokenizer, TokenCounts(without_limits(tokenizer)))
+        return known[1]
 
 
 def without_errors(*loads: Callable[[], None]) -> None:
@@ -256,7 +262,10 @@ def _shown(value: object) -> str:
 
 
 def _is_score(score: RerankScore) -> bool:
-    return math.isfinite(score.raw) and 0.0 <= score.probability <= 1.0  # NaN, too, is not
+    try:
+        return math.isfinite(score.raw) and 0.0 <= score.probability <= 1.0  # NaN, too, is not
+    except (TypeError, ValueError, OverflowError):  # no number, or an integer beyond all floats
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ class RetryPolicy:
 
     def begin(self) -> float:
         """The moment, on ``clock``, at which work that starts now must have ended; the query's deadline counts, too."""
-        own, query = self.clock() + self.deadline_s, deadline.current()
+        own, query = self.clock() + min(self.deadline_s, deadline.LONGEST_S), deadline.current()
         return own if query is None else min(own, query)
 
     def run(self, attempt: Callable[[float], T], *, until: float, gate: Gate | None = None) -> T:

@@ -7,6 +7,7 @@ Every field is one variable: ``top_k`` is ``RAG_TOP_K``. In Python the field's n
 from __future__ import annotations
 
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,6 +22,11 @@ from pipeline.types import HybridFusion, Quantization, SearchMode, StageFusion
 PREFIX = "RAG_"
 # Variables of the test suite; they configure no pipeline.
 TEST_PREFIX = "RAG_TEST_"
+
+_ENVIRONMENT = "the environment"
+_KUBERNETES = re.compile(
+    r"RAG_(SERVICE_.*|PORT(_.*)?|.*_SERVICE_HOST|.*_SERVICE_PORT(_.*)?|.*_PORT_[0-9]+_(TCP|UDP|SCTP)(_.*)?)"
+)
 
 
 class Settings(BaseSettings):
@@ -58,7 +64,10 @@ class Settings(BaseSettings):
         30.0, gt=0, allow_inf_nan=False, description="seconds that one request to a Qdrant server may take"
     )
     qdrant_deadline: float = Field(
-        120.0, ge=0, description="seconds that an ingest goes on trying while a Qdrant server does not answer"
+        120.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds that an ingest goes on trying while a Qdrant server does not answer",
     )
     qdrant_shards: int | None = Field(
         None, ge=1, le=1024, description="for a new collection on a server: its shards; empty: left to the server"
@@ -153,12 +162,20 @@ class Settings(BaseSettings):
     rerank_scores: Literal["probability", "logit"] | None = Field(
         None, description="for `http`: what its scores are; empty: `logit` for `tei`, `probability` for the others"
     )
-    rerank_timeout: float = Field(10.0, gt=0, description="seconds that one request to a remote reranker may take")
+    rerank_timeout: float = Field(
+        10.0, gt=0, allow_inf_nan=False, description="seconds that one request to a remote reranker may take"
+    )
     rerank_deadline: float = Field(
-        30.0, gt=0, description="seconds that a remote reranker may take in all, with every retry"
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds that a remote reranker may take in all, with every retry",
     )
     rerank_rpm: float | None = Field(
-        None, gt=0, description="requests a minute that a remote reranker is asked at most; empty: no limit"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="requests a minute that a remote reranker is asked at most; empty: no limit",
     )
     rerank_concurrency: int = Field(8, ge=1, description="requests to a remote reranker that may be under way at once")
     rerank_max_tokens: int | None = Field(
@@ -170,10 +187,14 @@ class Settings(BaseSettings):
     rerank_price: float | None = Field(
         None,
         ge=0,
+        allow_inf_nan=False,
         description="for `rag eval`: price of 1,000 requests to a reranker that bills them, up to 100 documents each",
     )
     rerank_token_price: float | None = Field(
-        None, ge=0, description="for `rag eval`: price of 1,000,000 tokens at a reranker that bills tokens"
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="for `rag eval`: price of 1,000,000 tokens at a reranker that bills tokens",
     )
     top_n: int = Field(50, ge=1, le=1000, description="candidates recalled by the first stage, 1-1000")
     top_k: int = Field(5, ge=1, le=1000, description="hits returned, 1-`RAG_TOP_N`")
@@ -307,7 +328,7 @@ def _suggestion(name: str, known: set[str]) -> str:
 def _refuse_unknown_variables(env_file: Any) -> None:
     """A mistyped RAG_ variable is an error: pydantic-settings itself only looks for names it knows."""
     known = {variable(field) for field in Settings.model_fields}
-    names = dict.fromkeys(os.environ, "the environment")
+    names = dict.fromkeys(os.environ, _ENVIRONMENT)
     if env_file is not None and Path(env_file).is_file():
         try:
             with Path(env_file).open(encoding="utf-8") as file:
@@ -323,7 +344,15 @@ def _refuse_unknown_variables(env_file: Any) -> None:
     for name, where in names.items():
         upper = name.upper()
         if upper.startswith(PREFIX) and not upper.startswith(TEST_PREFIX) and upper not in known:
+            if where == _ENVIRONMENT and _is_of_kubernetes(name):
+                continue
             raise SettingsError(f"unknown variable {name} in {where}.{_suggestion(upper, known)}")
+
+
+def _is_of_kubernetes(name: str) -> bool:
+    """Whether Kubernetes has set it, in every container, for a Service that is called ``rag`` or ``rag-...``."""
+    address = name.endswith("_PORT") and "://" in os.environ[name]
+    return address or _KUBERNETES.fullmatch(name) is not None
 
 
 def _explain(error: ValidationError, *, given: set[str]) -> str:

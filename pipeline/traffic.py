@@ -5,6 +5,7 @@ A gate stands before an endpoint and is shared by everyone in the process who ta
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,7 @@ class Gate:
     ) -> None:
         self.concurrency = concurrency
         self._name = name
-        self._per_minute = per_minute
+        self._per_minute = None if per_minute == math.inf else per_minute
         self._failures = failures
         self._pause_s = pause_s
         self._lock = threading.Lock()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from decimal import Decimal
-from operator import is_
+from numbers import Integral
 from typing import Any, Literal
 
 from pipeline.errors import DocumentError
+from pipeline.plain import for_json, plain
 
 SearchMode = Literal["hybrid", "dense", "sparse"]
 HybridFusion = Literal["convex", "dbsf", "rrf"]
@@ -43,11 +42,11 @@ class Document:
     """A text to be found again.
 
     ``id`` is the caller's, or the absolute path of the file. ``source`` is where the text came from (a path,
-    an address) and defaults to the id. ``metadata`` holds JSON values and can be filtered on in queries; a set
-    becomes a list.
+    an address) and defaults to the id. ``metadata`` holds JSON values and can be filtered on in queries; it is a copy
+    of what was given, with plain values for those of other libraries (see :func:`pipeline.plain.plain`).
 
     Raises:
-        DocumentError: the id is empty, or a field is of another type.
+        DocumentError: the id is empty, a field is of another type, or metadata cannot be read.
     """
 
     id: str
@@ -74,7 +73,12 @@ class Document:
                 raise DocumentError(f"document {self.id}: {name} is a string, not {type(getattr(self, name)).__name__}")
         if not isinstance(self.metadata, Mapping) or not all(isinstance(key, str) for key in self.metadata):
             raise DocumentError(f"document {self.id}: metadata is a mapping whose keys are strings")
-        object.__setattr__(self, "metadata", _plain(self.metadata, METADATA_LEVELS + 1))
+        try:
+            object.__setattr__(self, "metadata", plain(self.metadata, METADATA_LEVELS + 1))
+        except Exception as error:  # whatever a key raises when it is asked for its text
+            raise DocumentError(f"document {self.id}: its metadata cannot be read: {error!r}") from error
+        if not all(isinstance(start, Integral) for start in self.page_starts):
+            raise DocumentError(f"document {self.id}: page_starts are whole numbers")
         if not self.source:
             object.__setattr__(self, "source", self.id)
 
@@ -92,24 +96,6 @@ class Document:
             parts.append(self.page_starts)
         canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def _plain(value: Any, levels: int) -> Any:
-    """What JSON has of a value: a list of a set, which is in another order in each process, and the number of a
-    decimal, or of NumPy's and so pandas' kinds. What lies deeper than ``levels`` stays as it is, and what is plain is
-    the same object."""
-    if levels and isinstance(value, Mapping):
-        fields = {key: _plain(one, levels - 1) for key, one in value.items()}
-        return value if all(fields[key] is one for key, one in value.items()) else fields
-    if levels and isinstance(value, list):
-        items = [_plain(one, levels - 1) for one in value]
-        return value if all(map(is_, items, value)) else items
-    if isinstance(value, set | frozenset):
-        return sorted((_plain(one, 0) for one in value), key=str)
-    if isinstance(value, Decimal):
-        return float(value)
-    numpy = sys.modules.get("numpy")  # who has none of its numbers need not load it
-    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +259,8 @@ class Hit:
     def metadata(self) -> Mapping[str, Any]:
         return self.chunk.metadata
 
-    def to_dict(self) -> dict[str, Any]:
-        """The hit as in the JSON output of ``rag query``."""
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The hit as in the JSON output of ``rag query``; see :meth:`QueryResult.to_dict`."""
         rerank = None
         if self.rerank is not None:
             window = self.rerank.window
@@ -283,7 +269,7 @@ class Hit:
                 "raw": self.rerank.raw,
                 "window": None if window is None else list(window),
             }
-        return {
+        shown = {
             "rank": self.rank,
             "id": self.chunk.id,
             "document_id": self.document_id,
@@ -296,6 +282,7 @@ class Hit:
             "first_stage": {"rank": self.first_stage.rank, "score": self.first_stage.score},
             "metadata": dict(self.metadata),
         }
+        return shown if exact else for_json(shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,18 +303,23 @@ class QueryResult:
     """True where not the reranker that was asked for answered."""
     warnings: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result as ``rag query --json`` prints it."""
-        return {
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The result as ``rag query --json`` prints it, for any writer of JSON.
+
+        NaN and infinities, which metadata may hold, are None. Lone surrogates, as of file names that are no UTF-8, are
+        U+FFFD, unless it is to be ``exact``: JSON can name them by escapes alone, which the commands write.
+        """
+        shown = {
             "query": self.query,
             "reranker": self.reranker,
             "degraded": self.degraded,
             "warnings": list(self.warnings),
-            "hits": [hit.to_dict() for hit in self.hits],
+            "hits": [hit.to_dict(exact=True) for hit in self.hits],
             "candidates": self.candidates,
             "reranked": self.reranked,
             "timings_ms": {name: round(value, 3) for name, value in self.timings_ms.items()},
         }
+        return shown if exact else for_json(shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,9 +373,9 @@ class IngestReport:
     dry_run: bool = False
     profile: IngestProfile | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as ``rag ingest --json`` prints it."""
-        return {
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The report as ``rag ingest --json`` prints it; see :meth:`QueryResult.to_dict`."""
+        shown = {
             "documents": {
                 "new": self.new,
                 "changed": self.changed,
@@ -397,6 +389,7 @@ class IngestReport:
             "seconds": round(self.seconds, 3),
             "dry_run": self.dry_run,
         }
+        return shown if exact else for_json(shown)
 
 
 # ------------------------------------------------------- what is in a collection
@@ -482,9 +475,9 @@ class VerifyReport:
     def clean(self) -> bool:
         return not self.problems
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as ``rag verify --json`` prints it."""
-        return {
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The report as ``rag verify --json`` prints it; see :meth:`QueryResult.to_dict`."""
+        shown = {
             "clean": self.clean,
             "exists": self.exists,
             "documents": self.documents,
@@ -493,6 +486,7 @@ class VerifyReport:
             "repaired": [asdict(problem) for problem in self.repaired],
             "seconds": round(self.seconds, 3),
         }
+        return shown if exact else for_json(shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,9 +500,10 @@ class ExportReport:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as ``rag export --json`` prints it."""
-        return asdict(self) | {"seconds": round(self.seconds, 3)}
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The report as ``rag export --json`` prints it; see :meth:`QueryResult.to_dict`."""
+        shown = asdict(self) | {"seconds": round(self.seconds, 3)}
+        return shown if exact else for_json(shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -528,9 +523,9 @@ class ImportReport:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as ``rag import --json`` prints it."""
-        return {
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The report as ``rag import --json`` prints it; see :meth:`QueryResult.to_dict`."""
+        shown = {
             "file": self.file,
             "documents": {"written": self.written, "unchanged": self.unchanged},
             "chunks": {"written": self.chunks_written, "deleted": self.chunks_deleted},
@@ -538,6 +533,7 @@ class ImportReport:
             "warnings": list(self.warnings),
             "seconds": round(self.seconds, 3),
         }
+        return shown if exact else for_json(shown)
 
 
 # ------------------------------------------------ collections side by side
@@ -579,9 +575,10 @@ class ReindexReport:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as ``rag reindex --json`` prints it, beside the settings."""
-        return asdict(self) | {"seconds": round(self.seconds, 3)}
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """The report as ``rag reindex --json`` prints it, beside the settings; see :meth:`QueryResult.to_dict`."""
+        shown = asdict(self) | {"seconds": round(self.seconds, 3)}
+        return shown if exact else for_json(shown)
 
 
 @dataclass(frozen=True, slots=True)

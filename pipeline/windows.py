@@ -51,6 +51,21 @@ def passages_of(candidates: Iterable[Candidate]) -> list[Passage]:
     return [Passage(candidate.chunk.title, candidate.chunk.text) for candidate in candidates]
 
 
+def is_limited(tokenizer: Tokenizer) -> bool:
+    """Whether it cuts or pads texts, as a model's ``tokenizer.json`` often says."""
+    return getattr(tokenizer, "truncation", None) is not None or getattr(tokenizer, "padding", None) is not None
+
+
+def without_limits(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, or a copy that neither cuts nor pads: its model goes on using this one."""
+    if not is_limited(tokenizer):
+        return tokenizer
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
 def shorten_query(query: str, tokenizer: Tokenizer, max_tokens: int, *, apart: bool = False) -> tuple[str, int]:
     """The query, cut to half of what the model reads of a pair, and the tokens that are left for a passage.
 

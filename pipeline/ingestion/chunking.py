@@ -21,6 +21,7 @@ from pipeline.ingestion.language import language
 from pipeline.ingestion.markdown import Section, sections
 from pipeline.text import well_formed
 from pipeline.types import Chunk, Document
+from pipeline.windows import without_limits
 
 MIN_CHUNK_TOKENS = 16
 # A section of less than this share of a chunk is put together with its neighbours.
@@ -64,12 +65,7 @@ class Chunker:
                 f"an overlap of {overlap} tokens does not fit chunks of {chunk_tokens}: it must be 0 or more, and less "
                 f"than half of the chunk"
             )
-        if tokenizer.truncation is not None or tokenizer.padding is not None:
-            # A copy, because the embedder goes on using this one.
-            tokenizer = Tokenizer.from_str(tokenizer.to_str())
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-        self._tokenizer = tokenizer
+        self._tokenizer = without_limits(tokenizer)
         self.chunk_tokens = chunk_tokens
         self.overlap = overlap
 

@@ -76,6 +76,14 @@ def read(
     yield Batch(batch, repeated, done, total)
 
 
+def hash_of(document: Document) -> str | Failure:
+    """The document's content hash, or why it cannot be stored: an object in its metadata may have no text."""
+    try:
+        return document.content_hash()
+    except Exception as error:  # noqa: BLE001  whatever the object raises
+        return Failure(document.source, f"{document.id}: its metadata cannot be stored: {error!r}")
+
+
 def _check(item: str | Path, held: Callable[[str], bool] | None) -> Path:
     if not isinstance(item, str | os.PathLike):
         raise DocumentError(f"to ingest are documents (pipeline.Document), files and folders, not {item!r:.100}")

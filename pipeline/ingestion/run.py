@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain
@@ -23,7 +23,7 @@ from pipeline.ingestion.changes import any_within, by_document, plan_prune
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.copies import Related, Sharing, chunk_ids, related
 from pipeline.ingestion.loaders import MAX_BYTES, is_still_there
-from pipeline.ingestion.reading import read
+from pipeline.ingestion.reading import hash_of, read
 from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
 from pipeline.types import METADATA_LEVELS, Chunk, Document, Failure, Fingerprint, IngestProfile, IngestReport
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _EMBED_CHUNKS = 512
 _FIRST_CHUNKS = 64
 _REPEATED_SHOWN = 20
+_NOTHING_TO_PRUNE = "prune needs files or folders to compare with, not documents alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ class IngestRun:
     """Sources, and folders of such, that are passed over: what is stored of them stays."""
     progress: Callable[[Progress], None] | None = None
     refused: set[str] = field(default_factory=set)
-    """Ids that :meth:`execute` must not prune, as it was refused once; kept from run to run by the caller."""
+    """Ids that :meth:`execute` must not prune, as it was refused once, until one of them is back; kept from run to run by
+    the caller."""
 
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("new", "changed", "unchanged"), 0))
     _written: int = 0
@@ -104,6 +106,9 @@ class IngestRun:
         self, items: Iterable[Document | str | Path], *, prune: bool = False, max_delete: float = 0.2
     ) -> IngestReport:
         """Runs the ingest and says what it did."""
+        # What can be looked through beforehand is refused before anything of it is written.
+        if prune and isinstance(items, Sequence) and all(isinstance(item, Document) for item in items):
+            raise SettingsError(_NOTHING_TO_PRUNE)
         start = time.perf_counter()
         roots: list[str] = []
 
@@ -124,6 +129,8 @@ class IngestRun:
                 for work in self._watch.reading(self._take(batch.items), "chunking"):
                     put(work)
                 self._report()
+            if prune and not roots:  # of an iterator it is known only now
+                raise SettingsError(_NOTHING_TO_PRUNE)
             put(self._cut())
         if not self._seen and not self._failures and not self.unread:
             self._warnings.append("nothing to ingest: no files there (hidden ones are left out)")
@@ -159,6 +166,7 @@ class IngestRun:
     def _take(self, items: list[Document | Failure]) -> Iterator[_Work]:
         """Compares a batch of documents with the ledger, chunks those that changed, gives what is to be embedded."""
         documents = []
+        hashes = []
         for item in items:
             if isinstance(item, Failure):
                 self._failures.append(item)
@@ -168,11 +176,13 @@ class IngestRun:
                 self._failures.append(
                     Failure(item.source, f"{item.id}: metadata of more than {METADATA_LEVELS} levels")
                 )
+            elif isinstance(content_hash := hash_of(item), Failure):
+                self._failures.append(content_hash)
             else:
                 documents.append(item)
+                hashes.append(content_hash)
         if not documents:
             return
-        hashes = [document.content_hash() for document in documents]
         files = {doc.id: hash_ for doc, hash_ in zip(documents, hashes, strict=True) if doc.from_file}
         others = [document.id for document in documents if not document.from_file]
         held = Related(related(self.store, list(files), list(files.values())) if files else ())
@@ -279,8 +289,6 @@ class IngestRun:
 
     def _prune(self, roots: list[str], max_delete: float) -> set[str]:
         """Which documents have to go, or paths of copies, because their sources are gone."""
-        if not roots:
-            raise SettingsError("prune needs files or folders to compare with, not documents alone")
         # One that was left out because it is repeated was met, whatever became of the others since.
         met = chain(self._seen, self._repeated)
         unread = chain(self.unread, (failure.source for failure in self._failures))
@@ -294,6 +302,8 @@ class IngestRun:
             places=self._places,
             still_there=is_still_there,
         )
+        if not self.refused.isdisjoint(self._seen):  # what was away is back, so that the others are really gone
+            self.refused.clear()
         refusal = plan.refusal(max_delete, self.refused)
         if refusal is not None:
             self._failures.append(Failure(", ".join(roots), refusal))

@@ -14,7 +14,7 @@ from pipeline.ingestion.changes import answering, any_within, by_document, is_wi
 from pipeline.ingestion.copies import Embed, Sharing, chunk_ids
 from pipeline.ingestion.ledger import Ledger
 from pipeline.ingestion.loaders import MAX_BYTES, is_still_there, load
-from pipeline.ingestion.reading import read
+from pipeline.ingestion.reading import hash_of, read
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.interfaces import Store
 from pipeline.types import (
@@ -58,10 +58,11 @@ class Sources:
         for batch in read(items, self.roots, self.max_bytes, held=self.held):
             tell(Progress(batch.files_done, batch.files_total, documents=len(self.hashes), chunks=0))
             for item in batch.items:
-                if isinstance(item, Failure):
-                    self.failures.append(item)
-                else:
-                    self.hashes[item.id] = item.content_hash()
+                content_hash = item if isinstance(item, Failure) else hash_of(item)
+                if isinstance(content_hash, Failure):
+                    self.failures.append(content_hash)
+                elif isinstance(item, Document):
+                    self.hashes[item.id] = content_hash
                     self.places[item.id] = sys.intern(item.source)
                     yield item
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from qdrant_client import QdrantClient
 
+from pipeline.deadline import LONGEST_S
 from pipeline.errors import SettingsError, StoreError, StoreUnavailableError
 from pipeline.remote import check_key, without_secrets
 from pipeline.retrying import RemoteError, RetryPolicy
@@ -43,7 +44,10 @@ def connect(url: str, *, api_key: str | None = None, timeout: float = 30.0) -> Q
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise wrong
         return QdrantClient(
-            url=parts.geturl(), headers=headers, timeout=max(1, math.ceil(timeout)), check_compatibility=False
+            url=parts.geturl(),
+            headers=headers,
+            timeout=max(1, math.ceil(min(timeout, LONGEST_S))),
+            check_compatibility=False,
         )
     except ValueError as error:  # brackets, blanks, a port beyond all
         raise wrong from error

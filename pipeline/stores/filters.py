@@ -15,6 +15,7 @@ from datetime import UTC, date, datetime
 from typing import Any, Literal
 
 from pipeline.errors import SettingsError
+from pipeline.plain import plain
 from pipeline.stores.payload import clean, short
 
 IndexType = Literal["keyword", "float", "bool", "datetime"]
@@ -26,6 +27,8 @@ OPERATORS = ("gt", "gte", "lt", "lte")
 
 # Floats hold every integer up to here; larger ones are compared exactly, without an index.
 _EXACT_FLOAT = 2**53
+# A list, or a range, and the values in it.
+_LEVELS = 1
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -107,7 +110,8 @@ def parse(where: Mapping[str, Any] | None) -> list[Clause]:
     """
     if where is not None and not isinstance(where, Mapping):
         raise SettingsError(f"where maps metadata keys to conditions, such as {{'lang': 'en'}}; this is {where!r}")
-    return [Clause(_path(key), _tests(key, wanted)) for key, wanted in (where or {}).items()]
+    # Made plain as metadata are, so that what was stored is found by the value that it was given as.
+    return [Clause(_path(key), _tests(key, plain(wanted, _LEVELS))) for key, wanted in (where or {}).items()]
 
 
 def unquoted(path: str) -> str:
@@ -142,16 +146,24 @@ def _equals(key: str, value: Any) -> Test:
         return Exactly(value)
     if isinstance(value, int) and abs(value) > _EXACT_FLOAT:
         if not -(2**63) <= value < 2**63:
-            raise SettingsError(f"where: {key} is compared with {value}, which is beyond 64 bits")
+            raise SettingsError(f"where: {key} is compared with {_shown(value)}, which is beyond 64 bits")
         return Exactly(value)
     if isinstance(value, int | float) and math.isfinite(value):
         # The same rounding as in the payload, or a float of 17 digits would not find itself.
         number = _as_stored(value)
         return NumberRange(gte=number, lte=number)
     raise SettingsError(
-        f"where: {key} cannot be compared with {value!r}; allowed are text, numbers, true and false, a list of these, "
-        f"and ranges such as {{'gte': 3, 'lt': 5}} or {{'gte': '2024-01-31'}}"
+        f"where: {key} cannot be compared with {_shown(value)}; allowed are text, numbers, true and false, a list of "
+        f"these, and ranges such as {{'gte': 3, 'lt': 5}} or {{'gte': '2024-01-31'}}"
     )
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # of a number of thousands of digits Python makes no text
+        return "a number that is too long to show"
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _range(key: str, bounds: Mapping[Any, Any]) -> Test:
@@ -167,7 +179,7 @@ def _range(key: str, bounds: Mapping[Any, Any]) -> Test:
         return DateRange(**_stricter(dates))
     raise SettingsError(
         f"where: the bounds of {key} must all be numbers, or all ISO dates such as 2024-01-31 or "
-        f"2024-01-31T18:00:00Z, not {dict(bounds)!r}"
+        f"2024-01-31T18:00:00Z, not {_shown(dict(bounds))}"
     )
 
 

@@ -32,7 +32,7 @@ _FIELDS = ["document_id", "content_hash", "index", "count", "text", "title", "so
 CHUNK_FIELDS = [*_FIELDS, "exact"]
 """What :func:`to_chunk` reads of a payload."""
 
-_INT64 = range(-(2**63), 2**63)
+_LEAST, _MOST = -(2**63), 2**63 - 1
 
 
 def is_chunk(payload: Mapping[str, Any]) -> bool:
@@ -131,7 +131,10 @@ def _storable(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return int(value) if value in _INT64 else float(value) if abs(value) < 1e300 else None
+        # Bounds, as a range would be walked through for an int of another type, such as an enumeration's.
+        if _LEAST <= value <= _MOST:
+            return int(value)
+        return float(value) if abs(value) < 1e300 else None
     if isinstance(value, float):
         return short(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -71,7 +71,7 @@ def watch(
             for line in described(outcome):
                 say(f"rag: {line}")
             if as_json:
-                print_json(outcome.to_dict())
+                print_json(outcome.to_dict(exact=True))
                 sys.stdout.flush()
     say("rag: stopped watching")
 

@@ -139,15 +139,19 @@ def test_a_short_text_is_one_chunk_as_it_is() -> None:
 
 
 def test_chunks_carry_their_document() -> None:
-    """Hash of the whole document, its source, and the same metadata object on each."""
-    metadata = {"lang": "en"}
+    """Hash of the whole document, its source, and its metadata, which are one object and not the caller's."""
+    metadata = {"lang": "en", "tags": ["a"], "of": {"n": 1}}
     document = Document(id="d", text=sentences(20), title="T", source="/s", metadata=metadata)
+    assert metadata == document.metadata
+    metadata["lang"], metadata["of"]["n"] = "zh", 2  # type: ignore[index]
+    metadata["tags"].append("b")  # type: ignore[attr-defined]
     chunks = Chunker(TOKENIZER, chunk_tokens=32, overlap=4).chunk(document)
     assert len(chunks) > 3
     assert {("d", document.content_hash(), "/s", "T")} == {
         (chunk.document_id, chunk.content_hash, chunk.source, chunk.title) for chunk in chunks
     }
-    assert all(chunk.metadata is metadata for chunk in chunks)
+    assert {"lang": "en", "tags": ["a"], "of": {"n": 1}} == document.metadata
+    assert all(chunk.metadata is document.metadata for chunk in chunks)
 
 
 def test_lone_surrogates_are_replaced() -> None:

@@ -1,10 +1,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.core import Pipeline
-from pipeline.errors import FingerprintError
+from pipeline.errors import FingerprintError, SettingsError
 from pipeline.types import Chunk, Document
 from tests.fakes import FakeEmbedder, FakeStore
 
@@ -33,6 +34,18 @@ def test_documents_lists_each_document_once() -> None:
     assert {"a", "b"} == set(found)
     assert ("shelf", A.content_hash(), True) == (found["a"].source, found["a"].content_hash, found["a"].complete)
     assert [] == list(filled()[0].documents())
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"a"])
+def test_ids_that_are_no_strings(wrong: Any) -> None:
+    """Are named, and nothing is removed for them."""
+    rag, _ = filled(A, B)
+    with pytest.raises(SettingsError, match="a document's id is a string, not "):
+        rag.get(wrong)
+    for given in (wrong, ["a", wrong], iter(["a", wrong])):
+        with pytest.raises(SettingsError, match="a document's id is a string, not "):
+            rag.delete(given)
+    assert {"a", "b"} == {version.document_id for version in rag.documents()}
 
 
 def test_get_returns_chunks_in_the_order_of_the_text() -> None:

@@ -1,10 +1,14 @@
 import json
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import date, datetime
 from decimal import Decimal
+from enum import StrEnum
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -396,9 +400,20 @@ def test_prune_removes_lines_that_left_a_jsonl_file(tmp_path: Path) -> None:
 
 
 def test_prune_without_paths_is_refused() -> None:
-    """There is nothing to compare with."""
+    """There is nothing to compare with. Nothing is written, and of an iterator at most what came before its end."""
+    for given in (list, iter):
+        rig = Rig()
+        with pytest.raises(SettingsError, match="prune"):
+            rig.rag.ingest(given([Document(id="a", text="x")]), prune=True)
+        assert {} == rig.store.points
+
+
+def test_many_documents_alone_are_not_written_before_prune_is_refused() -> None:
+    """A list is looked through beforehand: an ingest of hours does not end in an error."""
+    rig = Rig()
     with pytest.raises(SettingsError, match="prune"):
-        Rig().rag.ingest([Document(id="a", text="x")], prune=True)
+        rig.rag.ingest([Document(id=str(n), text="x") for n in range(700)], prune=True)
+    assert ({}, []) == (rig.store.points, rig.embedder.embedded)
 
 
 def test_a_sibling_with_the_same_beginning_is_not_under_a_root() -> None:
@@ -692,6 +707,7 @@ def test_stages_that_are_given_up_do_not_go_on_trying(at_the_end: bool) -> None:
         ({"title": 1}, "document x: title is a string"),
         ({"metadata": {1: 2, "a": 3}}, "document x: metadata is a mapping whose keys are strings"),
         ({"metadata": None}, "document x: metadata is a mapping"),
+        ({"page_starts": ("a",)}, "document x: page_starts are whole numbers"),
     ],
 )
 def test_a_document_of_other_types(fields: dict[str, Any], says: str) -> None:
@@ -758,12 +774,75 @@ def test_what_is_nothing_to_ingest_is_named() -> None:
         ([np.int64(1), 2], [1, 2]),
         ({np.int64(2), np.int64(1)}, [1, 2]),
         ({"b": [np.int64(1)]}, {"b": [1]}),
+        (HTTPStatus.OK, 200),
+        (StrEnum("Language", ["EN"]).EN, "en"),  # type: ignore[attr-defined]
+        (True, True),
+        (np.float64(0.1), 0.1),
+        (np.longdouble(1.5), 1.5),
+        ((np.float32(1.5), Decimal(3), (1, "a")), [1.5, 3.0, [1, "a"]]),
+        ({(1, np.int64(2))}, [[1, 2]]),
+        (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+        (np.array(["a"]), ["a"]),
+        (np.array(5), 5),
+        (np.datetime64("2024-03-01T10:00:00.5", "ns"), datetime(2024, 3, 1, 10, 0, 0, 500_000)),
+        (np.array(["2024-03-01"], "datetime64[ns]"), [datetime(2024, 3, 1)]),
+        (np.datetime64("2024-03-01"), date(2024, 3, 1)),
+        (np.datetime64("12024-03-01", "s"), "12024-03-01T00:00:00"),
+        (np.datetime64("NaT", "ns"), None),
     ],
 )
 def test_metadata_of_other_libraries_are_plain_values(given: Any, kept: Any) -> None:
     """As numbers they can be filtered by; as text, which JSON's encoder would make of them, no filter finds them."""
     value = Document(id="a", text="x", metadata={"k": given}).metadata["k"]
     assert (kept, type(kept)) == (value, type(value))
+
+
+def test_a_mapping_that_is_filled_anew_for_each_document() -> None:
+    """As a loop over rows does: documents are made before they are stored, and each has its own."""
+    rig = Rig()
+
+    def rows() -> Iterator[Document]:
+        row: dict[str, Any] = {"tags": []}
+        for n in range(3):
+            row["n"] = n
+            row["tags"].append(n)
+            yield Document(id=f"row {n}", text=f"text of row {n}", metadata=row)
+
+    rig.rag.ingest(rows())
+    stored = {chunk.document_id: chunk.metadata for chunk, _ in rig.store.points.values()}
+    assert {f"row {n}": {"n": n, "tags": [*range(n + 1)]} for n in range(3)} == stored
+
+
+class Untold:
+    """No text can be made of it."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(10**5000, "Exceeds the limit"), (Untold(), "no text"), ([{"of": Untold()}], "no text")],
+    ids=["long number", "no text", "within"],
+)
+def test_metadata_that_cannot_be_stored_are_a_failure(value: Any, says: str) -> None:
+    """The others are stored; a verification names it, too."""
+    rig = Rig()
+    documents = [Document("a", "one"), Document("odd", "two", metadata={"k": value}), Document("b", "three")]
+    report = rig.rag.ingest(documents)
+    assert ({"a", "b"}, 2, 1) == (rig.ids(), report.new, len(report.failures))
+    assert report.failures[0].error.startswith("odd: its metadata cannot be stored: ")
+    assert says in report.failures[0].error
+    assert ["unreadable"] == [problem.kind for problem in rig.rag.verify(documents).problems]
+
+
+def test_keys_that_are_no_text_and_numbers_that_are_none() -> None:
+    """Nested keys become text, as in JSON; a decimal's NaN is that of floats."""
+    document = Document("a", "x", metadata={"k": {(1, 2): 3, date(2024, 1, 31): 4, 5: 6}, "n": Decimal("sNaN")})
+    assert {"(1, 2)": 3, "2024-01-31": 4, "5": 6} == document.metadata["k"]
+    assert math.isnan(document.metadata["n"])
+    with pytest.raises(DocumentError, match="document a: its metadata cannot be read: RuntimeError"):
+        Document("a", "x", metadata={"k": {Untold(): 1}})
 
 
 def test_deep_metadata_are_a_failure_and_take_no_time() -> None:

@@ -1,3 +1,5 @@
+import json
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,7 +10,19 @@ from numpy.typing import NDArray
 
 from pipeline.core import Pipeline
 from pipeline.errors import FingerprintError, RerankerError, SettingsError
-from pipeline.types import Document, DocumentVersion, Fingerprint, RerankScore
+from pipeline.types import (
+    Document,
+    DocumentVersion,
+    ExportReport,
+    Failure,
+    Fingerprint,
+    ImportReport,
+    IngestReport,
+    Problem,
+    ReindexReport,
+    RerankScore,
+    VerifyReport,
+)
 from tests.fakes import FakeEmbedder, FakeReranker, FakeStore
 
 TEXTS = {
@@ -232,6 +246,33 @@ def test_the_json_has_the_fields_of_the_interface() -> None:
     } == set(value["hits"][0])
     assert {"probability", "raw", "window"} == set(value["hits"][0]["rerank"])
     assert {"embed", "search", "rerank", "total"} == set(value["timings_ms"])
+
+
+def written(value: object) -> str:
+    """As web frameworks write JSON: strictly, and in UTF-8."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8").decode()
+
+
+def test_dictionaries_are_json_for_every_writer() -> None:
+    """NaN and lone surrogates, which metadata and file names bring, are in none; the commands ask for what is exact."""
+    rag = pipeline()
+    odd = {"n": [math.nan, 1.5], "m": {"\udce9": -math.inf}}
+    rag.ingest([Document(id="caf\udce9", text="coffee \udce9 house", metadata=odd)])
+    result = rag.query("coffee house \ud83d", top_k=1)
+    shown = json.loads(written(result.to_dict()))
+    assert ("coffee house \ufffd", "caf\ufffd") == (shown["query"], shown["hits"][0]["document_id"])
+    assert {"n": [None, 1.5], "m": {"\ufffd": None}} == shown["hits"][0]["metadata"]
+    assert shown["hits"][0] == json.loads(written(result.hits[0].to_dict()))
+    exact = result.to_dict(exact=True)
+    assert ("coffee house \ud83d", "caf\udce9") == (exact["query"], exact["hits"][0]["source"])
+    reports: list[Any] = [
+        IngestReport(failures=[Failure("\udce9", "\udce9")], warnings=["\udce9"]),
+        VerifyReport(1, 1, [Problem("gone", "\udce9", "\udce9", "")]),
+        ExportReport("\udce9", 1, 1, vectors=False),
+        ImportReport("\udce9", 1, 1, 1, 1, embedded=False),
+        ReindexReport("a", None, 1, 1, 0, warnings=["\udce9"]),
+    ]
+    assert all("\ufffd" in written(report.to_dict()) for report in reports)
 
 
 def test_fingerprints_say_what_differs() -> None:
@@ -497,11 +538,49 @@ def test_rank_fusion_is_chosen_by_name() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"search": "Hybrid"}, "search is one of hybrid, dense, sparse, not 'Hybrid'"),
+        ({"hybrid_fusion": "Convex"}, "hybrid_fusion is one of convex, dbsf, rrf, not 'Convex'"),
+        ({"fusion": "RRF"}, "fusion is one of linear, rrf, not 'RRF'"),
+    ],
+)
+def test_words_that_are_unknown(options: dict[str, Any], says: str) -> None:
+    """Nothing is fused in another way than asked for."""
+    with pytest.raises(SettingsError, match=says):
+        Pipeline(embedder=FakeEmbedder(), store=FakeStore(), **options)
+
+
+def test_scores_are_json_whatever_number_the_weight_is() -> None:
+    """A score of NumPy's kind is none."""
+    result = pipeline(preferring("apple"), fusion="rrf").query("apple", alpha=np.float32(0.5))  # type: ignore[arg-type]
+    assert {float} == {type(hit.score) for hit in result.hits}
+    assert written(result.to_dict())
+
+
+@pytest.mark.parametrize("score", [RerankScore(None, 0.5), RerankScore("1", 0.5), RerankScore(10**400, 0.5)])  # type: ignore[arg-type]
+def test_a_score_that_is_no_number_is_the_rerankers_fault(score: RerankScore) -> None:
+    """So the fallback answers."""
+
+    class Wrong(FakeReranker):
+        def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
+            return [score] * len(texts)
+
+    result = pipeline(Wrong(), fallbacks=[None]).query("apple")
+    assert (True, "none") == (result.degraded, result.reranker)
+    assert "gave no finite raw score" in result.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
         ({"top_k": "3"}, "top_k is a whole number, not '3'"),
         ({"top_k": 2.5}, "top_k is a whole number, not 2.5"),
         ({"top_n": None, "top_k": True}, None),
         ({"threshold": "a"}, "threshold is a number, not 'a'"),
         ({"deadline_ms": [1]}, "deadline_ms is a number"),
+        ({"deadline_ms": math.inf}, "deadline_ms must be over 0 and finite, not inf"),
+        ({"deadline_ms": math.nan}, "deadline_ms must be over 0 and finite, not nan"),
+        ({"deadline_ms": 10**400}, "deadline_ms is larger than any number"),
+        ({"threshold": 10**400}, "threshold is larger than any number"),
         ({"alpha": np.float32(0.5), "top_k": np.int64(2)}, None),
     ],
 )
@@ -513,6 +592,18 @@ def test_arguments_of_another_type(options: dict[str, Any], says: str | None) ->
         return
     with pytest.raises(SettingsError, match=says):
         rag.query("apple", **options)
+
+
+def test_a_deadline_of_centuries_is_kept() -> None:
+    """No wait of any kind takes a number of that size; so nobody waits longer than some days."""
+
+    class Loading(FakeReranker):
+        def load(self) -> None:
+            pass
+
+    with pipeline(Loading(), deadline_ms=1e300) as rag:
+        assert rag.query("apple").reranked
+        assert not rag.query("apple", deadline_ms=10**15).degraded
 
 
 @pytest.mark.parametrize("text", [None, 5, b"apple"])

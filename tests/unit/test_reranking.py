@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from pipeline import deadline
 from pipeline.calibration import Calibration
@@ -11,7 +12,7 @@ from pipeline.errors import RerankerError
 from pipeline.reranking import Scorer, rerank
 from pipeline.score_cache import ScoreCache
 from pipeline.types import RerankScore
-from pipeline.windows import Passage
+from pipeline.windows import Passage, without_limits
 from tests.fakes import FakeReranker, word_tokenizer
 
 
@@ -135,6 +136,44 @@ def test_a_passage_is_counted_for_the_first_query_alone() -> None:
     asked.score("plum", passages(text))
     assert [text, text] == counted
     assert {text} == {text for _, texts in reranker.calls for text in texts}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("limit", ["cuts", "pads"])
+def test_a_tokenizer_that_cuts_or_pads_counts_whole_texts(
+    limit: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model's tokenizer.json says, or the model itself when it is used. One copy serves all calls."""
+    copies: list[Tokenizer] = []
+
+    def copied(one: Tokenizer) -> Tokenizer:
+        copies.append(without_limits(one))
+        return copies[-1]
+
+    monkeypatch.setattr("pipeline.reranking.without_limits", copied)
+    reranker = Named(max_tokens=40)
+    tokenizer = reranker.tokenizer = word_tokenizer()  # type: ignore[attr-defined]
+    asked = scorer(reranker)
+    if late:
+        asked.score("apple", passages("pear"))
+        reranker.calls.clear()
+        copies.clear()
+    if limit == "cuts":
+        tokenizer.enable_truncation(32)
+    else:
+        tokenizer.enable_padding(length=128)
+    text = "plum " * 60 + "apple fruit here " + "plum " * 60
+    (score,) = asked.score("apple fruit", passages(text))
+    assert score is not None
+    assert score.window is not None
+    assert "apple fruit" in text[slice(*score.window)]
+    (short,) = asked.score("apple fruit", passages("an apple of 2026 – señor"))
+    assert short is not None
+    assert short.window is None
+    assert "apple fruit" == reranker.calls[0][0]
+    assert 1 == len(copies)
+    assert tokenizer not in copies
+    assert tokenizer.truncation or tokenizer.padding
 
 
 def test_probabilities_are_calibrated_and_raw_scores_are_not() -> None:

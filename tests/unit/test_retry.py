@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import socket
+
 import pytest
 
 from pipeline.retrying import RemoteError, RetryPolicy, parse_retry_after
+from pipeline.traffic import Gate
 
 
 class Clock:
@@ -64,6 +68,18 @@ def test_waits_grow_exponentially_with_jitter(clock: Clock, policy: RetryPolicy)
     for wait, least in zip(clock.waits, [0.5, 1.0, 2.0, 4.0], strict=True):
         assert least <= wait <= least + 0.5
     assert len(set(clock.waits)) == 4
+
+
+@pytest.mark.parametrize("seconds", [1e12, math.inf])
+def test_a_time_without_end_is_one_that_can_be_waited_for(seconds: float) -> None:
+    """Sockets and locks raise OverflowError for what is longer than they can count."""
+    clock = Clock()
+    policy = RetryPolicy(timeout_s=seconds, deadline_s=seconds, sleep=clock.sleep, clock=clock.time)
+    attempts = Attempts(clock, [])
+    gate = Gate("x", per_minute=math.inf)
+    assert policy.run(attempts, until=policy.begin(), gate=gate) == "done"
+    with socket.socket() as one:
+        one.settimeout(attempts.timeouts[0])
 
 
 def test_retry_after_is_obeyed(clock: Clock, policy: RetryPolicy) -> None:

@@ -65,6 +65,26 @@ def test_a_mistyped_variable_is_an_error_with_a_suggestion(monkeypatch: pytest.M
         Settings()
 
 
+@pytest.mark.parametrize("service", ["RAG", "RAG_QDRANT"])
+def test_variables_of_kubernetes_are_passed_over(monkeypatch: pytest.MonkeyPatch, service: str) -> None:
+    """It sets some in every container for a Service that is called rag, or rag-qdrant. Others are mistyped still."""
+    for name, value in {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "6333",
+        "SERVICE_PORT_HTTP": "6333",
+        "PORT": "tcp://10.0.0.1:6333",
+        "PORT_6333_TCP": "tcp://10.0.0.1:6333",
+        "PORT_6333_TCP_PROTO": "tcp",
+        "PORT_6333_TCP_PORT": "6333",
+        "PORT_6333_TCP_ADDR": "10.0.0.1",
+    }.items():
+        monkeypatch.setenv(f"{service}_{name}", value)
+    assert 50 == Settings().top_n
+    monkeypatch.setenv("RAG_QDRANT_PORT", "6333")
+    with pytest.raises(SettingsError, match="unknown variable RAG_QDRANT_PORT"):
+        Settings()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
@@ -108,7 +128,19 @@ def test_an_unknown_argument_is_an_error_with_a_suggestion() -> None:
         Settings(rerankr="cohere")
 
 
-@pytest.mark.parametrize("name", ["RAG_DEADLINE_MS", "RAG_MAX_FILE_MB"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RAG_DEADLINE_MS",
+        "RAG_MAX_FILE_MB",
+        "RAG_QDRANT_DEADLINE",
+        "RAG_RERANK_DEADLINE",
+        "RAG_RERANK_PRICE",
+        "RAG_RERANK_RPM",
+        "RAG_RERANK_TIMEOUT",
+        "RAG_RERANK_TOKEN_PRICE",
+    ],
+)
 def test_a_time_or_size_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Nothing can be counted with it; no limit is to leave it empty, or a large number."""
     monkeypatch.setenv(name, "inf")

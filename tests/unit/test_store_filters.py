@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from http import HTTPStatus
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import SettingsError
@@ -125,13 +128,39 @@ def test_no_filter(where: dict[str, Any] | None) -> None:
         [["nested"]],
         [None],
         b"bytes",
+        10**5000,
+        {"gt": 10**5000},
+        [10**5000],
+        Decimal("NaN"),
+        np.datetime64("NaT"),
     ],
-    ids=str,
+    ids=lambda wanted: type(wanted).__name__,
 )
 def test_wrong_conditions_name_the_key(wanted: Any) -> None:
     """What cannot be compared is refused with the key's name."""
     with pytest.raises(SettingsError, match="price"):
         parse({"price": wanted})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "plainly"),
+    [
+        (np.int64(2020), 2020),
+        (np.float64(0.1), 0.1),
+        (np.bool_(True), True),
+        (np.str_("en"), "en"),
+        (Decimal("1.5"), 1.5),
+        (HTTPStatus.OK, 200),
+        ([np.int64(1), Decimal(2)], [1, 2.0]),
+        (np.array([1, 2]), [1, 2]),
+        ({"gte": np.int64(2020), "lt": Decimal(2021)}, {"gte": 2020, "lt": 2021}),
+        ({"gte": np.datetime64("2024-01-31", "ns")}, {"gte": "2024-01-31"}),
+    ],
+    ids=str,
+)
+def test_values_of_other_libraries(wanted: Any, plainly: Any) -> None:
+    """Are asked for as they are stored: metadata are made plain in the same way."""
+    assert parse({"key": plainly}) == parse({"key": wanted})
 
 
 @pytest.mark.parametrize("key", ["", "a..b", ".a", 'a"b', "a\\b", 3])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from datetime import date
 from pathlib import PurePosixPath
 from typing import Any
@@ -77,6 +79,16 @@ def test_values_that_are_no_json_become_text() -> None:
     metadata = {"day": date(2024, 1, 31), "path": PurePosixPath("/a"), "pair": (1, 2), 5: "five"}
     back = to_chunk(to_payload(chunk(metadata=metadata)))
     assert {"day": "2024-01-31", "path": "/a", "pair": [1, 2], "5": "five"} == back.metadata
+
+
+def test_numbers_of_an_enumeration_are_stored_at_once() -> None:
+    """To look for one in a range would take until the end of time, and no other thread would go on meanwhile."""
+    script = (
+        "import http; from pipeline.stores.payload import to_payload; from pipeline.types import Chunk\n"
+        "print(to_payload(Chunk('d', 'v', 0, 1, '', '', 's', {'n': http.HTTPStatus.OK}))['metadata']['n'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)
+    assert "200" == done.stdout.strip()
 
 
 def test_clean_is_utf8_and_leaves_the_rest() -> None:
