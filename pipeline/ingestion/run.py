@@ -80,8 +80,8 @@ class IngestRun:
     """Sources, and folders of such, that are passed over: what is stored of them stays."""
     progress: Callable[[Progress], None] | None = None
     refused: set[str] = field(default_factory=set)
-    """Ids that :meth:`execute` must not prune, as it was refused once, until one of them is back; kept from run to run by
-    the caller."""
+    """Ids that :meth:`execute` must not prune, as it was refused once, until one of them is back. The caller keeps it
+    from run to run."""
 
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("new", "changed", "unchanged"), 0))
     _written: int = 0
@@ -302,7 +302,7 @@ class IngestRun:
             places=self._places,
             still_there=is_still_there,
         )
-        if not self.refused.isdisjoint(self._seen):  # what was away is back, so that the others are really gone
+        if not self.refused <= set(plan.doomed):  # what was away is back, so that the others are really gone
             self.refused.clear()
         refusal = plan.refusal(max_delete, self.refused)
         if refusal is not None:
