@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.errors import DocumentError
 from pipeline.ingestion import kinds
 from pipeline.ingestion.encoding import decode
+from pipeline.ingestion.mail import in_utf8
 from pipeline.ingestion.pages import SLIDE_MARK, find_pages, take_out_marks
 
 # A ZIP-based file that unpacks to more than this is a bomb, not a document.
@@ -52,6 +53,8 @@ def extract(kind: str, data: bytes) -> Extracted:
     title = ""
     if kind == "html":
         title, data = _page(data)
+    elif kind == "eml":
+        data = in_utf8(data)
     import kreuzberg
 
     # No cache on disk, no rewriting of the text; without an ocr setting no OCR and nothing downloaded.

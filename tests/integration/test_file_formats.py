@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import random
@@ -17,6 +18,7 @@ import pytest
 
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.loaders import load
+from pipeline.ingestion.mail import in_utf8
 from pipeline.ingestion.markdown import sections
 from pipeline.types import Document, Failure
 from tests.fakes import word_tokenizer, words
@@ -338,6 +340,99 @@ def test_a_notebook_and_a_mail(tmp_path: Path) -> None:
     expected = f"# Title\n{CHINESE}\n\n```\nf()\n```\n\n```\nprinted\n```\n\n```\ng()\n```\n\n```\na\n42\n```\n"
     assert ("Title", True, expected) == (notebook.title, notebook.markdown, notebook.text)
     assert [True, True] == ["备份" in message.text, CHINESE in message.text]
+
+
+def a_mail(text: str, charset: str) -> EmailMessage:
+    """Plain and as a page, with the same text attached."""
+    mail = EmailMessage()
+    mail["From"], mail["Subject"] = "a@b.example", "s"
+    mail.set_content(text, charset=charset)
+    mail.add_alternative(f'<html><meta charset="{charset}"><p>{text}</p></html>', subtype="html", charset=charset)
+    mail.add_attachment(text, filename="a.txt", charset=charset)
+    mail.add_attachment(bytes(range(256)), maintype="application", subtype="octet-stream", filename="附件.bin")
+    return mail
+
+
+@pytest.mark.parametrize(
+    ("text", "charset"),
+    [
+        ("数据库备份需要每天执行一次。", "gb2312"),
+        ("数据库备份需要每天执行一次。", "gbk"),
+        ("資料庫備份需要每天執行一次。", "gb18030"),
+        ("資料庫備份功能說明，恒生100～200元", "cp950"),
+        ("佢哋喺香港", "big5hkscs"),
+        ("データベースのバックアップ", "shift_jis"),
+        ("データベースのバックアップ", "iso-2022-jp"),
+        ("데이터베이스 백업", "euc-kr"),
+    ],
+)
+def test_a_mail_in_an_east_asian_charset_reads_like_one_in_utf_8(tmp_path: Path, text: str, charset: str) -> None:
+    """In several parts, in a mail within a mail, and where only the inner one has such a charset."""
+    for outer in (charset, "latin-1"):
+        texts = []
+        for inner in (charset, "utf-8"):
+            mail = EmailMessage()
+            mail["Subject"] = "outer"
+            mail.set_content("Größe" if outer == "latin-1" else text, charset=outer)
+            mail.add_attachment(a_mail(text, inner))
+            (tmp_path / "m.eml").write_bytes(mail.as_bytes())
+            (tmp_path / "i.eml").write_bytes(a_mail(text, inner).as_bytes())
+            texts.append((one(tmp_path / "m.eml").text, one(tmp_path / "i.eml").text))
+        assert texts[0] == texts[1]
+        assert [True, True] == [text in found for found in texts[0]]
+
+
+@pytest.mark.parametrize("charset", ["gb2312", "us-ascii", "x-gbk", "unknown-8bit", ""])
+@pytest.mark.parametrize("kind", ["plain", "html"])
+def test_a_mail_of_raw_bytes_is_read(tmp_path: Path, charset: str, kind: str) -> None:
+    """In its headers, too, whatever it says of its charset."""
+    says = f"Content-Type: text/{kind}; charset={charset}\r\n" if charset else f"Content-Type: text/{kind}\r\n"
+    mail = f"Subject: 备份通知\r\nFrom: 张三 <a@b.example>\r\n{says}\r\n数据库备份需要每天执行一次。\r\n"
+    (tmp_path / "m.eml").write_bytes(mail.encode("gbk"))
+    expected = '**Subject**: 备份通知\n\n**From**: "张三" \\<a@b.example\\>\n\n数据库备份需要每天执行一次。\n'
+    assert expected == one(tmp_path / "m.eml").text
+
+
+def test_encoded_headers_of_a_mail_are_read(tmp_path: Path) -> None:
+    """With a character cut in two by the end of a word, a comma in a name, and words of another charset beside."""
+
+    def word(data: bytes, charset: str = "gb2312") -> str:
+        return f"=?{charset}?B?{base64.b64encode(data).decode()}?="
+
+    subject = "数据库备份通知".encode("gbk")
+    mail = (
+        f"Subject: {word(subject[:5])}\r\n {word(subject[5:])}\r\n"
+        f"From: {word('张, 三'.encode('gbk'))} <a@b.example>\r\n"
+        f"To: {word('Zoë'.encode(), 'utf-8')} <c@d.example>, {word('李四'.encode('gbk'))} <e@f.example>\r\n\r\nText\r\n"
+    )
+    (tmp_path / "m.eml").write_bytes(mail.encode())
+    assert [
+        "**Subject**: 数据库备份通知",
+        '**From**: "张, 三" \\<a@b.example\\>',
+        '**To**: "Zoë" \\<c@d.example\\>, "李四" \\<e@f.example\\>',
+        "Text",
+    ] == one(tmp_path / "m.eml").text.strip().split("\n\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "charset"),
+    [("向量数据库", "utf-8"), ("Größe", "latin-1"), ("“It’s”", "cp1252"), ("Привет", "koi8-r"), ("plain", "us-ascii")],
+)
+def test_a_mail_that_the_extractor_reads_is_given_to_it_as_it_is(text: str, charset: str) -> None:
+    """Byte for byte, so that its text stays what it was."""
+    data = a_mail(text, charset).as_bytes()
+    assert data == in_utf8(data)
+
+
+def test_damaged_mails_never_raise() -> None:
+    """Whatever bytes of headers, boundaries and texts are changed or lost."""
+    random_ = random.Random(1)
+    whole = a_mail("数据库备份需要每天执行一次。", "gb2312").as_bytes()
+    for _ in range(300):
+        data = bytearray(whole[: random_.randrange(len(whole))] or b"x")
+        for _ in range(random_.choice([1, 3, 30])):
+            data[random_.randrange(len(data))] = random_.randrange(256)
+        assert in_utf8(bytes(data))
 
 
 def test_encrypted_files_say_so(tmp_path: Path) -> None:
