@@ -17,6 +17,8 @@ _BOMS = (
 _SAMPLE = 100_000
 # How much of a line before its first byte beyond ASCII belongs to the sample.
 _BEFORE = 1000
+# As Hong Kong and as Windows extend it, in the order that decides between equals.
+_BIG5 = ("big5hkscs", "cp950")
 _WORD_END = re.compile(rb"[ ,.\"'/]")
 _GOOD = 0.7
 _HAN = re.compile("[\u4e00-\u9fff]")
@@ -48,7 +50,12 @@ def decode(data: bytes) -> str | None:
         if not looks_binary(data[:_SAMPLE]):
             return text
         guess = _utf16(data[:_SAMPLE])
-    return None if guess is None else data.decode(guess, "replace")
+    if guess is None:
+        return None
+    # Which extension of Big5 it is may be seen long after the sample.
+    names = _BIG5 if guess in ("big5", *_BIG5) else (guess,)
+    texts = [data.decode(name, "replace") for name in names]
+    return min(texts, key=lambda text: text.count("\ufffd"))
 
 
 def _before(data: bytes, place: int) -> int:
@@ -107,12 +114,9 @@ def _guess(sample: bytes) -> str | None:
 
 
 def _share(sample: bytes, name: str, judge: Callable[[str], float]) -> float:
-    """Judgement of the characters beyond ASCII, from 0 to 1; 0 if the bytes are invalid in this encoding."""
-    try:
-        # The sample may end inside a character.
-        text = codecs.getincrementaldecoder(name)().decode(sample)
-    except UnicodeDecodeError:
-        return 0.0
+    """Judgement of the characters beyond ASCII, from 0 to 1; 0 if more than a few are invalid in this encoding."""
+    # The sample may end inside a character. A byte that is damaged spoils its own character, not the file.
+    text = codecs.getincrementaldecoder(name)("replace").decode(sample)
     if len(_NO_TEXT.findall(text)) > len(text) // 100:
         return 0.0
     return judge(text)
@@ -147,6 +151,11 @@ def _traditional(c: str) -> float:
     return _chinese(c, "big5", range(0xA4, 0xC7))
 
 
+def _extended(text: str) -> float:
+    """Big5 with what Hong Kong or Windows added: so many characters that a short text in GB18030 often fits, too."""
+    return _GOOD if _mean(_traditional)(text) > 0.85 else 0.0
+
+
 def _japanese(c: str) -> float:
     # Half-width katakana are what Latin letters look like in Shift-JIS.
     return 1.0 if _KANA.match(c) else 0.7 if _HAN.match(c) else 0.8 if "\u3000" <= c <= "\u303f" else 0.0
@@ -177,4 +186,6 @@ _JUDGES: tuple[tuple[str, Callable[[str], float]], ...] = (
     ("utf-16-le", _mean(_either)),
     ("utf-16-be", _mean(_either)),
     ("cp1252", _western),
+    ("big5hkscs", _extended),
+    ("cp950", _extended),
 )

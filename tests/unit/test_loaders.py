@@ -93,6 +93,40 @@ def test_a_broken_byte_does_not_spoil_a_text() -> None:
     assert SIMPLIFIED.replace("每", "\ufffd", 1) == decode(data.replace("每".encode(), "每".encode()[:2], 1))
 
 
+@pytest.mark.parametrize("damage", [b"\xff", b"\x80", b"\xa0"])
+@pytest.mark.parametrize(
+    ("text", "encoding"), [(SIMPLIFIED, "gb18030"), (TRADITIONAL, "gb18030"), (TRADITIONAL, "big5")]
+)
+def test_a_broken_byte_does_not_change_the_encoding(text: str, encoding: str, damage: bytes) -> None:
+    """A line of a file is spoilt by it, the others are read."""
+    lines = [f"{text}\n".encode(encoding)] * 20
+    lines[2] = lines[2][:10] + damage + lines[2][10:]
+    decoded = decode(b"".join(lines))
+    assert decoded is not None
+    found = decoded.splitlines()
+    assert [text] * 19 == found[:2] + found[3:]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("牆裏秋千牆外道", "cp950"),
+        ("恒生指數今日上升，裏面有很多說明。", "big5hkscs"),
+        ("本產品的資料庫備份功能，由堃峯公司提供。", "big5hkscs"),
+        ("我哋喺香港，佢唔知點解冇咗啲嘢。" * 20, "big5hkscs"),
+        (TRADITIONAL * 4 + "€", "cp950"),
+        (TRADITIONAL * 2000 + "€", "cp950"),
+        ("第三〇五醫院", "big5hkscs"),
+        ("約翰•羅斯金的《給未來者言》", "big5"),
+        ("克猜測這可能", "gb18030"),
+        ("光大，臺灣的城隍", "gb18030"),
+    ],
+)
+def test_extensions_of_big5(text: str, encoding: str) -> None:
+    """Those of Windows and of Hong Kong, in short texts and beyond the sample; GB18030 is not taken for them."""
+    assert text == decode(text.encode(encoding))
+
+
 def test_bytes_that_are_no_text_are_known() -> None:
     """Neither decoded to rubbish nor an error."""
     assert [None, None] == [decode(bytes(range(256)) * 20), decode(bytes(1000))]
