@@ -37,25 +37,28 @@ def decode(data: bytes) -> str | None:
     for mark, name in _BOMS:
         if data.startswith(mark):
             return data.decode(name, "replace")
+    encoding = find_encoding(data)
+    return None if encoding is None else decode_as(data, encoding)
+
+
+def find_encoding(data: bytes) -> str | None:
+    """What some bytes without byte order mark are decoded with; None if they are no text."""
     try:
-        text = data.decode("utf-8")
+        data.decode("utf-8")
     except UnicodeDecodeError as error:
-        damaged = _damaged_utf8(data)
-        if damaged is not None:
-            return damaged
+        if is_utf8(data) and not looks_binary(data[:_SAMPLE]):
+            return "utf-8"
         # A long beginning in plain ASCII says nothing.
         begin = 0 if error.start < _SAMPLE // 2 else _before(data, error.start)
-        guess = _guess(data[:_SAMPLE] if b"\0" in data[:_SAMPLE] else data[begin : begin + _SAMPLE])
-    else:
-        if not looks_binary(data[:_SAMPLE]):
-            return text
-        guess = _utf16(data[:_SAMPLE])
-    if guess is None:
-        return None
+        return _guess(data[:_SAMPLE] if b"\0" in data[:_SAMPLE] else data[begin : begin + _SAMPLE])
+    return _utf16(data[:_SAMPLE]) if looks_binary(data[:_SAMPLE]) else "utf-8"
+
+
+def decode_as(data: bytes, name: str) -> str:
+    """The text in this encoding, with what is invalid in it shown as missing."""
     # Which extension of Big5 it is may be seen long after the sample.
-    names = _BIG5 if guess in ("big5", *_BIG5) else (guess,)
-    texts = [data.decode(name, "replace") for name in names]
-    return min(texts, key=lambda text: text.count("\ufffd"))
+    names = _BIG5 if name in ("big5", *_BIG5) else (name,)
+    return min((data.decode(name, "replace") for name in names), key=lambda text: text.count("\ufffd"))
 
 
 def _before(data: bytes, place: int) -> int:
@@ -68,12 +71,12 @@ def _before(data: bytes, place: int) -> int:
     return end.end() if end else place
 
 
-def _damaged_utf8(data: bytes) -> str | None:
-    """UTF-8 with a few broken bytes: no other encoding makes so many valid sequences by chance."""
+def is_utf8(data: bytes) -> bool:
+    """Whether it is UTF-8, perhaps with a few broken bytes: no other makes so many valid sequences by chance."""
     text = data.decode("utf-8", "replace")
     broken = text.count("\ufffd")
     whole = len(data) - len(text.encode("ascii", "ignore")) - broken
-    return text if whole > 30 * broken and not looks_binary(data[:_SAMPLE]) else None
+    return not broken or whole > 30 * broken
 
 
 def looks_binary(sample: bytes) -> bool:

@@ -443,6 +443,44 @@ def test_jsonl_in_other_encodings(tmp_path: Path) -> None:
     assert failure(tmp_path / "u.jsonl").startswith("UTF-16")
 
 
+@pytest.mark.parametrize("encoding", ["gb18030", "big5"])
+def test_short_lines_of_jsonl_are_in_the_encoding_of_the_others(tmp_path: Path, encoding: str) -> None:
+    """Each by itself would be Korean, Japanese or Latin letters; lines in UTF-8 are still read as such."""
+    texts = ["赫羅圖是什麼？", "通稱莒光鄉", "面積29.6平方公里", "流行於中國漢地", "plain", TRADITIONAL] * 3
+    lines = [json.dumps({"id": i, "text": text}, ensure_ascii=False).encode(encoding) for i, text in enumerate(texts)]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    assert texts == [item.text for item in load(tmp_path / "a.jsonl") if isinstance(item, Document)]
+    lines.append('{"id": "u", "text": "是什麼？", "title": "état"}'.encode())
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(reversed(lines)))
+    assert ["是什麼？", *reversed(texts)] == [
+        item.text for item in load(tmp_path / "a.jsonl") if isinstance(item, Document)
+    ]
+
+
+@pytest.mark.parametrize("text", ["模式", "停止 HAProxy", "Balance 状态"])
+def test_a_line_of_gb18030_that_is_valid_utf_8_by_chance(tmp_path: Path, text: str) -> None:
+    """In a file of GB18030 it is Chinese, in one with Chinese in UTF-8 it is what it says."""
+    line = f'{{"id": "a", "text": "{text}"}}\n'.encode("gb18030")
+    other = f'{{"id": "b", "text": "{SIMPLIFIED}"}}\n'
+    for before, expected in ((other.encode("gb18030"), text), (other.encode(), json.loads(line.decode())["text"])):
+        (tmp_path / "a.jsonl").write_bytes(before + line)
+        (_, found) = load(tmp_path / "a.jsonl")
+        assert isinstance(found, Document)
+        assert expected == found.text
+
+
+def test_lines_of_jsonl_that_do_not_fit_the_others_are_judged_by_themselves(tmp_path: Path) -> None:
+    """And so are those beyond the beginning, if all of that is UTF-8."""
+    chinese = f'{{"id": "a", "text": "{SIMPLIFIED}"}}\n'.encode("gb18030")
+    western = '{"id": "b", "text": "Le café est fermé à Noël"}\n'.encode("latin-1")
+    plain = b'{"id": "c", "text": "plain"}\n' * 50_000
+    (tmp_path / "a.jsonl").write_bytes(chinese * 3 + western)
+    (tmp_path / "b.jsonl").write_bytes(plain + chinese + western)
+    for name in ("a.jsonl", "b.jsonl"):
+        texts = [item.text for item in load(tmp_path / name) if isinstance(item, Document)]
+        assert [SIMPLIFIED, "Le café est fermé à Noël"] == texts[-2:]
+
+
 def test_jsonl_without_lines_or_with_endless_ones(tmp_path: Path) -> None:
     """An empty file is said to be so, and a line that would fill the memory is passed over."""
     (tmp_path / "e.jsonl").write_bytes(b"\n \n")
