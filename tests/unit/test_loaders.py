@@ -270,6 +270,48 @@ def test_no_cell_of_a_table_is_lost(tmp_path: Path, content: str, text: str) -> 
     assert text == one(tmp_path / "t.csv").text
 
 
+@pytest.mark.parametrize("name", ["2023年", "1月", "3D", "5G用户", "1st", "24h", "2024Q1", "-name", ".net"])
+def test_a_column_may_be_named_with_a_digit_first(tmp_path: Path, name: str) -> None:
+    """A year, a month, a number with its unit."""
+    (tmp_path / "t.csv").write_text(f"城市,{name}\n北京,2185\n", encoding="gb18030")
+    assert f"城市: 北京; {name}: 2185" == one(tmp_path / "t.csv").text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "2023",
+            "-5.2",
+            "+3",
+            ".5",
+            "1e5",
+            "-1.5E-3",
+            "12%",
+            "3.5 %",
+            '"1,234.50"',
+            "１２",
+            "192.168.1.1",
+            "010-88886666",
+        ),
+        *(
+            "2024-01-02",
+            "2024/1/2",
+            "02.01.2024",
+            "2024年1月2日",
+            "2024-01-02T10:00:00Z",
+            "2024-01-02 10:30",
+            "10:30 pm",
+        ),
+    ],
+)
+def test_a_row_with_a_number_or_a_date_is_no_header(tmp_path: Path, value: str) -> None:
+    """Names of columns would be those of one row's values."""
+    table = f"北京,{value}\n上海,7\n"
+    (tmp_path / "t.csv").write_text(table, encoding="utf-8")
+    assert table == one(tmp_path / "t.csv").text
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
