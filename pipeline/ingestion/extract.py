@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,19 @@ _QUOTED, _QUOTE = re.compile(r"\"[^\"]*\"|'[^']*'"), re.compile(r"[\"']")
 _TAG = re.compile(r"<[^<>]*>")
 # What links to a heading's own place show.
 _PERMALINKS = frozenset({"", "\u200b", "#", "¶", "§", "🔗"})
+
+# Signs for radicals that a PDF has in place of characters that look alike, -> the characters. For those of the Kangxi
+# dictionary Unicode says it itself; the others are those of its EquivalentUnifiedIdeograph.txt that are in use.
+_RADICALS = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x2F00, 0x2FD6)} | str.maketrans(
+    "⺁⺂⺃⺄⺅⺆⺉⺊⺋⺌⺍⺎⺏⺐⺒⺓⺔⺕⺖⺗⺘⺙⺛⺝⺞⺟⺠⺡⺢⺣⺥⺦⺧⺨⺩⺬⺭⺮⺯⺰⺹⺺⺼⺽⺾"
+    "⺿⻀⻁⻂⻃⻄⻅⻆⻈⻉⻊⻋⻍⻏⻐⻑⻒⻓⻔⻖⻗⻘⻙⻚⻛⻜⻝⻟⻠⻢⻣⻤⻥⻦⻧⻨⻩⻪⻫⻬⻭⻮⻯⻰⻱"
+    "⻲⻳",
+    "厂乛乚乙亻冂刂卜㔾小小兀尣尢巳幺彑彐忄㣺扌攵旡月歺母民氵氺灬爫丬牛犭王示礻竹糹纟耂肀月臼艹"
+    "艹艹虎衤覀西见角讠贝足车辶阝钅長镸长门阝雨青韦页风飞食飠饣马骨鬼鱼鸟卤麦黄黾斉齐歯齿竜龙龜"
+    "亀龟",
+)
+# The traditional form by Unicode; it is met where a font has one shape for it and the simplified character.
+_RADICALS[ord("⼾")] = "户"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +85,18 @@ def extract(kind: str, data: bytes) -> Extracted:
     found: dict[str, Any] = dict(result.metadata)
     pages = found.get("page_count")
     text = clean(_INLINE_IMAGE.sub(r"\1", result.content))
+    name = title or str(found.get("title") or "")
     page_starts: tuple[int, ...] = ()
     if kind == "pptx":
         text, page_starts = take_out_marks(text)
         pages = len(page_starts)
-    elif kind == "pdf" and result.pages:
-        contents = {page["page_number"]: page["content"] for page in result.pages}  # empty pages are left out
-        page_starts = find_pages(text, [contents.get(number, "") for number in range(1, max(contents) + 1)])
+    elif kind == "pdf":
+        text, name = text.translate(_RADICALS), name.translate(_RADICALS)
+        # Empty pages are left out. The others with the same characters as the text, in which they are looked for.
+        contents = {page["page_number"]: page["content"].translate(_RADICALS) for page in result.pages or ()}
+        page_starts = find_pages(text, [contents.get(number, "") for number in range(1, max(contents, default=0) + 1)])
     return Extracted(
-        title=title or str(found.get("title") or ""),
+        title=name,
         text=text,
         metadata={"pages": pages} if isinstance(pages, int) else {},
         page_starts=page_starts,

@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from email.message import EmailMessage
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -147,14 +148,16 @@ def _pdf(streams: list[bytes], font: bytes, extra: bytes = b"") -> bytes:
     return out + out_xref + b"trailer<</Size %d/Root 1 0 R%s>>\nstartxref\n%d\n%%%%EOF" % (size, extra, len(out))
 
 
-def chinese_pdf() -> bytes:
-    """One page in a Chinese font of the reader's, in the two-byte encoding that goes with it."""
-    stream = b"BT /F1 12 Tf 20 100 Td <%s> Tj ET" % CHINESE.encode("utf-16-be").hex().encode()
+def chinese_pdf(*pages: str) -> bytes:
+    """Pages in a Chinese font of the reader's, in the two-byte encoding that goes with it; by default one."""
+    streams = [
+        b"BT /F1 12 Tf 20 100 Td <%s> Tj ET" % page.encode("utf-16-be").hex().encode() for page in pages or (CHINESE,)
+    ]
     font = (
         b"<</Type/Font/Subtype/Type0/BaseFont/STSong-Light/Encoding/UniGB-UCS2-H/DescendantFonts[<</Type/Font/Subtype"
         b"/CIDFontType0/BaseFont/STSong-Light/CIDSystemInfo<</Registry(Adobe)/Ordering(GB1)/Supplement 2>>/DW 1000>>]>>"
     )
-    return _pdf([stream], font)
+    return _pdf(streams, font)
 
 
 def html(encoding: str = "utf-8") -> bytes:
@@ -201,6 +204,17 @@ def test_a_chinese_pdf_is_read_with_its_number_of_pages(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(chinese_pdf())
     document = one(tmp_path / "a.pdf")
     assert (CHINESE, 1) == (document.text.strip(), document.metadata["pages"])
+
+
+def test_radicals_in_a_pdf_are_the_characters_that_they_stand_for(tmp_path: Path) -> None:
+    """Of both blocks of Unicode; the pages are found as before."""
+    pages = ["⻓度与⻚⾯的⻛险", "⺠族⻋辆⻔⼾⻝品", "⽤⼾⾸⻚⼤家"]
+    (tmp_path / "a.pdf").write_bytes(chinese_pdf(*pages))
+    document = one(tmp_path / "a.pdf")
+    starts = [*document.page_starts, len(document.text)]
+    assert ["长度与页面的风险", "民族车辆门户食品", "用户首页大家"] == [
+        document.text[start:end].strip() for start, end in pairwise(starts)
+    ]
 
 
 def pages_of(document: Document) -> dict[str, int]:
