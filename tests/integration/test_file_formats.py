@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.ingestion.chunking import Chunker
+from pipeline.ingestion.extract import _join_lines
 from pipeline.ingestion.loaders import load
 from pipeline.ingestion.mail import in_utf8
 from pipeline.ingestion.markdown import sections
@@ -150,9 +151,10 @@ def _pdf(streams: list[bytes], font: bytes, extra: bytes = b"") -> bytes:
 
 def chinese_pdf(*pages: str) -> bytes:
     """Pages in a Chinese font of the reader's, in the two-byte encoding that goes with it; by default one."""
-    streams = [
-        b"BT /F1 12 Tf 20 100 Td <%s> Tj ET" % page.encode("utf-16-be").hex().encode() for page in pages or (CHINESE,)
-    ]
+    streams = []
+    for page in pages or (CHINESE,):
+        lines = b" ".join(b"<%s> Tj 0 -16 Td" % line.encode("utf-16-be").hex().encode() for line in page.split("\n"))
+        streams.append(b"BT /F1 12 Tf 20 180 Td %s ET" % lines)
     font = (
         b"<</Type/Font/Subtype/Type0/BaseFont/STSong-Light/Encoding/UniGB-UCS2-H/DescendantFonts[<</Type/Font/Subtype"
         b"/CIDFontType0/BaseFont/STSong-Light/CIDSystemInfo<</Registry(Adobe)/Ordering(GB1)/Supplement 2>>/DW 1000>>]>>"
@@ -215,6 +217,25 @@ def test_radicals_in_a_pdf_are_the_characters_that_they_stand_for(tmp_path: Path
     assert ["长度与页面的风险", "民族车辆门户食品", "用户首页大家"] == [
         document.text[start:end].strip() for start, end in pairwise(starts)
     ]
+
+
+def test_full_lines_of_a_pdf_are_joined_between_chinese_characters(tmp_path: Path) -> None:
+    """Without a space that parts a word; spaces that were written stay, and the pages are found as before."""
+    pages = [
+        "他是五次职业碗选手，曾以 136 次擒杀成为职业生涯 中的\n活跃领袖。另外还有在 9 场中拿下 5 次擒杀的防守\n端锋。",
+        "数据库在 3 点执行一次备份并且复制到另外 2 台机器恢复\n之前请先联系管理员，以便确认最近 7 次的备份\n完整。",
+    ]
+    (tmp_path / "a.pdf").write_bytes(chinese_pdf(*pages))
+    document = one(tmp_path / "a.pdf")
+    starts = [*document.page_starts, len(document.text)]
+    found = [document.text[start:end].strip() for start, end in pairwise(starts)]
+    # The extractor takes the last line for a paragraph of its own.
+    assert [page.replace("\n", "") for page in pages] == [page.replace("\n\n", "") for page in found]
+
+
+def test_short_lines_of_a_pdf_stay_apart() -> None:
+    """A list of names is not one name."""
+    assert "张三 李四" == _join_lines("张三 李四", ["张三\n李四"])
 
 
 def pages_of(document: Document) -> dict[str, int]:
@@ -322,6 +343,19 @@ def test_a_link_that_is_odd_loses_no_text(tmp_path: Path, link: str) -> None:
     text = one(tmp_path / "a.html").text
     assert re.search(r"Before .*text.*after\.", text)
     assert "href" not in text
+
+
+def test_line_ends_of_a_page_between_chinese_characters_are_no_spaces(tmp_path: Path) -> None:
+    """Those of its source; what the page shows as lines stays in lines, and spaces that were written stay."""
+    body = (
+        "<p>数据\n库每天\r\n    备份 一次\nTiDB\n集群</p><p>张三<br>李四</p><p>张三<br>\n李四</p>"
+        "<pre>数据\n库</pre><p>之后\n的文字</p>"
+    )
+    (tmp_path / "a.html").write_bytes(f"<html><body>{body}</body></html>".encode())
+    text = one(tmp_path / "a.html").text
+    assert text.startswith(
+        "数据库每天备份 一次\nTiDB\n集群\n\n张三\n李四\n\n张三\n李四\n\n```\n数据\n库\n```\n\n之后的文字"
+    )
 
 
 def test_a_picture_named_html_is_a_picture(tmp_path: Path) -> None:
