@@ -104,7 +104,8 @@ def _other(raw: bytes, encoding: str | None) -> str:
     """The text of a line that is not UTF-8: in the encoding of such lines in this file, unless it does not fit."""
     if encoding is not None and not is_utf8(raw):
         text = decode_as(raw, encoding)
-        if text.count("\ufffd") <= sum(char > "~" for char in text) // 5:
+        broken = text.count("\ufffd")
+        if not broken or broken <= sum(char > "~" for char in text) // 5:
             return text
     judged = decode(raw)
     if judged is None:

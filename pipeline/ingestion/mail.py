@@ -6,7 +6,7 @@ import base64
 import codecs
 import re
 from email import message_from_bytes, policy
-from email.errors import HeaderParseError
+from email.errors import HeaderParseError, MessageError
 from email.header import decode_header
 from email.message import Message
 
@@ -26,9 +26,10 @@ _EAST_ASIAN = {
 }
 # Beginnings of names that the extractor knows and Python does not.
 _ITS_OWN = ("iso-8859-", "iso-10646-", "koi", "x-cp125", "x-mac-")
-# Words of a header that are encoded, with those after them: a character may be cut in two by the end of a word.
+# Words of a header that are encoded, with those after them: a character may be cut in two by the end of a word. With
+# bounds, so that a header of nothing else is soon through.
 _WORD = r"=\?[^?\s]{1,100}\?[bq]\?[^?\n]*\?="
-_WORDS = re.compile(rf"{_WORD}(?:\s+{_WORD})*", re.IGNORECASE)
+_WORDS = re.compile(rf"{_WORD}(?:\s{{1,100}}{_WORD}){{0,100}}", re.IGNORECASE)
 
 
 def in_utf8(data: bytes) -> bytes:
@@ -43,7 +44,7 @@ def in_utf8(data: bytes) -> bytes:
     try:
         # Lines as they are: none folded anew, and bytes beyond ASCII as such.
         return mail.as_bytes(policy=policy.default.clone(refold_source="none", utf8=True))
-    except UnicodeEncodeError:  # a broken multipart, whose parts were not found
+    except (UnicodeEncodeError, MessageError):  # a broken multipart, whose parts were not found, or a broken header
         return data
 
 
