@@ -17,6 +17,8 @@ _BOMS = (
 _SAMPLE = 100_000
 # How much of a line before its first byte beyond ASCII belongs to the sample.
 _BEFORE = 1000
+# As Hong Kong and as Windows extend it, in the order that decides between equals.
+_BIG5 = ("big5hkscs", "cp950")
 _WORD_END = re.compile(rb"[ ,.\"'/]")
 _GOOD = 0.7
 _HAN = re.compile("[\u4e00-\u9fff]")
@@ -35,20 +37,28 @@ def decode(data: bytes) -> str | None:
     for mark, name in _BOMS:
         if data.startswith(mark):
             return data.decode(name, "replace")
+    encoding = find_encoding(data)
+    return None if encoding is None else decode_as(data, encoding)
+
+
+def find_encoding(data: bytes) -> str | None:
+    """What some bytes without byte order mark are decoded with; None if they are no text."""
     try:
-        text = data.decode("utf-8")
+        data.decode("utf-8")
     except UnicodeDecodeError as error:
-        damaged = _damaged_utf8(data)
-        if damaged is not None:
-            return damaged
+        if is_utf8(data) and not looks_binary(data[:_SAMPLE]):
+            return "utf-8"
         # A long beginning in plain ASCII says nothing.
         begin = 0 if error.start < _SAMPLE // 2 else _before(data, error.start)
-        guess = _guess(data[:_SAMPLE] if b"\0" in data[:_SAMPLE] else data[begin : begin + _SAMPLE])
-    else:
-        if not looks_binary(data[:_SAMPLE]):
-            return text
-        guess = _utf16(data[:_SAMPLE])
-    return None if guess is None else data.decode(guess, "replace")
+        return _guess(data[:_SAMPLE] if b"\0" in data[:_SAMPLE] else data[begin : begin + _SAMPLE])
+    return _utf16(data[:_SAMPLE]) if looks_binary(data[:_SAMPLE]) else "utf-8"
+
+
+def decode_as(data: bytes, name: str) -> str:
+    """The text in this encoding, with what is invalid in it shown as missing."""
+    # Which extension of Big5 it is may be seen long after the sample.
+    names = _BIG5 if name in ("big5", *_BIG5) else (name,)
+    return min((data.decode(name, "replace") for name in names), key=lambda text: text.count("\ufffd"))
 
 
 def _before(data: bytes, place: int) -> int:
@@ -61,12 +71,12 @@ def _before(data: bytes, place: int) -> int:
     return end.end() if end else place
 
 
-def _damaged_utf8(data: bytes) -> str | None:
-    """UTF-8 with a few broken bytes: no other encoding makes so many valid sequences by chance."""
+def is_utf8(data: bytes) -> bool:
+    """Whether it is UTF-8, perhaps with a few broken bytes: no other makes so many valid sequences by chance."""
     text = data.decode("utf-8", "replace")
     broken = text.count("\ufffd")
     whole = len(data) - len(text.encode("ascii", "ignore")) - broken
-    return text if whole > 30 * broken and not looks_binary(data[:_SAMPLE]) else None
+    return not broken or whole > 30 * broken
 
 
 def looks_binary(sample: bytes) -> bool:
@@ -107,12 +117,9 @@ def _guess(sample: bytes) -> str | None:
 
 
 def _share(sample: bytes, name: str, judge: Callable[[str], float]) -> float:
-    """Judgement of the characters beyond ASCII, from 0 to 1; 0 if the bytes are invalid in this encoding."""
-    try:
-        # The sample may end inside a character.
-        text = codecs.getincrementaldecoder(name)().decode(sample)
-    except UnicodeDecodeError:
-        return 0.0
+    """Judgement of the characters beyond ASCII, from 0 to 1; 0 if more than a few are invalid in this encoding."""
+    # The sample may end inside a character. A byte that is damaged spoils its own character, not the file.
+    text = codecs.getincrementaldecoder(name)("replace").decode(sample)
     if len(_NO_TEXT.findall(text)) > len(text) // 100:
         return 0.0
     return judge(text)
@@ -147,6 +154,11 @@ def _traditional(c: str) -> float:
     return _chinese(c, "big5", range(0xA4, 0xC7))
 
 
+def _extended(text: str) -> float:
+    """Big5 with what Hong Kong or Windows added: so many characters that a short text in GB18030 often fits, too."""
+    return _GOOD if _mean(_traditional)(text) > 0.85 else 0.0
+
+
 def _japanese(c: str) -> float:
     # Half-width katakana are what Latin letters look like in Shift-JIS.
     return 1.0 if _KANA.match(c) else 0.7 if _HAN.match(c) else 0.8 if "\u3000" <= c <= "\u303f" else 0.0
@@ -177,4 +189,6 @@ _JUDGES: tuple[tuple[str, Callable[[str], float]], ...] = (
     ("utf-16-le", _mean(_either)),
     ("utf-16-be", _mean(_either)),
     ("cp1252", _western),
+    ("big5hkscs", _extended),
+    ("cp950", _extended),
 )

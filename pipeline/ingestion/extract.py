@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import DocumentError
 from pipeline.ingestion import kinds
 from pipeline.ingestion.encoding import decode
+from pipeline.ingestion.mail import in_utf8
 from pipeline.ingestion.pages import SLIDE_MARK, find_pages, take_out_marks
 
 # A ZIP-based file that unpacks to more than this is a bomb, not a document.
@@ -27,6 +30,24 @@ _QUOTED, _QUOTE = re.compile(r"\"[^\"]*\"|'[^']*'"), re.compile(r"[\"']")
 _TAG = re.compile(r"<[^<>]*>")
 # What links to a heading's own place show.
 _PERMALINKS = frozenset({"", "\u200b", "#", "¶", "§", "🔗"})
+
+_HAN = "[\u3400-\u4dbf\u4e00-\u9fff]"
+_GAP, _LINE_END = re.compile(f"(?<={_HAN}) (?={_HAN})"), re.compile(f"(?<={_HAN})\n(?={_HAN})")
+# Characters on each side by which a place is known again, and of the shortest line that is taken for a full one.
+_AROUND, _FULL_LINE = 4, 12
+_SOURCE_LINE_END = re.compile(rf"<(?P<end>/?)pre\b|(?<={_HAN})[ \t]*\r?\n[ \t]*(?={_HAN})", re.IGNORECASE)
+# Signs for radicals that a PDF has in place of characters that look alike, -> the characters. For those of the Kangxi
+# dictionary Unicode says it itself; the others are those of its EquivalentUnifiedIdeograph.txt that are in use.
+_RADICALS = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x2F00, 0x2FD6)} | str.maketrans(
+    "⺁⺂⺃⺄⺅⺆⺉⺊⺋⺌⺍⺎⺏⺐⺒⺓⺔⺕⺖⺗⺘⺙⺛⺝⺞⺟⺠⺡⺢⺣⺥⺦⺧⺨⺩⺬⺭⺮⺯⺰⺹⺺⺼⺽⺾"
+    "⺿⻀⻁⻂⻃⻄⻅⻆⻈⻉⻊⻋⻍⻏⻐⻑⻒⻓⻔⻖⻗⻘⻙⻚⻛⻜⻝⻟⻠⻢⻣⻤⻥⻦⻧⻨⻩⻪⻫⻬⻭⻮⻯⻰⻱"
+    "⻲⻳",
+    "厂乛乚乙亻冂刂卜㔾小小兀尣尢巳幺彑彐忄㣺扌攵旡月歺母民氵氺灬爫丬牛犭王示礻竹糹纟耂肀月臼艹"
+    "艹艹虎衤覀西见角讠贝足车辶阝钅長镸长门阝雨青韦页风飞食飠饣马骨鬼鱼鸟卤麦黄黾斉齐歯齿竜龙龜"
+    "亀龟",
+)
+# The traditional form by Unicode; it is met where a font has one shape for it and the simplified character.
+_RADICALS[ord("⼾")] = "户"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +73,8 @@ def extract(kind: str, data: bytes) -> Extracted:
     title = ""
     if kind == "html":
         title, data = _page(data)
+    elif kind == "eml":
+        data = in_utf8(data)
     import kreuzberg
 
     # No cache on disk, no rewriting of the text; without an ocr setting no OCR and nothing downloaded.
@@ -68,15 +91,19 @@ def extract(kind: str, data: bytes) -> Extracted:
     found: dict[str, Any] = dict(result.metadata)
     pages = found.get("page_count")
     text = clean(_INLINE_IMAGE.sub(r"\1", result.content))
+    name = title or str(found.get("title") or "")
     page_starts: tuple[int, ...] = ()
     if kind == "pptx":
         text, page_starts = take_out_marks(text)
         pages = len(page_starts)
-    elif kind == "pdf" and result.pages:
-        contents = {page["page_number"]: page["content"] for page in result.pages}  # empty pages are left out
-        page_starts = find_pages(text, [contents.get(number, "") for number in range(1, max(contents) + 1)])
+    elif kind == "pdf":
+        text, name = text.translate(_RADICALS), name.translate(_RADICALS)
+        # Empty pages are left out. The others with the same characters as the text, in which they are looked for.
+        contents = {page["page_number"]: page["content"].translate(_RADICALS) for page in result.pages or ()}
+        text = _join_lines(text, contents.values())
+        page_starts = find_pages(text, [contents.get(number, "") for number in range(1, max(contents, default=0) + 1)])
     return Extracted(
-        title=title or str(found.get("title") or ""),
+        title=name,
         text=text,
         metadata={"pages": pages} if isinstance(pages, int) else {},
         page_starts=page_starts,
@@ -110,6 +137,38 @@ def _without_local_links(page: str) -> str:
     return "".join([*kept, page[done:]])
 
 
+def _join_lines(text: str, pages: Iterable[str]) -> str:
+    """The text of a PDF without the spaces that the ends of full lines between two ideographs have become in it.
+
+    Pages have them as line ends. What is in short lines, names say, and what was a space stays apart.
+    """
+    ends = {
+        _around(page, match.start())
+        for page in pages
+        for match in _LINE_END.finditer(page)
+        if match.start() - page.rfind("\n", 0, match.start()) > _FULL_LINE
+    }
+    return _GAP.sub(lambda match: "" if _around(text, match.start()) in ends else " ", text)
+
+
+def _around(text: str, place: int) -> str:
+    return text[max(0, place - _AROUND) : place + _AROUND + 1].replace("\n", " ")
+
+
+def _join_source_lines(page: str) -> str:
+    """A web page without the line ends of its source between two ideographs, but for those in ``pre``."""
+    kept: list[str] = []
+    done = 0
+    inside = False
+    for match in _SOURCE_LINE_END.finditer(page):
+        if match["end"] is not None:
+            inside = not match["end"]
+        elif not inside:
+            kept.append(page[done : match.start()])
+            done = match.end()
+    return "".join([*kept, page[done:]])
+
+
 def clean(text: str) -> str:
     """Without NULs, and with the same line ends everywhere."""
     return text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
@@ -122,7 +181,7 @@ def _page(data: bytes) -> tuple[str, bytes]:
         raise DocumentError(f"{kinds.binary_kind(data)}, no text")
     match = _TITLE.search(page)
     title = " ".join(html.unescape(match[1]).split()) if match else ""
-    return title, _without_local_links(_HEAD.sub("", page)).encode("utf-8", "replace")
+    return title, _without_local_links(_join_source_lines(_HEAD.sub("", page))).encode("utf-8", "replace")
 
 
 def _why(kind: str, error: Exception) -> str:

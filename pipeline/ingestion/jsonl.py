@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import DocumentError
-from pipeline.ingestion.encoding import decode
+from pipeline.ingestion.encoding import decode, decode_as, find_encoding, is_utf8
 from pipeline.types import Document, Failure
 
 _OWN = frozenset({"id", "_id", "text", "title", "metadata"})
 MAX_LINE = 100_000_000
 """Bytes of the longest line that is read: a file of gigabytes without line ends is no JSONL."""
+# Enough lines to judge the encoding of those that are not UTF-8 by.
+_SAMPLE = 1_000_000
+# Chinese in UTF-8 lies beyond; two bytes of GB18030 may be a valid character up to it by chance.
+_TWO_BYTES = "\u07ff"
 
 
 def read_jsonl(path: Path, source: str, max_line: int = MAX_LINE) -> Iterator[Document | Failure]:
@@ -29,6 +34,7 @@ def read_jsonl(path: Path, source: str, max_line: int = MAX_LINE) -> Iterator[Do
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise DocumentError("UTF-16: JSONL must be UTF-8, convert it first")
         file.seek(0)
+        encoding, throughout = _encoding(file)
         found = False
         for number, raw in _lines(file, max_line):
             if raw is not None and not raw.strip():
@@ -37,7 +43,7 @@ def read_jsonl(path: Path, source: str, max_line: int = MAX_LINE) -> Iterator[Do
             try:
                 if raw is None:
                     raise ValueError(f"longer than {max_line / 1e6:g} MB")
-                yield _document(json.loads(_text(raw)), source)
+                yield _document(json.loads(_text(raw, encoding, throughout)), source)
             except json.JSONDecodeError as error:
                 yield Failure(
                     source, f"line {number}: not JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
@@ -61,14 +67,50 @@ def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes | None]]:
         yield number, None
 
 
-def _text(raw: bytes) -> str:
+def _encoding(file: BinaryIO) -> tuple[str | None, bool]:
+    """(encoding of the lines that are not UTF-8, whether no other line is Chinese), from the file's beginning.
+
+    A single line is often too short to tell. None where no line of the beginning is beyond UTF-8.
+    """
+    sample = file.read(_SAMPLE)
+    file.seek(0)
+    lines = sample.split(b"\n")
+    if len(sample) == _SAMPLE and len(lines) > 1:
+        lines.pop()  # cut off
+    others = [line for line in lines if not is_utf8(line)]
+    if not others:
+        return None, False
+    # All of them together are judged best, but where a few are in another encoding they fit none.
+    together = b"\n".join(others)
+    votes = Counter({find_encoding(together): len(together) // 2})
+    for line in others:
+        votes[find_encoding(line)] += len(line)
+    encoding = votes.most_common(1)[0][0]
+    chinese = (is_utf8(line) and max(line.decode("utf-8", "replace"), default="") > _TWO_BYTES for line in lines)
+    return encoding, encoding == "gb18030" and not any(chinese)
+
+
+def _text(raw: bytes, encoding: str | None, throughout: bool) -> str:
     try:
-        return raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = decode(raw)
-        if text is None:
-            raise ValueError("no text in any known encoding") from None
-        return text
+        return _other(raw, encoding)
+    if throughout and not text.isascii() and max(text) <= _TWO_BYTES:
+        return raw.decode("gb18030", "replace")
+    return text
+
+
+def _other(raw: bytes, encoding: str | None) -> str:
+    """The text of a line that is not UTF-8: in the encoding of such lines in this file, unless it does not fit."""
+    if encoding is not None and not is_utf8(raw):
+        text = decode_as(raw, encoding)
+        broken = text.count("\ufffd")
+        if not broken or broken <= sum(char > "~" for char in text) // 5:
+            return text
+    judged = decode(raw)
+    if judged is None:
+        raise ValueError("no text in any known encoding")
+    return judged
 
 
 def _document(line: Any, source: str) -> Document:

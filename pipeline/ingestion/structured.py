@@ -10,6 +10,10 @@ from typing import Any
 
 _SAMPLE = 5_000
 _DELIMITERS = ",\t;|"
+# Numbers and dates with a letter in them.
+_LETTERED = re.compile(
+    r"[+-]?[\d.,]+e[+-]?\d+|\d+-\d+-\d+t[\d:.]+(?:z|[+-][\d:]+)?|[\d:/. -]+[ap]m|\d+年\d+月\d+日[\d: ]*", re.IGNORECASE
+)
 
 
 def table_text(text: str) -> str:
@@ -35,8 +39,15 @@ def table_text(text: str) -> str:
 
 
 def _is_header(row: list[str]) -> bool:
-    """Names: each there, none twice, none a number."""
-    return all(row) and len(set(row)) == len(row) and not any(cell[0].isdigit() or cell[0] in "+-." for cell in row)
+    """Names: each there, none twice, none a number or date."""
+    return all(row) and len(set(row)) == len(row) and not any(map(_is_value, row))
+
+
+def _is_value(cell: str) -> bool:
+    """Whether it is a number or date as a whole: "2023" and "-5.2 %" are, "2023年" and "3D" are names."""
+    if not (cell[0].isdigit() or cell[0] in "+-."):
+        return False
+    return not any(map(str.isalpha, cell)) or _LETTERED.fullmatch(cell) is not None
 
 
 def json_text(text: str) -> str:

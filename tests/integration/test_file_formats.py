@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import random
@@ -11,12 +12,15 @@ import sys
 import zipfile
 from collections.abc import Callable
 from email.message import EmailMessage
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from pipeline.ingestion.chunking import Chunker
+from pipeline.ingestion.extract import _join_lines
 from pipeline.ingestion.loaders import load
+from pipeline.ingestion.mail import in_utf8
 from pipeline.ingestion.markdown import sections
 from pipeline.types import Document, Failure
 from tests.fakes import word_tokenizer, words
@@ -145,14 +149,17 @@ def _pdf(streams: list[bytes], font: bytes, extra: bytes = b"") -> bytes:
     return out + out_xref + b"trailer<</Size %d/Root 1 0 R%s>>\nstartxref\n%d\n%%%%EOF" % (size, extra, len(out))
 
 
-def chinese_pdf() -> bytes:
-    """One page in a Chinese font of the reader's, in the two-byte encoding that goes with it."""
-    stream = b"BT /F1 12 Tf 20 100 Td <%s> Tj ET" % CHINESE.encode("utf-16-be").hex().encode()
+def chinese_pdf(*pages: str) -> bytes:
+    """Pages in a Chinese font of the reader's, in the two-byte encoding that goes with it; by default one."""
+    streams = []
+    for page in pages or (CHINESE,):
+        lines = b" ".join(b"<%s> Tj 0 -16 Td" % line.encode("utf-16-be").hex().encode() for line in page.split("\n"))
+        streams.append(b"BT /F1 12 Tf 20 180 Td %s ET" % lines)
     font = (
         b"<</Type/Font/Subtype/Type0/BaseFont/STSong-Light/Encoding/UniGB-UCS2-H/DescendantFonts[<</Type/Font/Subtype"
         b"/CIDFontType0/BaseFont/STSong-Light/CIDSystemInfo<</Registry(Adobe)/Ordering(GB1)/Supplement 2>>/DW 1000>>]>>"
     )
-    return _pdf([stream], font)
+    return _pdf(streams, font)
 
 
 def html(encoding: str = "utf-8") -> bytes:
@@ -199,6 +206,36 @@ def test_a_chinese_pdf_is_read_with_its_number_of_pages(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(chinese_pdf())
     document = one(tmp_path / "a.pdf")
     assert (CHINESE, 1) == (document.text.strip(), document.metadata["pages"])
+
+
+def test_radicals_in_a_pdf_are_the_characters_that_they_stand_for(tmp_path: Path) -> None:
+    """Of both blocks of Unicode; the pages are found as before."""
+    pages = ["⻓度与⻚⾯的⻛险", "⺠族⻋辆⻔⼾⻝品", "⽤⼾⾸⻚⼤家"]
+    (tmp_path / "a.pdf").write_bytes(chinese_pdf(*pages))
+    document = one(tmp_path / "a.pdf")
+    starts = [*document.page_starts, len(document.text)]
+    assert ["长度与页面的风险", "民族车辆门户食品", "用户首页大家"] == [
+        document.text[start:end].strip() for start, end in pairwise(starts)
+    ]
+
+
+def test_full_lines_of_a_pdf_are_joined_between_chinese_characters(tmp_path: Path) -> None:
+    """Without a space that parts a word; spaces that were written stay, and the pages are found as before."""
+    pages = [
+        "他是五次职业碗选手，曾以 136 次擒杀成为职业生涯 中的\n活跃领袖。另外还有在 9 场中拿下 5 次擒杀的防守\n端锋。",
+        "数据库在 3 点执行一次备份并且复制到另外 2 台机器恢复\n之前请先联系管理员，以便确认最近 7 次的备份\n完整。",
+    ]
+    (tmp_path / "a.pdf").write_bytes(chinese_pdf(*pages))
+    document = one(tmp_path / "a.pdf")
+    starts = [*document.page_starts, len(document.text)]
+    found = [document.text[start:end].strip() for start, end in pairwise(starts)]
+    # The extractor takes the last line for a paragraph of its own.
+    assert [page.replace("\n", "") for page in pages] == [page.replace("\n\n", "") for page in found]
+
+
+def test_short_lines_of_a_pdf_stay_apart() -> None:
+    """A list of names is not one name."""
+    assert "张三 李四" == _join_lines("张三 李四", ["张三\n李四"])
 
 
 def pages_of(document: Document) -> dict[str, int]:
@@ -308,6 +345,19 @@ def test_a_link_that_is_odd_loses_no_text(tmp_path: Path, link: str) -> None:
     assert "href" not in text
 
 
+def test_line_ends_of_a_page_between_chinese_characters_are_no_spaces(tmp_path: Path) -> None:
+    """Those of its source; what the page shows as lines stays in lines, and spaces that were written stay."""
+    body = (
+        "<p>数据\n库每天\r\n    备份 一次\nTiDB\n集群</p><p>张三<br>李四</p><p>张三<br>\n李四</p>"
+        "<pre>数据\n库</pre><p>之后\n的文字</p>"
+    )
+    (tmp_path / "a.html").write_bytes(f"<html><body>{body}</body></html>".encode())
+    text = one(tmp_path / "a.html").text
+    assert text.startswith(
+        "数据库每天备份 一次\nTiDB\n集群\n\n张三\n李四\n\n张三\n李四\n\n```\n数据\n库\n```\n\n之后的文字"
+    )
+
+
 def test_a_picture_named_html_is_a_picture(tmp_path: Path) -> None:
     """The extractor would make letters of any bytes."""
     (tmp_path / "a.html").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4)
@@ -338,6 +388,99 @@ def test_a_notebook_and_a_mail(tmp_path: Path) -> None:
     expected = f"# Title\n{CHINESE}\n\n```\nf()\n```\n\n```\nprinted\n```\n\n```\ng()\n```\n\n```\na\n42\n```\n"
     assert ("Title", True, expected) == (notebook.title, notebook.markdown, notebook.text)
     assert [True, True] == ["备份" in message.text, CHINESE in message.text]
+
+
+def a_mail(text: str, charset: str) -> EmailMessage:
+    """Plain and as a page, with the same text attached."""
+    mail = EmailMessage()
+    mail["From"], mail["Subject"] = "a@b.example", "s"
+    mail.set_content(text, charset=charset)
+    mail.add_alternative(f'<html><meta charset="{charset}"><p>{text}</p></html>', subtype="html", charset=charset)
+    mail.add_attachment(text, filename="a.txt", charset=charset)
+    mail.add_attachment(bytes(range(256)), maintype="application", subtype="octet-stream", filename="附件.bin")
+    return mail
+
+
+@pytest.mark.parametrize(
+    ("text", "charset"),
+    [
+        ("数据库备份需要每天执行一次。", "gb2312"),
+        ("数据库备份需要每天执行一次。", "gbk"),
+        ("資料庫備份需要每天執行一次。", "gb18030"),
+        ("資料庫備份功能說明，恒生100～200元", "cp950"),
+        ("佢哋喺香港", "big5hkscs"),
+        ("データベースのバックアップ", "shift_jis"),
+        ("データベースのバックアップ", "iso-2022-jp"),
+        ("데이터베이스 백업", "euc-kr"),
+    ],
+)
+def test_a_mail_in_an_east_asian_charset_reads_like_one_in_utf_8(tmp_path: Path, text: str, charset: str) -> None:
+    """In several parts, in a mail within a mail, and where only the inner one has such a charset."""
+    for outer in (charset, "latin-1"):
+        texts = []
+        for inner in (charset, "utf-8"):
+            mail = EmailMessage()
+            mail["Subject"] = "outer"
+            mail.set_content("Größe" if outer == "latin-1" else text, charset=outer)
+            mail.add_attachment(a_mail(text, inner))
+            (tmp_path / "m.eml").write_bytes(mail.as_bytes())
+            (tmp_path / "i.eml").write_bytes(a_mail(text, inner).as_bytes())
+            texts.append((one(tmp_path / "m.eml").text, one(tmp_path / "i.eml").text))
+        assert texts[0] == texts[1]
+        assert [True, True] == [text in found for found in texts[0]]
+
+
+@pytest.mark.parametrize("charset", ["gb2312", "us-ascii", "x-gbk", "unknown-8bit", ""])
+@pytest.mark.parametrize("kind", ["plain", "html"])
+def test_a_mail_of_raw_bytes_is_read(tmp_path: Path, charset: str, kind: str) -> None:
+    """In its headers, too, whatever it says of its charset."""
+    says = f"Content-Type: text/{kind}; charset={charset}\r\n" if charset else f"Content-Type: text/{kind}\r\n"
+    mail = f"Subject: 备份通知\r\nFrom: 张三 <a@b.example>\r\n{says}\r\n数据库备份需要每天执行一次。\r\n"
+    (tmp_path / "m.eml").write_bytes(mail.encode("gbk"))
+    expected = '**Subject**: 备份通知\n\n**From**: "张三" \\<a@b.example\\>\n\n数据库备份需要每天执行一次。\n'
+    assert expected == one(tmp_path / "m.eml").text
+
+
+def test_encoded_headers_of_a_mail_are_read(tmp_path: Path) -> None:
+    """With a character cut in two by the end of a word, a comma in a name, and words of another charset beside."""
+
+    def word(data: bytes, charset: str = "gb2312") -> str:
+        return f"=?{charset}?B?{base64.b64encode(data).decode()}?="
+
+    subject = "数据库备份通知".encode("gbk")
+    mail = (
+        f"Subject: {word(subject[:5])}\r\n {word(subject[5:])}\r\n"
+        f"From: {word('张, 三'.encode('gbk'))} <a@b.example>\r\n"
+        f"To: {word('Zoë'.encode(), 'utf-8')} <c@d.example>, {word('李四'.encode('gbk'))} <e@f.example>\r\n\r\nText\r\n"
+    )
+    (tmp_path / "m.eml").write_bytes(mail.encode())
+    assert [
+        "**Subject**: 数据库备份通知",
+        '**From**: "张, 三" \\<a@b.example\\>',
+        '**To**: "Zoë" \\<c@d.example\\>, "李四" \\<e@f.example\\>',
+        "Text",
+    ] == one(tmp_path / "m.eml").text.strip().split("\n\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "charset"),
+    [("向量数据库", "utf-8"), ("Größe", "latin-1"), ("“It’s”", "cp1252"), ("Привет", "koi8-r"), ("plain", "us-ascii")],
+)
+def test_a_mail_that_the_extractor_reads_is_given_to_it_as_it_is(text: str, charset: str) -> None:
+    """Byte for byte, so that its text stays what it was."""
+    data = a_mail(text, charset).as_bytes()
+    assert data == in_utf8(data)
+
+
+def test_damaged_mails_never_raise() -> None:
+    """Whatever bytes of headers, boundaries and texts are changed or lost."""
+    random_ = random.Random(1)
+    whole = a_mail("数据库备份需要每天执行一次。", "gb2312").as_bytes()
+    for _ in range(300):
+        data = bytearray(whole[: random_.randrange(len(whole))] or b"x")
+        for _ in range(random_.choice([1, 3, 30])):
+            data[random_.randrange(len(data))] = random_.randrange(256)
+        assert in_utf8(bytes(data))
 
 
 def test_encrypted_files_say_so(tmp_path: Path) -> None:

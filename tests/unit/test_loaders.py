@@ -93,6 +93,40 @@ def test_a_broken_byte_does_not_spoil_a_text() -> None:
     assert SIMPLIFIED.replace("每", "\ufffd", 1) == decode(data.replace("每".encode(), "每".encode()[:2], 1))
 
 
+@pytest.mark.parametrize("damage", [b"\xff", b"\x80", b"\xa0"])
+@pytest.mark.parametrize(
+    ("text", "encoding"), [(SIMPLIFIED, "gb18030"), (TRADITIONAL, "gb18030"), (TRADITIONAL, "big5")]
+)
+def test_a_broken_byte_does_not_change_the_encoding(text: str, encoding: str, damage: bytes) -> None:
+    """A line of a file is spoilt by it, the others are read."""
+    lines = [f"{text}\n".encode(encoding)] * 20
+    lines[2] = lines[2][:10] + damage + lines[2][10:]
+    decoded = decode(b"".join(lines))
+    assert decoded is not None
+    found = decoded.splitlines()
+    assert [text] * 19 == found[:2] + found[3:]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("牆裏秋千牆外道", "cp950"),
+        ("恒生指數今日上升，裏面有很多說明。", "big5hkscs"),
+        ("本產品的資料庫備份功能，由堃峯公司提供。", "big5hkscs"),
+        ("我哋喺香港，佢唔知點解冇咗啲嘢。" * 20, "big5hkscs"),
+        (TRADITIONAL * 4 + "€", "cp950"),
+        (TRADITIONAL * 2000 + "€", "cp950"),
+        ("第三〇五醫院", "big5hkscs"),
+        ("約翰•羅斯金的《給未來者言》", "big5"),
+        ("克猜測這可能", "gb18030"),
+        ("光大，臺灣的城隍", "gb18030"),
+    ],
+)
+def test_extensions_of_big5(text: str, encoding: str) -> None:
+    """Those of Windows and of Hong Kong, in short texts and beyond the sample; GB18030 is not taken for them."""
+    assert text == decode(text.encode(encoding))
+
+
 def test_bytes_that_are_no_text_are_known() -> None:
     """Neither decoded to rubbish nor an error."""
     assert [None, None] == [decode(bytes(range(256)) * 20), decode(bytes(1000))]
@@ -234,6 +268,48 @@ def test_no_cell_of_a_table_is_lost(tmp_path: Path, content: str, text: str) -> 
     """Cells beyond the header stay, and what has no header stays as it is."""
     (tmp_path / "t.csv").write_text(content)
     assert text == one(tmp_path / "t.csv").text
+
+
+@pytest.mark.parametrize("name", ["2023年", "1月", "3D", "5G用户", "1st", "24h", "2024Q1", "-name", ".net"])
+def test_a_column_may_be_named_with_a_digit_first(tmp_path: Path, name: str) -> None:
+    """A year, a month, a number with its unit."""
+    (tmp_path / "t.csv").write_text(f"城市,{name}\n北京,2185\n", encoding="gb18030")
+    assert f"城市: 北京; {name}: 2185" == one(tmp_path / "t.csv").text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "2023",
+            "-5.2",
+            "+3",
+            ".5",
+            "1e5",
+            "-1.5E-3",
+            "12%",
+            "3.5 %",
+            '"1,234.50"',
+            "１２",
+            "192.168.1.1",
+            "010-88886666",
+        ),
+        *(
+            "2024-01-02",
+            "2024/1/2",
+            "02.01.2024",
+            "2024年1月2日",
+            "2024-01-02T10:00:00Z",
+            "2024-01-02 10:30",
+            "10:30 pm",
+        ),
+    ],
+)
+def test_a_row_with_a_number_or_a_date_is_no_header(tmp_path: Path, value: str) -> None:
+    """Names of columns would be those of one row's values."""
+    table = f"北京,{value}\n上海,7\n"
+    (tmp_path / "t.csv").write_text(table, encoding="utf-8")
+    assert table == one(tmp_path / "t.csv").text
 
 
 @pytest.mark.parametrize(
@@ -407,6 +483,44 @@ def test_jsonl_in_other_encodings(tmp_path: Path) -> None:
     (tmp_path / "u.jsonl").write_text('{"id": "a", "text": "中文"}\n', encoding="utf-16")
     assert "中文的一行文字" == one(tmp_path / "g.jsonl").text
     assert failure(tmp_path / "u.jsonl").startswith("UTF-16")
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "big5"])
+def test_short_lines_of_jsonl_are_in_the_encoding_of_the_others(tmp_path: Path, encoding: str) -> None:
+    """Each by itself would be Korean, Japanese or Latin letters; lines in UTF-8 are still read as such."""
+    texts = ["赫羅圖是什麼？", "通稱莒光鄉", "面積29.6平方公里", "流行於中國漢地", "plain", TRADITIONAL] * 3
+    lines = [json.dumps({"id": i, "text": text}, ensure_ascii=False).encode(encoding) for i, text in enumerate(texts)]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    assert texts == [item.text for item in load(tmp_path / "a.jsonl") if isinstance(item, Document)]
+    lines.append('{"id": "u", "text": "是什麼？", "title": "état"}'.encode())
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(reversed(lines)))
+    assert ["是什麼？", *reversed(texts)] == [
+        item.text for item in load(tmp_path / "a.jsonl") if isinstance(item, Document)
+    ]
+
+
+@pytest.mark.parametrize("text", ["模式", "停止 HAProxy", "Balance 状态"])
+def test_a_line_of_gb18030_that_is_valid_utf_8_by_chance(tmp_path: Path, text: str) -> None:
+    """In a file of GB18030 it is Chinese, in one with Chinese in UTF-8 it is what it says."""
+    line = f'{{"id": "a", "text": "{text}"}}\n'.encode("gb18030")
+    other = f'{{"id": "b", "text": "{SIMPLIFIED}"}}\n'
+    for before, expected in ((other.encode("gb18030"), text), (other.encode(), json.loads(line.decode())["text"])):
+        (tmp_path / "a.jsonl").write_bytes(before + line)
+        (_, found) = load(tmp_path / "a.jsonl")
+        assert isinstance(found, Document)
+        assert expected == found.text
+
+
+def test_lines_of_jsonl_that_do_not_fit_the_others_are_judged_by_themselves(tmp_path: Path) -> None:
+    """And so are those beyond the beginning, if all of that is UTF-8."""
+    chinese = f'{{"id": "a", "text": "{SIMPLIFIED}"}}\n'.encode("gb18030")
+    western = '{"id": "b", "text": "Le café est fermé à Noël"}\n'.encode("latin-1")
+    plain = b'{"id": "c", "text": "plain"}\n' * 50_000
+    (tmp_path / "a.jsonl").write_bytes(chinese * 3 + western)
+    (tmp_path / "b.jsonl").write_bytes(plain + chinese + western)
+    for name in ("a.jsonl", "b.jsonl"):
+        texts = [item.text for item in load(tmp_path / name) if isinstance(item, Document)]
+        assert [SIMPLIFIED, "Le café est fermé à Noël"] == texts[-2:]
 
 
 def test_jsonl_without_lines_or_with_endless_ones(tmp_path: Path) -> None:
