@@ -65,7 +65,8 @@ def reindex(
     Raises:
         SettingsError: there is nothing to reindex.
         StoreLockedError: another process has the store open, or builds the same collection.
-        StoreError, EmbedderError: that part failed; run again it goes on.
+        StoreError, EmbedderError: that part failed; run again it goes on. So it is where another reindex or a rollback
+            was done first: that one stays.
     """
     start = time.perf_counter()
     generations = generations_of(store)
@@ -78,17 +79,23 @@ def reindex(
     later = _later(found)
     begun = [one.name for one in found if one not in (current, later) and one.fingerprint == fingerprint]
     name = begun[-1] if begun else generations.next_name()
+
+    def check() -> None:
+        _refuse_switched(store, generations, current.name)
+
     with (
         generations.building(name),
         closing(generations.open(current.name)) as old,
         closing(generations.open(name)) as new,
     ):
+        check()  # another reindex may have made this collection and be using it by now
         new.ensure_ready(fingerprint)
-        copy = _Copy(old, new, embedder, chunker, stored, fingerprint, progress)
+        copy = _Copy(old, new, embedder, chunker, stored, fingerprint, check, progress)
         copy.catch_up()
         new.optimize(copy.tell)
         with generations.frozen():
             before = copy.catch_up()
+            check()
             generations.switch(name)
         # On a server a writer may have been in the middle of a request; from now on none writes here any more.
         copy.catch_up(since=before)
@@ -192,6 +199,20 @@ def _later(found: Sequence[Generation]) -> Generation | None:
     return None
 
 
+def _refuse_switched(store: Store, generations: Generations, begun: str) -> None:
+    """Whoever was faster stays: what came to that collection since is in no other.
+
+    Raises:
+        StoreError: the collection in use is no longer the one that this began from.
+    """
+    current = generations.current()
+    if current != begun:
+        raise StoreError(
+            f"{store.name} was switched from {begun} to {current} meanwhile, by another rag reindex or rag rollback: "
+            "nothing more is switched. Look at rag status, and run it again if it is still wanted"
+        )
+
+
 def _ledger(store: Store) -> Ledger:
     return {version.document_id: version for version in collection.documents(store)}
 
@@ -222,6 +243,8 @@ class _Copy:
     chunker: Chunker
     stored: Fingerprint
     wanted: Fingerprint
+    check: Callable[[], None]
+    """Raises an error if the collection in use is no longer the old one: then this may not change the new one."""
     progress: Callable[[Progress], None] | None = None
 
     documents: int = 0
@@ -249,6 +272,8 @@ class _Copy:
         ids = list(due)
         for first in range(0, len(ids), _DOCUMENTS):
             some = {id_: due[id_] for id_ in ids[first : first + _DOCUMENTS]}
+            if since is None:
+                self.check()
             # What is left of one may be cut in another way than what is written now.
             broken = [id_ for id_, version in some.items() if _has_part(there.get(id_, []), version)]
             if broken:
@@ -271,6 +296,8 @@ class _Copy:
             self.documents += len(some)
             self.tell()
         if gone:
+            if since is None:
+                self.check()
             self.new.delete_documents(sorted(gone))
         return ledger
 

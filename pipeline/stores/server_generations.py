@@ -87,7 +87,7 @@ class ServerGenerations:
         listed = self._server.patiently("list the aliases of", self._client.get_aliases)
         return {alias.alias_name: alias.collection_name for alias in listed.aliases}
 
-    def _current(self) -> str:
+    def current(self) -> str:
         return self._aliases().get(current_alias(self._collection), self._collection)
 
     def _metadata(self, name: str) -> Mapping[str, Any] | None:
@@ -141,17 +141,21 @@ class ServerGenerations:
     def switch(self, to: str) -> None:
         aliases = self._aliases()
         current, kept = current_alias(self._collection), _kept_alias(self._collection)
+        before = aliases.get(current, self._collection)
+        if to == before:
+            raise StoreError(f"{to} is in use already: nothing was switched")
         operations: list[Any] = [_delete(alias) for alias in (current, kept) if alias in aliases]
-        operations += [_create(current, to), _create(kept, aliases.get(current, self._collection))]
+        operations += [_create(current, to), _create(kept, before)]
         self._server.patiently("switch", lambda: self._client.update_collection_aliases(operations))
         self._follow()
 
     def remove(self, name: str) -> None:
-        if name == self._current():
-            raise StoreError(f"{name} is the collection in use: it is not removed")
         builder = _builder(self._metadata(name) or {})
         if builder is not None:
             raise StoreLockedError(f"{name} is being built by {builder}")
+        # Only now: a reindex that is built no longer may just have switched to it.
+        if name == self.current():
+            raise StoreError(f"{name} is the collection in use: it is not removed")
         # Its aliases go with it.
         self._server.patiently("remove", lambda: self._client.delete_collection(name))
 

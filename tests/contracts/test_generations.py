@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -330,6 +331,87 @@ def test_a_document_that_is_not_complete_is_not_made_to_look_so(open_: Open) -> 
     assert [False] == [version.complete for version in new.documents() if version.document_id == "d1"]
     new.ingest(documents(3))
     assert new.verify(documents(3)).clean
+
+
+def test_a_reindex_that_another_one_overtook_switches_nothing(open_: Open) -> None:
+    """What was ingested after the first switch is in that collection alone, so it stays in use."""
+    open_().ingest(documents(5))
+    slow, fast = open_(chunk_tokens=16, overlap=4), open_(chunk_tokens=64)
+
+    def meanwhile() -> None:
+        slow.embedder.before = lambda: None  # type: ignore[attr-defined]
+        fast.reindex()
+        fast.ingest([Document("late", "a latecomer")])
+
+    slow.embedder.before = meanwhile  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match=r"was switched from documents to documents\.3 meanwhile"):
+        slow.reindex()
+    assert {"documents": "kept", "documents.2": "leftover", "documents.3": "current"} == states(fast)
+    assert "late" == best(open_(chunk_tokens=64), "latecomer")
+
+
+def test_a_reindex_during_which_there_was_a_rollback_switches_nothing(open_: Open) -> None:
+    """Neither of the two collections of the rollback is changed or forgotten."""
+    old, new = open_(), open_("new")
+    old.ingest(documents(5))
+    new.reindex()
+    third = open_(chunk_tokens=16, overlap=4)
+
+    def meanwhile() -> None:
+        third.embedder.before = lambda: None  # type: ignore[attr-defined]
+        rollback(new.store)
+        old.ingest([Document("late", "a latecomer")])
+
+    third.embedder.before = meanwhile  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match=r"was switched from documents\.2 to documents meanwhile"):
+        third.reindex()
+    assert {"documents": "current", "documents.2": "kept", "documents.3": "leftover"} == states(third)
+    assert "late" == best(open_(), "latecomer")
+
+
+def test_two_equal_reindexes_one_after_the_other(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when two replicas start: the second would build what is in use by then, and leave out what came since."""
+    open_().ingest(documents(5))
+    first, second = open_("new"), open_("new")
+    kind = type(generations_of(first.store))
+    building = kind.building
+
+    def after_the_first(self: Any, name: str) -> Any:
+        monkeypatch.undo()
+        first.reindex()
+        first.ingest([Document("late", "a latecomer")])
+        return building(self, name)
+
+    monkeypatch.setattr(kind, "building", after_the_first)
+    with pytest.raises(StoreError, match=r"was switched from documents to documents\.2 meanwhile"):
+        second.reindex()
+    assert "late" == best(open_("new"), "latecomer")
+    assert {"documents": "kept", "documents.2": "current"} == states(first)
+
+
+def test_two_equal_reindexes_at_once(open_: Open) -> None:
+    """Of two threads of one program, too, the second is told."""
+    open_().ingest(documents(5))
+    first, second = open_("new"), open_("new")
+
+    def meanwhile() -> None:
+        first.embedder.before = lambda: None  # type: ignore[attr-defined]
+        with pytest.raises(StoreLockedError, match=r"documents\.2.* is being built by"):
+            second.reindex()
+
+    first.embedder.before = meanwhile  # type: ignore[attr-defined]
+    assert 5 == first.reindex().documents
+    assert {"documents": "kept", "documents.2": "current"} == states(first)
+
+
+def test_what_is_in_use_is_not_switched_to(open_: Open) -> None:
+    """It would be kept, too, and then there would be nothing to go back to."""
+    old, new = open_(), open_("new")
+    old.ingest(documents(2))
+    new.reindex()
+    with pytest.raises(StoreError, match="in use already"):
+        generations_of(new.store).switch("documents.2")
+    assert {"documents": "kept", "documents.2": "current"} == states(new)
 
 
 def test_one_reindex_of_a_collection_at_a_time_on_a_server() -> None:
