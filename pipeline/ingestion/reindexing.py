@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError, StoreError
 from pipeline.ingestion import collection
+from pipeline.ingestion.agreement import make_ready
 from pipeline.ingestion.changes import by_document
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.recutting import fits, recut
@@ -89,7 +90,7 @@ def reindex(
         closing(generations.open(name)) as new,
     ):
         check()  # another reindex may have made this collection and be using it by now
-        new.ensure_ready(fingerprint)
+        make_ready(new, fingerprint)
         copy = _Copy(old, new, embedder, chunker, stored, fingerprint, check, progress)
         copy.catch_up()
         new.optimize(copy.tell)

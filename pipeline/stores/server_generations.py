@@ -128,9 +128,12 @@ class ServerGenerations:
                 self._note(name, None)
 
     def _note(self, name: str, builder: Mapping[str, Any] | None) -> None:
-        """Says in the metadata who builds it. Before it is made there is nothing to note anything in."""
+        """Says in the metadata who builds it. Before it is made there is nothing to note anything in.
+
+        Another program may then be the one that makes it: its note is left alone.
+        """
         stored = self._metadata(name)
-        if stored is not None:
+        if stored is not None and _builder(stored) in (None, _named(builder_note())):
             metadata = {METADATA_KEY: {**stored, "builder": builder}}
             self._server.patiently("note in", lambda: self._client.update_collection(name, metadata=metadata))
 
@@ -180,4 +183,8 @@ def _builder(stored: Mapping[str, Any]) -> str | None:
         return None
     if note["host"] == socket.gethostname() and not alive(note["pid"]):
         return None
+    return _named(note)
+
+
+def _named(note: Mapping[str, Any]) -> str:
     return f"process {note['pid']} on {note['host']}"

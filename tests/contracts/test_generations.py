@@ -20,7 +20,7 @@ from pipeline.ingestion.reindexing import collect_garbage, generations_of, rollb
 from pipeline.interfaces import Store
 from pipeline.stores.edge import EdgeStore
 from pipeline.stores.server import ServerStore
-from pipeline.types import Document, RollbackReport
+from pipeline.types import Document, Fingerprint, RollbackReport
 from tests.fakes import FakeEmbedder, FakeStore
 
 Open = Callable[..., Pipeline]
@@ -402,6 +402,40 @@ def test_two_equal_reindexes_at_once(open_: Open) -> None:
     first.embedder.before = meanwhile  # type: ignore[attr-defined]
     assert 5 == first.reindex().documents
     assert {"documents": "kept", "documents.2": "current"} == states(first)
+
+
+def test_two_reindexes_to_different_models_never_share_a_collection(
+    open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that finds its new collection made by somebody else meanwhile leaves it alone."""
+    open_().ingest(documents(5))
+    mine, other = open_("mine"), open_("other")
+    kind = type(mine.store)
+    ensure_ready = kind.ensure_ready
+
+    def after_the_other(self: Any, fingerprint: Fingerprint) -> None:
+        monkeypatch.undo()
+        made = generations_of(other.store).open("documents.2")
+        made.ensure_ready(other.fingerprint)
+        ensure_ready(self, fingerprint)
+        close(made)
+
+    monkeypatch.setattr(kind, "ensure_ready", after_the_other)
+    with pytest.raises(FingerprintError, match="stored 'other', asked for 'mine'"):
+        mine.reindex()
+    assert {"documents": "current", "documents.2": "leftover"} == states(mine)
+
+
+def test_the_note_of_another_builder_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it came only after this one had looked whether somebody builds the collection."""
+    client = QdrantClient(":memory:")
+    rag = Pipeline(embedder=FakeEmbedder(32, "old"), store=ServerStore(client, "documents"))
+    generations = generations_of(rag.store)
+    with generations.building("documents.2"), monkeypatch.context() as patched:
+        patched.setattr("socket.gethostname", lambda: "elsewhere")
+        generations.open("documents.2").ensure_ready(rag.fingerprint)
+    with pytest.raises(StoreLockedError, match="on elsewhere"):
+        generations.remove("documents.2")
 
 
 def test_what_is_in_use_is_not_switched_to(open_: Open) -> None:

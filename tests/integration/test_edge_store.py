@@ -261,6 +261,25 @@ def test_crash_while_making_leaves_no_half_store(tmp_path: Path) -> None:
     store.close()
 
 
+def test_of_two_that_make_it_at_once_the_first_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second must not put its own fingerprint over what the first has begun to write into."""
+    first, second = EdgeStore(tmp_path), EdgeStore(tmp_path)
+    engine = EdgeStore._engine
+
+    def after_the_first(self: EdgeStore, *args: Any) -> Any:
+        monkeypatch.undo()
+        first.ensure_ready(fingerprint())
+        write(first, chunk("first"))
+        return engine(self, *args)
+
+    monkeypatch.setattr(EdgeStore, "_engine", after_the_first)
+    second.ensure_ready(fingerprint(64))
+    assert fingerprint() == second.fingerprint() == EdgeStore(tmp_path).fingerprint()
+    assert StoreCount(1, 1) == second.count()
+    first.close()
+    second.close()
+
+
 def test_reading_makes_no_files(tmp_path: Path) -> None:
     """A query on a store that does not exist leaves the disk as it was."""
     store = EdgeStore(tmp_path / "none")
