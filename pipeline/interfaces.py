@@ -228,10 +228,11 @@ class Generations(Protocol):
         """
         ...
 
-    def remove(self, name: str) -> None:
-        """Deletes one that is not in use.
+    def remove(self, name: str, *, dry_run: bool = False) -> None:
+        """Deletes one that is not in use; with ``dry_run`` only looks whether that could be done.
 
         Raises:
             StoreLockedError: somebody has it open or builds it.
+            StoreError: it is in use.
         """
         ...

@@ -129,6 +129,7 @@ def rollback(store: Store) -> RollbackReport:
     Raises:
         SettingsError: no collection is kept, or one that this version of the package cannot query.
         StoreLockedError: another process has the store open, or is building the kept one.
+        StoreError: another rollback or reindex was done meanwhile, or the kept one removed.
     """
     generations = generations_of(store)
     found = generations.all()
@@ -141,9 +142,17 @@ def rollback(store: Store) -> RollbackReport:
             f"{store.bm25!r}), so no query could be answered there"
         )
     current = _current(store, found)
-    with generations.building(kept.name), generations.frozen():
-        with closing(generations.open(current.name)) as newer, closing(generations.open(kept.name)) as older:
-            behind = len(_differing(_ledger(newer), _ledger(older)))
+    with (
+        generations.building(kept.name),
+        generations.frozen(),
+        closing(generations.open(current.name)) as newer,
+        closing(generations.open(kept.name)) as older,
+    ):
+        behind = len(_differing(_ledger(newer), _ledger(older)))
+        # While it is open, which keeps rag gc off.
+        if older.fingerprint() is None:
+            raise StoreError(f"{kept.name} was removed meanwhile, by rag gc: nothing was switched")
+        _refuse_switched(store, generations, current.name)
         generations.switch(kept.name)
     return RollbackReport(kept.name, current.name, kept.fingerprint, behind)
 
@@ -152,18 +161,25 @@ def collect_garbage(store: Store, *, dry_run: bool = False) -> GcReport:
     """Removes the collections that are not in use: kept, half-built and left over ones, but none that is being built.
 
     One that a program has open, or a reindex is building, stays and is listed with the reason.
+
+    Raises:
+        SettingsError: the collection in use is not there: then one of the others may be all that is left.
     """
     generations = generations_of(store)
     removed, failures = [], []
-    for one in generations.all():
-        if one.state == "current":
-            continue
+    found = generations.all()
+    others = [one for one in found if one.state != "current"]
+    if others and not any(one.state == "current" and one.fingerprint is not None for one in found):
+        raise SettingsError(
+            f"{store.name}: {generations.current()}, the collection in use, is not there, and what is left may be all "
+            f"that there is ({', '.join(one.name for one in others)}): nothing is removed. Run rag ingest first"
+        )
+    for one in others:
         if one.builder is not None:
             failures.append(Failure(one.name, f"is being built by {one.builder}"))
             continue
         try:
-            if not dry_run:
-                generations.remove(one.name)
+            generations.remove(one.name, dry_run=dry_run)
             removed.append(one)
         except StoreError as error:
             failures.append(Failure(one.name, str(error)))

@@ -115,14 +115,19 @@ class EdgeGenerations:
         self._point(to, current)
         self._follow()
 
-    def remove(self, name: str) -> None:
-        current, kept = _pointer(self._path)
-        if name == current:
-            raise StoreError(f"{name} is the collection in use: it is not removed")
+    def remove(self, name: str, *, dry_run: bool = False) -> None:
         directory = self._path.parent / name
+        if name == self.current():  # before the lock, which this process may hold itself
+            raise StoreError(f"{name} is the collection in use: it is not removed")
         lock = DirectoryLock(directory)
         lock.acquire()
         try:
+            # Again: who switches to it has it open, so only from now on this cannot change.
+            current, kept = _pointer(self._path)
+            if name == current:
+                raise StoreError(f"{name} is the collection in use: it is not removed")
+            if dry_run:
+                return
             if name == kept:
                 self._point(current, None)
             # First: cut off in the middle, what is left must not look like a collection.

@@ -152,15 +152,16 @@ class ServerGenerations:
         self._server.patiently("switch", lambda: self._client.update_collection_aliases(operations))
         self._follow()
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, dry_run: bool = False) -> None:
         builder = _builder(self._metadata(name) or {})
         if builder is not None:
             raise StoreLockedError(f"{name} is being built by {builder}")
         # Only now: a reindex that is built no longer may just have switched to it.
         if name == self.current():
             raise StoreError(f"{name} is the collection in use: it is not removed")
-        # Its aliases go with it.
-        self._server.patiently("remove", lambda: self._client.delete_collection(name))
+        if not dry_run:
+            # Its aliases go with it.
+            self._server.patiently("remove", lambda: self._client.delete_collection(name))
 
 
 def _create(alias: str, collection: str) -> models.CreateAliasOperation:

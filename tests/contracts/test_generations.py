@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.errors import EmbedderError, FingerprintError, SettingsError, Stor
 from pipeline.ingestion.reindexing import collect_garbage, generations_of, rollback
 from pipeline.interfaces import Store
 from pipeline.stores.edge import EdgeStore
+from pipeline.stores.locking import DirectoryLock
 from pipeline.stores.server import ServerStore
 from pipeline.types import Document, Fingerprint, RollbackReport
 from tests.fakes import FakeEmbedder, FakeStore
@@ -289,6 +291,113 @@ def test_gc(open_: Open) -> None:
     third = open_("third")
     leave(new)
     assert ("documents.3", "documents.2") == ((report := third.reindex()).collection, report.kept)
+
+
+def test_gc_says_beforehand_what_it_would_do(open_: Open) -> None:
+    """What a program has open is not listed as what would go: it would stay."""
+    old, new = open_(), open_("new")
+    old.ingest(documents(5))
+    new.reindex()
+    would = collect_garbage(new.store, dry_run=True)
+    assert {"documents": "kept", "documents.2": "current"} == states(new)
+    done = collect_garbage(new.store)
+    assert (done.removed, done.failures) == (would.removed, would.failures)
+
+
+def test_gc_does_not_come_between_the_steps_of_a_rollback(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the rollback is about to use stays."""
+    old, new = open_(), open_("new")
+    old.ingest(documents(5))
+    new.reindex()
+    leave(old)
+    kind = type(generations_of(new.store))
+    switch, removed = kind.switch, []
+
+    def after_gc(self: Any, to: str) -> None:
+        removed.extend(collect_garbage(new.store).removed)
+        switch(self, to)
+
+    monkeypatch.setattr(kind, "switch", after_gc)
+    rollback(new.store)
+    assert [] == removed
+    assert {"documents": "current", "documents.2": "kept"} == states(open_())
+    assert "d3" == best(open_(), "word3")
+
+
+def test_a_rollback_to_what_gc_has_just_removed_is_none(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collection in use stays in use."""
+    old, new = open_(), open_("new")
+    old.ingest(documents(5))
+    new.reindex()
+    leave(old)
+    kind = type(generations_of(new.store))
+    building = kind.building
+
+    def after_gc(self: Any, name: str) -> Any:
+        assert ["documents"] == [one.name for one in collect_garbage(new.store).removed]
+        return building(self, name)
+
+    monkeypatch.setattr(kind, "building", after_gc)
+    with pytest.raises(StoreError, match="removed meanwhile"):
+        rollback(new.store)
+    assert {"documents.2": "current"} == states(new)
+    assert "d3" == best(open_("new"), "word3")
+
+
+def test_gc_looks_again_what_is_in_use_once_nobody_can_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reindex may have ended since it looked first, and then waits no longer for what it has built."""
+    rag = Pipeline(embedder=FakeEmbedder(), store=EdgeStore(tmp_path / "documents"))
+    rag.ingest(documents(2))
+    generations = generations_of(rag.store)
+    with closing(generations.open("documents.2")) as built:
+        built.ensure_ready(rag.fingerprint)
+    acquire = DirectoryLock.acquire
+
+    def after_the_switch(self: DirectoryLock) -> None:
+        monkeypatch.undo()
+        generations.switch("documents.2")
+        acquire(self)
+
+    monkeypatch.setattr(DirectoryLock, "acquire", after_the_switch)
+    with pytest.raises(StoreError, match="in use"):
+        generations.remove("documents.2")
+    assert {"documents": "kept", "documents.2": "current"} == states(rag)
+    rag.close()
+
+
+def test_gc_looks_what_is_in_use_after_it_looked_who_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a server a reindex may end in between: it has switched before it says that it builds no longer."""
+    rag = Pipeline(embedder=FakeEmbedder(), store=ServerStore(QdrantClient(":memory:"), "documents"))
+    rag.ingest(documents(2))
+    generations = generations_of(rag.store)
+    with generations.building("documents.2"):
+        generations.open("documents.2").ensure_ready(rag.fingerprint)
+
+    def nobody(stored: object) -> None:
+        monkeypatch.undo()
+        generations.switch("documents.2")
+
+    monkeypatch.setattr("pipeline.stores.server_generations._builder", nobody)
+    with pytest.raises(StoreError, match="in use"):
+        generations.remove("documents.2")
+    assert {"documents": "kept", "documents.2": "current"} == states(rag)
+
+
+def test_gc_removes_nothing_where_the_collection_in_use_is_not_there(tmp_path: Path) -> None:
+    """The kept one may be all that is left."""
+    rag = Pipeline(embedder=FakeEmbedder(), store=EdgeStore(tmp_path / "documents"))
+    assert [] == collect_garbage(rag.store).removed
+    rag.ingest(documents(2))
+    rag.close()
+    other = Pipeline(embedder=FakeEmbedder(name="new"), store=EdgeStore(tmp_path / "documents"))
+    other.reindex()
+    other.close()
+    shutil.rmtree(tmp_path / "documents.2")
+    for dry_run in (True, False):
+        with pytest.raises(SettingsError, match=r"documents\.2, the collection in use, is not there"):
+            collect_garbage(EdgeStore(tmp_path / "documents"), dry_run=dry_run)
+    with closing(generations_of(rag.store).open("documents")) as left:
+        assert 2 == left.count().documents
 
 
 def test_gc_leaves_what_is_being_built(open_: Open) -> None:
