@@ -78,8 +78,7 @@ def reindex(
     if stored == fingerprint:
         return ReindexReport(current.name, None, 0, 0, 0, seconds=time.perf_counter() - start)
     later = _later(found)
-    begun = [one.name for one in found if one not in (current, later) and one.fingerprint == fingerprint]
-    name = begun[-1] if begun else generations.next_name()
+    name = _begun(found, fingerprint) or generations.next_name()
 
     def check() -> None:
         _refuse_switched(store, generations, current.name)
@@ -214,6 +213,20 @@ def _later(found: Sequence[Generation]) -> Generation | None:
     if "kept" in states and states.index("kept") > states.index("current"):
         return found[states.index("kept")]
     return None
+
+
+def _begun(found: Sequence[Generation], fingerprint: Fingerprint) -> str | None:
+    """Name of the collection that a reindex to this fingerprint goes on with: a half-built one, or the kept one.
+
+    Of the left over ones only those are surely half-built that were made after both the one in use and the kept one. An
+    earlier one may have been in use, and then be left after a rollback: it may hold what is nowhere else, and would
+    lose it if it caught up with the one in use.
+    """
+    last = max(place for place, one in enumerate(found) if one.state != "leftover")
+    later = _later(found)
+    usable = [one for place, one in enumerate(found) if place > last or (one.state == "kept" and one is not later)]
+    names = [one.name for one in usable if one.fingerprint == fingerprint]
+    return names[-1] if names else None
 
 
 def _refuse_switched(store: Store, generations: Generations, begun: str) -> None:

@@ -262,6 +262,21 @@ def test_reindex_after_a_rollback_keeps_what_came_before_it(open_: Open) -> None
     close(left)
 
 
+def test_a_collection_that_was_in_use_is_not_taken_for_a_half_built_one(open_: Open) -> None:
+    """After a rollback from it and a reindex to something else it may still hold what is nowhere else."""
+    new, _ = rolled_back(open_)
+    leave(new)
+    third = open_("third")
+    third.reindex()
+    leave(third)
+    report = open_("new").reindex()
+    assert ("documents.4", "documents.3") == (report.collection, report.kept)
+    assert "leftover" == states(open_("new"))["documents.2"]
+    left = generations_of(open_("new").store).open("documents.2")
+    assert {"late"} == {version.document_id for version in left.versions(["late"])}
+    close(left)
+
+
 def test_reindex_back_only_catches_up(open_: Open) -> None:
     """To the model whose collection is kept: what came since is brought over, the rest is there."""
     old, new = open_(), open_("new")
