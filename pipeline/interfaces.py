@@ -194,6 +194,10 @@ class Generations(Protocol):
         """What is there, in the order in which it was made."""
         ...
 
+    def current(self) -> str:
+        """Name of the one in use, as it is at this moment."""
+        ...
+
     def next_name(self) -> str:
         """A name for one more."""
         ...
@@ -218,13 +222,17 @@ class Generations(Protocol):
         """Uses this one from now on, in one step, and keeps the one before. The store itself goes along.
 
         Other stores that are open stay with the one before and answer from it, but refuse to write.
+
+        Raises:
+            StoreError: it is in use already, and what is kept stays what it was.
         """
         ...
 
-    def remove(self, name: str) -> None:
-        """Deletes one that is not in use.
+    def remove(self, name: str, *, dry_run: bool = False) -> None:
+        """Deletes one that is not in use; with ``dry_run`` only looks whether that could be done.
 
         Raises:
             StoreLockedError: somebody has it open or builds it.
+            StoreError: it is in use.
         """
         ...

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from pipeline.errors import StoreError
 from pipeline.ingestion.changes import Change, compare
 from pipeline.interfaces import Store
 from pipeline.text import printable
@@ -27,6 +28,7 @@ Embed = Callable[[Sequence[str]], "NDArray[np.float32]"]
 """Makes a vector of each text, as :meth:`pipeline.interfaces.Embedder.embed_documents`."""
 
 _AT_ONCE = 200
+_LOOKS = 3
 
 
 def related(store: Store, names: Sequence[str], content_hashes: Sequence[str]) -> Iterator[DocumentVersion]:
@@ -119,17 +121,25 @@ class Sharing:
 
         ``now``: path -> content hash of all files that were read. ``gone``: paths of those that shall be forgotten.
         Files that were not read keep what they have.
+
+        Raises:
+            StoreError: other programs keep changing the same documents; nothing is removed.
         """
-        plans = self.plans(store, now=now, gone=gone)
-        # A file that has another content now must be named there before it is not named here any more.
-        for plan in plans:
-            if plan.gains:
-                _write(store, embed, plan, {*plan.copies, *plan.lost})
-        for plan in plans:
-            if plan.lost:
-                _write(store, embed, plan, {*plan.copies})
-        deleted = sum(store.delete_chunks(plan.doomed) for plan in plans if plan.doomed)
-        return sum(plan.moved for plan in plans), deleted
+        moved = 0
+        for _ in range(_LOOKS):
+            plans = self.plans(store, now=now, gone=gone)
+            # A file that has another content now must be named there before it is not named here any more.
+            gaining = [plan for plan in plans if plan.gains]
+            written = [plan for plan in gaining if _write(store, embed, plan, {*plan.copies, *plan.lost})]
+            moved += sum(plan.moved for plan in written)
+            if len(written) < len(gaining):
+                continue
+            if all(_write(store, embed, plan, {*plan.copies}) for plan in plans if plan.lost):
+                return moved, sum(store.delete_chunks(plan.doomed) for plan in plans if plan.doomed)
+        raise StoreError(
+            f"{store.name}: another program keeps changing documents of files with equal content: run this again when "
+            "it is done"
+        )
 
     def plans(
         self, store: Store, *, now: Mapping[str, str] | None = None, gone: Set[str] = frozenset()
@@ -203,8 +213,11 @@ def chunk_ids(versions: Iterable[DocumentVersion]) -> tuple[str, ...]:
     )
 
 
-def _write(store: Store, embed: Embed, plan: SharingPlan, copies: Set[str]) -> None:
-    """Writes what is stored again under its new name and with these copies."""
+def _write(store: Store, embed: Embed, plan: SharingPlan, copies: Set[str]) -> bool:
+    """Writes what is stored again under its new name and with these copies.
+
+    Not if it is no longer there as a whole, as another program has changed it since the plan was made.
+    """
     import numpy as np
 
     chunks, vectors = [], []
@@ -213,7 +226,10 @@ def _write(store: Store, embed: Embed, plan: SharingPlan, copies: Set[str]) -> N
             renamed = _renamed(chunk, plan.document_id, tuple(sorted(copies)))
             chunks.append(renamed)
             vectors.append(vector if renamed.full_text == chunk.full_text else embed([renamed.full_text])[0])
+    if not chunks or len(chunks) < chunks[0].count:
+        return False
     store.upsert(chunks, np.stack(vectors))
+    return True
 
 
 def _renamed(chunk: Chunk, path: str, copies: tuple[str, ...]) -> Chunk:

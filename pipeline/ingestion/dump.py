@@ -151,8 +151,10 @@ def _chunks(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[Ch
                     raise ValueError(f"{value['chunks']} chunks were written and {number - 2} are here")
                 return
             for field, kind in _KINDS.items():
-                if not isinstance(value[field], kind):
+                if type(value[field]) is not kind:  # a bool would pass for an int
                     raise ValueError(f"{field} is not of type {kind.__name__}")
+            if not 0 <= value["index"] < value["count"]:
+                raise ValueError(f"there is no chunk {value['index']} of {value['count']}")
             vector = value.pop("vector", None)
             chunk = Chunk(**{field: value[field] for field in _KINDS}, copies=tuple(map(str, value.get("copies", ()))))
             numbers = None if vector is None else np.frombuffer(base64.b64decode(vector), dtype="<f4")

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError, StoreError
 from pipeline.ingestion import collection
+from pipeline.ingestion.agreement import make_ready
 from pipeline.ingestion.changes import by_document
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.recutting import fits, recut
@@ -65,7 +66,8 @@ def reindex(
     Raises:
         SettingsError: there is nothing to reindex.
         StoreLockedError: another process has the store open, or builds the same collection.
-        StoreError, EmbedderError: that part failed; run again it goes on.
+        StoreError, EmbedderError: that part failed; run again it goes on. So it is where another reindex or a rollback
+            was done first: that one stays.
     """
     start = time.perf_counter()
     generations = generations_of(store)
@@ -76,19 +78,24 @@ def reindex(
     if stored == fingerprint:
         return ReindexReport(current.name, None, 0, 0, 0, seconds=time.perf_counter() - start)
     later = _later(found)
-    begun = [one.name for one in found if one not in (current, later) and one.fingerprint == fingerprint]
-    name = begun[-1] if begun else generations.next_name()
+    name = _begun(found, fingerprint) or generations.next_name()
+
+    def check() -> None:
+        _refuse_switched(store, generations, current.name)
+
     with (
         generations.building(name),
         closing(generations.open(current.name)) as old,
         closing(generations.open(name)) as new,
     ):
-        new.ensure_ready(fingerprint)
-        copy = _Copy(old, new, embedder, chunker, stored, fingerprint, progress)
+        check()  # another reindex may have made this collection and be using it by now
+        make_ready(new, fingerprint)
+        copy = _Copy(old, new, embedder, chunker, stored, fingerprint, check, progress)
         copy.catch_up()
         new.optimize(copy.tell)
         with generations.frozen():
             before = copy.catch_up()
+            check()
             generations.switch(name)
         # On a server a writer may have been in the middle of a request; from now on none writes here any more.
         copy.catch_up(since=before)
@@ -121,6 +128,7 @@ def rollback(store: Store) -> RollbackReport:
     Raises:
         SettingsError: no collection is kept, or one that this version of the package cannot query.
         StoreLockedError: another process has the store open, or is building the kept one.
+        StoreError: another rollback or reindex was done meanwhile, or the kept one removed.
     """
     generations = generations_of(store)
     found = generations.all()
@@ -133,9 +141,17 @@ def rollback(store: Store) -> RollbackReport:
             f"{store.bm25!r}), so no query could be answered there"
         )
     current = _current(store, found)
-    with generations.building(kept.name), generations.frozen():
-        with closing(generations.open(current.name)) as newer, closing(generations.open(kept.name)) as older:
-            behind = len(_differing(_ledger(newer), _ledger(older)))
+    with (
+        generations.building(kept.name),
+        generations.frozen(),
+        closing(generations.open(current.name)) as newer,
+        closing(generations.open(kept.name)) as older,
+    ):
+        behind = len(_differing(_ledger(newer), _ledger(older)))
+        # While it is open, which keeps rag gc off.
+        if older.fingerprint() is None:
+            raise StoreError(f"{kept.name} was removed meanwhile, by rag gc: nothing was switched")
+        _refuse_switched(store, generations, current.name)
         generations.switch(kept.name)
     return RollbackReport(kept.name, current.name, kept.fingerprint, behind)
 
@@ -144,18 +160,25 @@ def collect_garbage(store: Store, *, dry_run: bool = False) -> GcReport:
     """Removes the collections that are not in use: kept, half-built and left over ones, but none that is being built.
 
     One that a reindex is building or, in the embedded store, a program has open stays and is listed with the reason.
+
+    Raises:
+        SettingsError: the collection in use is not there: then one of the others may be all that is left.
     """
     generations = generations_of(store)
     removed, failures = [], []
-    for one in generations.all():
-        if one.state == "current":
-            continue
+    found = generations.all()
+    others = [one for one in found if one.state != "current"]
+    if others and not any(one.state == "current" and one.fingerprint is not None for one in found):
+        raise SettingsError(
+            f"{store.name}: {generations.current()}, the collection in use, is not there, and what is left may be all "
+            f"that there is ({', '.join(one.name for one in others)}): nothing is removed. Run rag ingest first"
+        )
+    for one in others:
         if one.builder is not None:
             failures.append(Failure(one.name, f"is being built by {one.builder}"))
             continue
         try:
-            if not dry_run:
-                generations.remove(one.name)
+            generations.remove(one.name, dry_run=dry_run)
             removed.append(one)
         except StoreError as error:
             failures.append(Failure(one.name, str(error)))
@@ -192,6 +215,34 @@ def _later(found: Sequence[Generation]) -> Generation | None:
     return None
 
 
+def _begun(found: Sequence[Generation], fingerprint: Fingerprint) -> str | None:
+    """Name of the collection that a reindex to this fingerprint goes on with: a half-built one, or the kept one.
+
+    Of the left over ones only those are surely half-built that were made after both the one in use and the kept one. An
+    earlier one may have been in use, and then be left after a rollback: it may hold what is nowhere else, and would
+    lose it if it caught up with the one in use.
+    """
+    last = max(place for place, one in enumerate(found) if one.state != "leftover")
+    later = _later(found)
+    usable = [one for place, one in enumerate(found) if place > last or (one.state == "kept" and one is not later)]
+    names = [one.name for one in usable if one.fingerprint == fingerprint]
+    return names[-1] if names else None
+
+
+def _refuse_switched(store: Store, generations: Generations, begun: str) -> None:
+    """Whoever was faster stays: what came to that collection since is in no other.
+
+    Raises:
+        StoreError: the collection in use is no longer the one that this began from.
+    """
+    current = generations.current()
+    if current != begun:
+        raise StoreError(
+            f"{store.name} was switched from {begun} to {current} meanwhile, by another rag reindex or rag rollback: "
+            "nothing more is switched. Look at rag status, and run it again if it is still wanted"
+        )
+
+
 def _ledger(store: Store) -> Ledger:
     return {version.document_id: version for version in collection.documents(store)}
 
@@ -222,6 +273,8 @@ class _Copy:
     chunker: Chunker
     stored: Fingerprint
     wanted: Fingerprint
+    check: Callable[[], None]
+    """Raises an error if the collection in use is no longer the old one: then this may not change the new one."""
     progress: Callable[[Progress], None] | None = None
 
     documents: int = 0
@@ -249,6 +302,8 @@ class _Copy:
         ids = list(due)
         for first in range(0, len(ids), _DOCUMENTS):
             some = {id_: due[id_] for id_ in ids[first : first + _DOCUMENTS]}
+            if since is None:
+                self.check()
             # What is left of one may be cut in another way than what is written now.
             broken = [id_ for id_, version in some.items() if _has_part(there.get(id_, []), version)]
             if broken:
@@ -271,6 +326,8 @@ class _Copy:
             self.documents += len(some)
             self.tell()
         if gone:
+            if since is None:
+                self.check()
             self.new.delete_documents(sorted(gone))
         return ledger
 

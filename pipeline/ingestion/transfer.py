@@ -149,8 +149,8 @@ def import_from(
         moved, removed = sharing.settle(store, embedder.embed_documents, now=now)
         chunks_written += moved
         chunks_deleted += removed
-    if chunks_written or chunks_deleted:
-        store.optimize(lambda message: progress(Progress(0, 0, 0, 0, message)) if progress else None)
+    # May be due even if nothing changed: the last import may have been cut off.
+    store.optimize(lambda message: progress(Progress(0, 0, 0, 0, message)) if progress else None)
     return ImportReport(
         file=str(path),
         written=written,

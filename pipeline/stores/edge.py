@@ -135,6 +135,8 @@ class EdgeStore:
         )
         with self._engine("prepare", config) as (shard, engine):
             directory = shard.directory
+            if self.fingerprint() is not None:
+                return  # another writer was first
             for field in payload.INDEXED_FIELDS:
                 engine.update(edge.UpdateOperation.create_field_index(field, _INDEX_TYPES["keyword"]))
             engine.flush()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, StoreLockedError
 from pipeline.files import write_atomically
 from pipeline.stores import naming, shards
 from pipeline.stores.locking import DirectoryLock
@@ -22,6 +23,10 @@ from pipeline.types import Generation
 
 if TYPE_CHECKING:
     from pipeline.interfaces import Store
+
+_building: set[Path] = set()
+"""Directories of the collections that threads of this process are building."""
+_registry = threading.Lock()
 
 
 def in_use(path: Path) -> Path:
@@ -50,7 +55,7 @@ def _pointer(path: Path) -> tuple[str, str | None]:
 class EdgeGenerations:
     """See :class:`pipeline.interfaces.Generations`. ``path`` is the directory of the first collection.
 
-    Who builds a collection has it open, and an open one is locked: no other lock is needed.
+    Who builds a collection has it open, and an open one is locked: that keeps other processes off.
     """
 
     def __init__(self, path: Path, open_: Callable[[str], Store], follow: Callable[[], None]) -> None:
@@ -71,14 +76,27 @@ class EdgeGenerations:
         there = (entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else ()
         return naming.ordered(self._path.name, there)
 
+    def current(self) -> str:
+        return _pointer(self._path)[0]
+
     def next_name(self) -> str:
         return naming.following(self._path.name, self._names())
 
     def open(self, name: str) -> Store:
         return self._open(name)
 
-    def building(self, name: str) -> AbstractContextManager[None]:  # noqa: ARG002
-        return nullcontext()
+    @contextmanager
+    def building(self, name: str) -> Iterator[None]:
+        directory = (self._path.parent / name).resolve()
+        with _registry:
+            if directory in _building:
+                raise StoreLockedError(f"{directory} is being built by another thread: wait until it is done")
+            _building.add(directory)
+        try:
+            yield
+        finally:
+            with _registry:
+                _building.discard(directory)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -91,18 +109,25 @@ class EdgeGenerations:
             shards.release(shard)
 
     def switch(self, to: str) -> None:
-        current, _ = _pointer(self._path)
+        current = self.current()
+        if to == current:
+            raise StoreError(f"{to} is in use already: nothing was switched")
         self._point(to, current)
         self._follow()
 
-    def remove(self, name: str) -> None:
-        current, kept = _pointer(self._path)
-        if name == current:
-            raise StoreError(f"{name} is the collection in use: it is not removed")
+    def remove(self, name: str, *, dry_run: bool = False) -> None:
         directory = self._path.parent / name
+        if name == self.current():  # before the lock, which this process may hold itself
+            raise StoreError(f"{name} is the collection in use: it is not removed")
         lock = DirectoryLock(directory)
         lock.acquire()
         try:
+            # Again: who switches to it has it open, so only from now on this cannot change.
+            current, kept = _pointer(self._path)
+            if name == current:
+                raise StoreError(f"{name} is the collection in use: it is not removed")
+            if dry_run:
+                return
             if name == kept:
                 self._point(current, None)
             # First: cut off in the middle, what is left must not look like a collection.

@@ -87,7 +87,7 @@ class ServerGenerations:
         listed = self._server.patiently("list the aliases of", self._client.get_aliases)
         return {alias.alias_name: alias.collection_name for alias in listed.aliases}
 
-    def _current(self) -> str:
+    def current(self) -> str:
         return self._aliases().get(current_alias(self._collection), self._collection)
 
     def _metadata(self, name: str) -> Mapping[str, Any] | None:
@@ -128,9 +128,12 @@ class ServerGenerations:
                 self._note(name, None)
 
     def _note(self, name: str, builder: Mapping[str, Any] | None) -> None:
-        """Says in the metadata who builds it. Before it is made there is nothing to note anything in."""
+        """Says in the metadata who builds it. Before it is made there is nothing to note anything in.
+
+        Another program may then be the one that makes it: its note is left alone.
+        """
         stored = self._metadata(name)
-        if stored is not None:
+        if stored is not None and _builder(stored) in (None, _named(builder_note())):
             metadata = {METADATA_KEY: {**stored, "builder": builder}}
             self._server.patiently("note in", lambda: self._client.update_collection(name, metadata=metadata))
 
@@ -141,19 +144,24 @@ class ServerGenerations:
     def switch(self, to: str) -> None:
         aliases = self._aliases()
         current, kept = current_alias(self._collection), _kept_alias(self._collection)
+        before = aliases.get(current, self._collection)
+        if to == before:
+            raise StoreError(f"{to} is in use already: nothing was switched")
         operations: list[Any] = [_delete(alias) for alias in (current, kept) if alias in aliases]
-        operations += [_create(current, to), _create(kept, aliases.get(current, self._collection))]
+        operations += [_create(current, to), _create(kept, before)]
         self._server.patiently("switch", lambda: self._client.update_collection_aliases(operations))
         self._follow()
 
-    def remove(self, name: str) -> None:
-        if name == self._current():
-            raise StoreError(f"{name} is the collection in use: it is not removed")
+    def remove(self, name: str, *, dry_run: bool = False) -> None:
         builder = _builder(self._metadata(name) or {})
         if builder is not None:
             raise StoreLockedError(f"{name} is being built by {builder}")
-        # Its aliases go with it.
-        self._server.patiently("remove", lambda: self._client.delete_collection(name))
+        # Only now: a reindex that is built no longer may just have switched to it.
+        if name == self.current():
+            raise StoreError(f"{name} is the collection in use: it is not removed")
+        if not dry_run:
+            # Its aliases go with it.
+            self._server.patiently("remove", lambda: self._client.delete_collection(name))
 
 
 def _create(alias: str, collection: str) -> models.CreateAliasOperation:
@@ -176,4 +184,8 @@ def _builder(stored: Mapping[str, Any]) -> str | None:
         return None
     if note["host"] == socket.gethostname() and not alive(note["pid"]):
         return None
+    return _named(note)
+
+
+def _named(note: Mapping[str, Any]) -> str:
     return f"process {note['pid']} on {note['host']}"

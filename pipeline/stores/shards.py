@@ -79,7 +79,7 @@ class OpenShard:
         self._lock.acquire()
         try:
             with self._explained("open"):
-                if config is not None and not self._files.exists():
+                if config is not None and not (self.directory / "fingerprint.json").exists():
                     self._create(config)
                 self._engine = edge.EdgeShard.load(str(self._files))
             self._read_pending(self._engine)
@@ -90,8 +90,12 @@ class OpenShard:
                 self._lock.release()
 
     def _create(self, config: edge.EdgeConfig) -> None:
-        # Under another name first: a crash must not leave half a shard behind.
         self.check_space(0)
+        # Without a fingerprint nothing was ever written into it, and it may have been made for another model.
+        if self._files.exists():
+            shutil.rmtree(self._files)
+        self._pending.unlink(missing_ok=True)
+        # Under another name first: a crash must not leave half a shard behind.
         unfinished = self.directory / "shard.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         edge.EdgeShard.create(str(unfinished), config).close()

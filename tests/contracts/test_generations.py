@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ from pipeline.errors import EmbedderError, FingerprintError, SettingsError, Stor
 from pipeline.ingestion.reindexing import collect_garbage, generations_of, rollback
 from pipeline.interfaces import Store
 from pipeline.stores.edge import EdgeStore
+from pipeline.stores.locking import DirectoryLock
 from pipeline.stores.server import ServerStore
-from pipeline.types import Document, RollbackReport
+from pipeline.types import Document, Fingerprint, RollbackReport
 from tests.fakes import FakeEmbedder, FakeStore
 
 Open = Callable[..., Pipeline]
@@ -259,6 +262,21 @@ def test_reindex_after_a_rollback_keeps_what_came_before_it(open_: Open) -> None
     close(left)
 
 
+def test_a_collection_that_was_in_use_is_not_taken_for_a_half_built_one(open_: Open) -> None:
+    """After a rollback from it and a reindex to something else it may still hold what is nowhere else."""
+    new, _ = rolled_back(open_)
+    leave(new)
+    third = open_("third")
+    third.reindex()
+    leave(third)
+    report = open_("new").reindex()
+    assert ("documents.4", "documents.3") == (report.collection, report.kept)
+    assert "leftover" == states(open_("new"))["documents.2"]
+    left = generations_of(open_("new").store).open("documents.2")
+    assert {"late"} == {version.document_id for version in left.versions(["late"])}
+    close(left)
+
+
 def test_reindex_back_only_catches_up(open_: Open) -> None:
     """To the model whose collection is kept: what came since is brought over, the rest is there."""
     old, new = open_(), open_("new")
@@ -288,6 +306,113 @@ def test_gc(open_: Open) -> None:
     third = open_("third")
     leave(new)
     assert ("documents.3", "documents.2") == ((report := third.reindex()).collection, report.kept)
+
+
+def test_gc_says_beforehand_what_it_would_do(open_: Open) -> None:
+    """What a program has open is not listed as what would go: it would stay."""
+    old, new = open_(), open_("new")
+    old.ingest(documents(5))
+    new.reindex()
+    would = collect_garbage(new.store, dry_run=True)
+    assert {"documents": "kept", "documents.2": "current"} == states(new)
+    done = collect_garbage(new.store)
+    assert (done.removed, done.failures) == (would.removed, would.failures)
+
+
+def test_gc_does_not_come_between_the_steps_of_a_rollback(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the rollback is about to use stays."""
+    old, new = open_(), open_("new")
+    old.ingest(documents(5))
+    new.reindex()
+    leave(old)
+    kind = type(generations_of(new.store))
+    switch, removed = kind.switch, []
+
+    def after_gc(self: Any, to: str) -> None:
+        removed.extend(collect_garbage(new.store).removed)
+        switch(self, to)
+
+    monkeypatch.setattr(kind, "switch", after_gc)
+    rollback(new.store)
+    assert [] == removed
+    assert {"documents": "current", "documents.2": "kept"} == states(open_())
+    assert "d3" == best(open_(), "word3")
+
+
+def test_a_rollback_to_what_gc_has_just_removed_is_none(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collection in use stays in use."""
+    old, new = open_(), open_("new")
+    old.ingest(documents(5))
+    new.reindex()
+    leave(old)
+    kind = type(generations_of(new.store))
+    building = kind.building
+
+    def after_gc(self: Any, name: str) -> Any:
+        assert ["documents"] == [one.name for one in collect_garbage(new.store).removed]
+        return building(self, name)
+
+    monkeypatch.setattr(kind, "building", after_gc)
+    with pytest.raises(StoreError, match="removed meanwhile"):
+        rollback(new.store)
+    assert {"documents.2": "current"} == states(new)
+    assert "d3" == best(open_("new"), "word3")
+
+
+def test_gc_looks_again_what_is_in_use_once_nobody_can_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reindex may have ended since it looked first, and then waits no longer for what it has built."""
+    rag = Pipeline(embedder=FakeEmbedder(), store=EdgeStore(tmp_path / "documents"))
+    rag.ingest(documents(2))
+    generations = generations_of(rag.store)
+    with closing(generations.open("documents.2")) as built:
+        built.ensure_ready(rag.fingerprint)
+    acquire = DirectoryLock.acquire
+
+    def after_the_switch(self: DirectoryLock) -> None:
+        monkeypatch.undo()
+        generations.switch("documents.2")
+        acquire(self)
+
+    monkeypatch.setattr(DirectoryLock, "acquire", after_the_switch)
+    with pytest.raises(StoreError, match="in use"):
+        generations.remove("documents.2")
+    assert {"documents": "kept", "documents.2": "current"} == states(rag)
+    rag.close()
+
+
+def test_gc_looks_what_is_in_use_after_it_looked_who_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a server a reindex may end in between: it has switched before it says that it builds no longer."""
+    rag = Pipeline(embedder=FakeEmbedder(), store=ServerStore(QdrantClient(":memory:"), "documents"))
+    rag.ingest(documents(2))
+    generations = generations_of(rag.store)
+    with generations.building("documents.2"):
+        generations.open("documents.2").ensure_ready(rag.fingerprint)
+
+    def nobody(stored: object) -> None:
+        monkeypatch.undo()
+        generations.switch("documents.2")
+
+    monkeypatch.setattr("pipeline.stores.server_generations._builder", nobody)
+    with pytest.raises(StoreError, match="in use"):
+        generations.remove("documents.2")
+    assert {"documents": "kept", "documents.2": "current"} == states(rag)
+
+
+def test_gc_removes_nothing_where_the_collection_in_use_is_not_there(tmp_path: Path) -> None:
+    """The kept one may be all that is left."""
+    rag = Pipeline(embedder=FakeEmbedder(), store=EdgeStore(tmp_path / "documents"))
+    assert [] == collect_garbage(rag.store).removed
+    rag.ingest(documents(2))
+    rag.close()
+    other = Pipeline(embedder=FakeEmbedder(name="new"), store=EdgeStore(tmp_path / "documents"))
+    other.reindex()
+    other.close()
+    shutil.rmtree(tmp_path / "documents.2")
+    for dry_run in (True, False):
+        with pytest.raises(SettingsError, match=r"documents\.2, the collection in use, is not there"):
+            collect_garbage(EdgeStore(tmp_path / "documents"), dry_run=dry_run)
+    with closing(generations_of(rag.store).open("documents")) as left:
+        assert 2 == left.count().documents
 
 
 def test_gc_leaves_what_is_being_built(open_: Open) -> None:
@@ -330,6 +455,121 @@ def test_a_document_that_is_not_complete_is_not_made_to_look_so(open_: Open) -> 
     assert [False] == [version.complete for version in new.documents() if version.document_id == "d1"]
     new.ingest(documents(3))
     assert new.verify(documents(3)).clean
+
+
+def test_a_reindex_that_another_one_overtook_switches_nothing(open_: Open) -> None:
+    """What was ingested after the first switch is in that collection alone, so it stays in use."""
+    open_().ingest(documents(5))
+    slow, fast = open_(chunk_tokens=16, overlap=4), open_(chunk_tokens=64)
+
+    def meanwhile() -> None:
+        slow.embedder.before = lambda: None  # type: ignore[attr-defined]
+        fast.reindex()
+        fast.ingest([Document("late", "a latecomer")])
+
+    slow.embedder.before = meanwhile  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match=r"was switched from documents to documents\.3 meanwhile"):
+        slow.reindex()
+    assert {"documents": "kept", "documents.2": "leftover", "documents.3": "current"} == states(fast)
+    assert "late" == best(open_(chunk_tokens=64), "latecomer")
+
+
+def test_a_reindex_during_which_there_was_a_rollback_switches_nothing(open_: Open) -> None:
+    """Neither of the two collections of the rollback is changed or forgotten."""
+    old, new = open_(), open_("new")
+    old.ingest(documents(5))
+    new.reindex()
+    third = open_(chunk_tokens=16, overlap=4)
+
+    def meanwhile() -> None:
+        third.embedder.before = lambda: None  # type: ignore[attr-defined]
+        rollback(new.store)
+        old.ingest([Document("late", "a latecomer")])
+
+    third.embedder.before = meanwhile  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match=r"was switched from documents\.2 to documents meanwhile"):
+        third.reindex()
+    assert {"documents": "current", "documents.2": "kept", "documents.3": "leftover"} == states(third)
+    assert "late" == best(open_(), "latecomer")
+
+
+def test_two_equal_reindexes_one_after_the_other(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when two replicas start: the second would build what is in use by then, and leave out what came since."""
+    open_().ingest(documents(5))
+    first, second = open_("new"), open_("new")
+    kind = type(generations_of(first.store))
+    building = kind.building
+
+    def after_the_first(self: Any, name: str) -> Any:
+        monkeypatch.undo()
+        first.reindex()
+        first.ingest([Document("late", "a latecomer")])
+        return building(self, name)
+
+    monkeypatch.setattr(kind, "building", after_the_first)
+    with pytest.raises(StoreError, match=r"was switched from documents to documents\.2 meanwhile"):
+        second.reindex()
+    assert "late" == best(open_("new"), "latecomer")
+    assert {"documents": "kept", "documents.2": "current"} == states(first)
+
+
+def test_two_equal_reindexes_at_once(open_: Open) -> None:
+    """Of two threads of one program, too, the second is told."""
+    open_().ingest(documents(5))
+    first, second = open_("new"), open_("new")
+
+    def meanwhile() -> None:
+        first.embedder.before = lambda: None  # type: ignore[attr-defined]
+        with pytest.raises(StoreLockedError, match=r"documents\.2.* is being built by"):
+            second.reindex()
+
+    first.embedder.before = meanwhile  # type: ignore[attr-defined]
+    assert 5 == first.reindex().documents
+    assert {"documents": "kept", "documents.2": "current"} == states(first)
+
+
+def test_two_reindexes_to_different_models_never_share_a_collection(
+    open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that finds its new collection made by somebody else meanwhile leaves it alone."""
+    open_().ingest(documents(5))
+    mine, other = open_("mine"), open_("other")
+    kind = type(mine.store)
+    ensure_ready = kind.ensure_ready
+
+    def after_the_other(self: Any, fingerprint: Fingerprint) -> None:
+        monkeypatch.undo()
+        made = generations_of(other.store).open("documents.2")
+        made.ensure_ready(other.fingerprint)
+        ensure_ready(self, fingerprint)
+        close(made)
+
+    monkeypatch.setattr(kind, "ensure_ready", after_the_other)
+    with pytest.raises(FingerprintError, match="stored 'other', asked for 'mine'"):
+        mine.reindex()
+    assert {"documents": "current", "documents.2": "leftover"} == states(mine)
+
+
+def test_the_note_of_another_builder_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it came only after this one had looked whether somebody builds the collection."""
+    client = QdrantClient(":memory:")
+    rag = Pipeline(embedder=FakeEmbedder(32, "old"), store=ServerStore(client, "documents"))
+    generations = generations_of(rag.store)
+    with generations.building("documents.2"), monkeypatch.context() as patched:
+        patched.setattr("socket.gethostname", lambda: "elsewhere")
+        generations.open("documents.2").ensure_ready(rag.fingerprint)
+    with pytest.raises(StoreLockedError, match="on elsewhere"):
+        generations.remove("documents.2")
+
+
+def test_what_is_in_use_is_not_switched_to(open_: Open) -> None:
+    """It would be kept, too, and then there would be nothing to go back to."""
+    old, new = open_(), open_("new")
+    old.ingest(documents(2))
+    new.reindex()
+    with pytest.raises(StoreError, match="in use already"):
+        generations_of(new.store).switch("documents.2")
+    assert {"documents": "kept", "documents.2": "current"} == states(new)
 
 
 def test_one_reindex_of_a_collection_at_a_time_on_a_server() -> None:

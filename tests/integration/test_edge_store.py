@@ -261,6 +261,39 @@ def test_crash_while_making_leaves_no_half_store(tmp_path: Path) -> None:
     store.close()
 
 
+def test_crash_while_making_does_not_bind_to_a_model(tmp_path: Path) -> None:
+    """A shard without fingerprint holds nothing and may be for vectors of another length: it is made anew."""
+    store = EdgeStore(tmp_path)
+    store.ensure_ready(fingerprint(64))
+    store.close()
+    (tmp_path / "fingerprint.json").unlink()
+    store = EdgeStore(tmp_path)
+    store.ensure_ready(fingerprint())
+    write(store, chunk("first"))
+    assert StoreCount(1, 1) == store.count()
+    assert "first" == store.search("text", EMBEDDER.embed_query("text"), limit=5)[0].chunk.document_id
+    store.close()
+
+
+def test_of_two_that_make_it_at_once_the_first_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second must not put its own fingerprint over what the first has begun to write into."""
+    first, second = EdgeStore(tmp_path), EdgeStore(tmp_path)
+    engine = EdgeStore._engine
+
+    def after_the_first(self: EdgeStore, *args: Any) -> Any:
+        monkeypatch.undo()
+        first.ensure_ready(fingerprint())
+        write(first, chunk("first"))
+        return engine(self, *args)
+
+    monkeypatch.setattr(EdgeStore, "_engine", after_the_first)
+    second.ensure_ready(fingerprint(64))
+    assert fingerprint() == second.fingerprint() == EdgeStore(tmp_path).fingerprint()
+    assert StoreCount(1, 1) == second.count()
+    first.close()
+    second.close()
+
+
 def test_reading_makes_no_files(tmp_path: Path) -> None:
     """A query on a store that does not exist leaves the disk as it was."""
     store = EdgeStore(tmp_path / "none")

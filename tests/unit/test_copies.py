@@ -1,8 +1,9 @@
 """Equal files are stored once, with all their paths, until the last of them is gone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.core import Pipeline
 from pipeline.errors import StoreError
 from pipeline.evaluation.questions import Question, resolve
+from pipeline.ingestion import copies
 from pipeline.ingestion.run import IngestRun
 from pipeline.types import Chunk, Document
 from tests.fakes import FakeEmbedder, FakeStore
@@ -335,6 +337,45 @@ def test_a_copy_is_one_once_all_chunks_know_of_it(rig: Rig) -> None:
     assert ["stale", "new"] == [problem.kind for problem in rig.rag.verify(rig.folder).problems]
     rig.rag.ingest(rig.folder)
     assert {"a": ["b"]} == rig.stored()
+
+
+def test_two_ingests_that_put_the_same_right(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second finds that the first has done it since it looked, and plans anew."""
+    rig.write(a=TEXT, b=TEXT, c=OTHER)
+    rig.rag.ingest(rig.folder)
+    (rig.folder / "a.md").unlink()
+    other = Rig(rig.folder, rig.store)
+    write = copies._write
+
+    def after_the_other(*args: Any) -> bool:
+        monkeypatch.undo()
+        assert 1 == other.rag.ingest(rig.folder, prune=True, max_delete=1.0).deleted
+        return write(*args)
+
+    monkeypatch.setattr(copies, "_write", after_the_other)
+    assert 0 == rig.rag.ingest(rig.folder, prune=True, max_delete=1.0).chunks_written
+    assert {"b": [], "c": []} == rig.stored()
+    assert rig.rag.verify(rig.folder).clean
+
+
+def test_what_others_keep_changing_is_not_removed(rig: Rig) -> None:
+    """It is said, and a document too many is left to the next run, never one too few."""
+
+    class Restless(FakeStore):
+        def chunks_with_vectors(self, document_ids: Sequence[str] | None = None) -> Iterator[Any]:
+            yield from list(super().chunks_with_vectors(document_ids))[1:]
+
+    restless = Rig(rig.folder, Restless())
+    rig.write(a=TEXT, b=TEXT, c=OTHER)
+    restless.rag.ingest(rig.folder / "a.md")
+    (rig.folder / "a.md").unlink()
+    with pytest.raises(StoreError, match="keeps changing"):
+        restless.rag.ingest(rig.folder, prune=True, max_delete=1.0)
+    assert {"a": [], "c": []} == restless.stored()
+    rig.store.points |= restless.store.points
+    rig.store.made_with = restless.store.made_with
+    rig.rag.ingest(rig.folder, prune=True, max_delete=1.0)
+    assert {"b": [], "c": []} == rig.stored()
 
 
 def test_a_dry_run_touches_nothing_and_tells_what_would_be_done(rig: Rig) -> None:

@@ -109,6 +109,25 @@ def test_an_import_that_failed_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(other.embedder.embedded) <= len(whole.store.points) - there + 20
 
 
+def test_an_import_that_was_cut_off_at_its_end_is_brought_to_its_end(tmp_path: Path) -> None:
+    """Then nothing is left to write, but the index is still to be built."""
+
+    class CutOff(FakeStore):
+        optimized = 0
+
+        def optimize(self, progress: Any = None) -> None:
+            self.optimized += 1
+            if self.optimized == 1:
+                raise KeyboardInterrupt
+
+    Rig(*DOCUMENTS[:3]).rag.export_to(tmp_path / "f")
+    store = CutOff()
+    with pytest.raises(KeyboardInterrupt):
+        Rig(store=store).rag.import_from(tmp_path / "f")
+    assert 3 == Rig(store=store).rag.import_from(tmp_path / "f").unchanged
+    assert 2 == store.optimized
+
+
 def test_vectors_of_another_model_are_made_anew_and_that_is_said(tmp_path: Path) -> None:
     """So a file is also a way to another model."""
     Rig(*DOCUMENTS).rag.export_to(tmp_path / "f", vectors=True)
@@ -232,6 +251,11 @@ def test_a_file_that_was_cut_off_is_imported_as_far_as_it_goes(tmp_path: Path, p
     ("change", "said"),
     [
         (lambda line: line | {"index": "0"}, "line 2.*index is not of type int"),
+        (lambda line: line | {"index": True, "count": 2}, "line 2.*index is not of type int"),
+        (lambda line: line | {"count": True}, "line 2.*count is not of type int"),
+        (lambda line: line | {"index": -1}, "line 2.*no chunk -1 of 1"),
+        (lambda line: line | {"index": 1}, "line 2.*no chunk 1 of 1"),
+        (lambda line: line | {"count": 0}, "line 2.*no chunk 0 of 0"),
         (lambda line: {key: value for key, value in line.items() if key != "text"}, "line 2.*text"),
         (lambda line: line | {"vector": "AAAA"}, "no vector of 64 numbers|line 2"),
         (lambda line: [line], "line 2"),
