@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,9 @@ class OpenShard:
 
     def _create(self, config: edge.EdgeConfig) -> None:
         self.check_space(0)
-        # Without a fingerprint nothing was ever written into it, and it may have been made for another model.
+        # A crash may have left one without a fingerprint: it is empty, and may have been made for another model.
         if self._files.exists():
+            self._refuse_if_filled()
             shutil.rmtree(self._files)
         self._pending.unlink(missing_ok=True)
         # Under another name first: a crash must not leave half a shard behind.
@@ -100,6 +101,15 @@ class OpenShard:
         shutil.rmtree(unfinished, ignore_errors=True)
         edge.EdgeShard.create(str(unfinished), config).close()
         unfinished.rename(self._files)
+
+    def _refuse_if_filled(self) -> None:
+        with closing(edge.EdgeShard.load(str(self._files))) as engine:
+            points = engine.count(edge.CountRequest(exact=True))
+        if points:
+            raise StoreError(
+                f"{self.directory} holds {points} chunks, but its fingerprint.json is gone: put it back, or move the "
+                "folder away to begin anew"
+            )
 
     @contextmanager
     def use(self, doing: str) -> Iterator[edge.EdgeShard]:

@@ -275,6 +275,21 @@ def test_crash_while_making_does_not_bind_to_a_model(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_store_that_lost_its_fingerprint_loses_nothing_else(tmp_path: Path) -> None:
+    """What it holds was written by somebody."""
+    store = EdgeStore(tmp_path)
+    store.ensure_ready(fingerprint())
+    write(store, chunk("first"))
+    store.close()
+    kept = (tmp_path / "fingerprint.json").read_bytes()
+    (tmp_path / "fingerprint.json").unlink()
+    store = EdgeStore(tmp_path)
+    with pytest.raises(StoreError, match="holds 1 chunks, but its fingerprint"):
+        store.ensure_ready(fingerprint())
+    (tmp_path / "fingerprint.json").write_bytes(kept)
+    assert StoreCount(1, 1) == EdgeStore(tmp_path).count()
+
+
 def test_of_two_that_make_it_at_once_the_first_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second must not put its own fingerprint over what the first has begun to write into."""
     first, second = EdgeStore(tmp_path), EdgeStore(tmp_path)
