@@ -17,9 +17,16 @@ A message says what happened, to what, and what to do next. The library's own ex
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class RagError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. With its attributes it survives ``pickle`` and ``copy``."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without __init__, whose keywords are not in args: a worker's error that its parent cannot make again would
+        # hang a multiprocessing.Pool and break a ProcessPoolExecutor.
+        return _made_again, (type(self), self.args), self.__dict__
 
 
 class SettingsError(RagError):
@@ -83,3 +90,7 @@ class RerankerError(RagError):
         self.status = status
         self.retryable = retryable
         self.operator = operator
+
+
+def _made_again(kind: type[RagError], arguments: tuple[Any, ...]) -> RagError:
+    return kind.__new__(kind, *arguments)
