@@ -11,6 +11,7 @@ What the engine (0.9) does, and what follows from it here:
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -275,6 +276,9 @@ def release(shard: OpenShard) -> None:
 def _forget_in_child() -> None:
     """After a fork the shards are the parent's: a child that opens one is told that the parent holds it."""
     global _registry
+    for shard in _shards.values():
+        # For good, also when the child exits: an engine that is destroyed flushes into the parent's files.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(shard))
     _registry = threading.Lock()
     _shards.clear()
 

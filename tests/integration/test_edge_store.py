@@ -223,6 +223,44 @@ def test_forked_child_is_refused(path: Path) -> None:
     assert "0 1" == run.stdout.strip(), run.stderr
 
 
+FORKED_OFTEN = """
+import gc, os, signal, sys
+from pathlib import Path
+from pipeline.stores.edge import EdgeStore
+from pipeline.types import Chunk
+from tests.fakes import FakeEmbedder
+store, embedder = EdgeStore(Path(sys.argv[1])), FakeEmbedder(dimension=32)
+store.count()
+for n in range(3):
+    if (pid := os.fork()) == 0:
+        signal.alarm(60)
+        if sys.argv[2] == "close":
+            store.close()
+        if sys.argv[2] == "delete":
+            del store
+            gc.collect()
+        if sys.argv[2] == "exit":
+            sys.exit(0)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    text = f"more text {n}"
+    store.upsert([Chunk(text, "v1", 0, 1, text, "", "source")], embedder.embed_documents([text]))
+    print(status, len(list(store.chunks())), end=" ")
+store.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("how", ["close", "delete", "exit"])
+def test_a_forked_child_leaves_the_files_alone(path: Path, how: str) -> None:
+    """However a child ends, its copy of the engine does not write into the files, which the parent goes on changing."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKED_OFTEN, str(path), how]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "0 2 0 3 0 4" == run.stdout.strip(), run.stderr
+    with closing(EdgeStore(path)) as store:
+        assert StoreCount(4, 4) == store.count()
+
+
 # ------------------------------------------------------------------ nothing is lost
 
 
