@@ -8,6 +8,7 @@
     │   ├── StoreLockedError       another process holds the embedded store
     │   ├── StoreUnavailableError  a Qdrant server that cannot be reached or fails, perhaps only for now
     │   └── FingerprintError       the collection was made with another model or other chunking
+    ├── ForkedError            it was made before the process was forked, and used in the child
     ├── EmbedderError          an embedding model or endpoint failed
     └── RerankerError          a reranking model or endpoint failed (provider, status, retryable)
 
@@ -62,6 +63,10 @@ class StoreUnavailableError(StoreError):
 
 class FingerprintError(StoreError):
     """The collection was made with another embedder, other chunking or another BM25 than asked for now."""
+
+
+class ForkedError(RagError):
+    """Something was used in a forked child that belongs to its parent; what the child makes itself works."""
 
 
 class EmbedderError(RagError):

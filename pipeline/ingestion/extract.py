@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import DocumentError
+from pipeline.errors import DocumentError, ForkedError
 from pipeline.ingestion import kinds
 from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.pages import SLIDE_MARK, find_pages, take_out_marks
@@ -28,6 +29,9 @@ _TAG = re.compile(r"<[^<>]*>")
 # What links to a heading's own place show.
 _PERMALINKS = frozenset({"", "\u200b", "#", "¶", "§", "🔗"})
 
+# The process that has extracted something; None before the first time.
+_extracting: int | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
@@ -44,7 +48,17 @@ def extract(kind: str, data: bytes) -> Extracted:
 
     Raises:
         DocumentError: it is broken, encrypted or unpacks to too much; says which.
+        ForkedError: the parent of this process has extracted something. The library's threads are the parent's, and
+            nobody would ever answer here.
     """
+    global _extracting
+    if _extracting is None:
+        _extracting = os.getpid()
+    elif _extracting != os.getpid():
+        raise ForkedError(
+            "PDF, Office, EPUB, HTML and mail files were read before the process was forked, and the library that does "
+            "it does not work in a child then: start the workers with 'spawn'"
+        )
     if kinds.is_encrypted_office(data):
         raise DocumentError("encrypted Office file: remove the password first")
     if kinds.unpacked_size(data) > _MAX_UNPACKED:
