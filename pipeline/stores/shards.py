@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -28,6 +29,8 @@ import qdrant_edge as edge
 from pipeline.errors import StoreError
 from pipeline.files import write_atomically
 from pipeline.stores.locking import DirectoryLock
+
+log = logging.getLogger(__name__)
 
 FLUSH_AFTER = 1_000
 """Chunks written between two flushes."""
@@ -239,7 +242,12 @@ class OpenShard:
 
 
 _shards: dict[Path, OpenShard] = {}
-_registry = threading.Lock()
+# Reentrant, because the garbage collector may finalise a reader that was given up, and so release its shard, in the
+# middle of what the same thread does under it.
+_registry = threading.RLock()
+_busy = False
+_late: list[OpenShard] = []
+"""Released in the middle of something, and given back at its end."""
 
 
 def acquire(directory: Path, config: edge.EdgeConfig | None = None) -> OpenShard:
@@ -252,7 +260,7 @@ def acquire(directory: Path, config: edge.EdgeConfig | None = None) -> OpenShard
         StoreError: it cannot be opened.
     """
     directory = directory.resolve()
-    with _registry:
+    with _registry, _undisturbed():
         shard = _shards.get(directory)
         if shard is None:
             shard = OpenShard(directory)
@@ -267,20 +275,51 @@ def release(shard: OpenShard) -> None:
     if shard.inherited:
         return
     with _registry:
-        shard.users -= 1
-        if shard.users == 0:
-            del _shards[shard.directory]
-            shard.close()
+        if _busy:
+            _late.append(shard)
+            return
+        with _undisturbed():
+            _give_back(shard)
+
+
+def _give_back(shard: OpenShard) -> None:
+    shard.users -= 1
+    if shard.users == 0:
+        del _shards[shard.directory]
+        shard.close()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What changes the shards and their users, under the lock: what is released inside is given back after it."""
+    global _busy
+    _busy = True
+    try:
+        yield
+    finally:
+        try:
+            while _late:
+                _give_back_late(_late.pop())
+        finally:
+            _busy = False
+
+
+def _give_back_late(shard: OpenShard) -> None:
+    try:
+        _give_back(shard)
+    except StoreError as error:  # it is not about the shard that is asked for
+        log.warning("%s", error)
 
 
 def _forget_in_child() -> None:
     """After a fork the shards are the parent's: a child that opens one is told that the parent holds it."""
-    global _registry
+    global _registry, _busy
     for shard in _shards.values():
         # For good, also when the child exits: an engine that is destroyed flushes into the parent's files.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(shard))
-    _registry = threading.Lock()
+    _registry, _busy = threading.RLock(), False
     _shards.clear()
+    _late.clear()
 
 
 if hasattr(os, "register_at_fork"):

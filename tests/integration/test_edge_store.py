@@ -199,6 +199,41 @@ def test_others_are_kept_out_while_the_engine_is_closed(path: Path, start: Start
     store.close()
 
 
+GIVEN_UP = """
+import faulthandler, gc, sys
+from pathlib import Path
+from pipeline.stores import shards
+from pipeline.stores.edge import EdgeStore
+faulthandler.dump_traceback_later(120, exit=True)  # else it would hang for good
+store = EdgeStore(Path(sys.argv[1]))
+reader = store.chunks()
+next(reader)
+cycle = [reader]
+cycle.append(cycle)
+del reader, cycle
+if sys.argv[2] == "last user":
+    store.close()
+at_once = shards.OpenShard.open
+def collecting(shard, config):
+    assert gc.collect() > 0
+    at_once(shard, config)
+shards.OpenShard.open = collecting
+try:
+    shards.acquire(Path(sys.argv[1]) / "none")
+except Exception as error:
+    print(type(error).__name__, end=" ")
+print(*(shard.users for shard in shards._shards.values()), end="")
+"""
+
+
+@pytest.mark.parametrize(("who", "left"), [("last user", ""), ("one of two", "1")])
+def test_a_reader_that_was_given_up_is_finalised_at_any_moment(path: Path, who: str, left: str) -> None:
+    """Also by the garbage collector, while the same thread opens another store."""
+    command = [sys.executable, "-W", "ignore", "-c", GIVEN_UP, str(path), who]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert f"StoreError {left}" == run.stdout, run.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_child_is_refused(path: Path) -> None:
     """After a fork the files are the parent's: the child gets an error, may close and exit, and the parent goes on."""
