@@ -57,6 +57,8 @@ class OpenShard:
         """Chunks written since the last optimization, so at most so many are outside the HNSW index."""
         self.deleted = 0
         """Chunks deleted since the last optimization: the index still has them."""
+        self.again_from = 0
+        """Chunks outside the index from which on it is to be built: more than before where that has failed."""
         self.writing = threading.RLock()
         """Taken before the engine by who writes, so that a switch to another collection can wait for the last write."""
         self._pid = os.getpid()
@@ -165,7 +167,10 @@ class OpenShard:
             )
 
     def optimize(self) -> None:
-        """Builds what index is due. Searches wait; the rest of the program goes on."""
+        """Builds what index is due. Searches wait; the rest of the program goes on.
+
+        A failure is only logged: the chunks are safe, and searches work without it.
+        """
         with self.use("optimize") as engine:
             self.check_space(
                 sum(file.stat().st_size for file in (self._files / "segments").rglob("*") if file.is_file())
@@ -173,20 +178,33 @@ class OpenShard:
             engine.close()
             self._engine = None
             try:
-                self._optimize_elsewhere()
-                self.unindexed, self.deleted, self._unflushed = 0, 0, 0
-                self._write_pending()
+                try:
+                    failure = self._optimize_elsewhere()
+                except OSError as error:  # no memory for another process, no file descriptors
+                    failure = str(error)
+                if failure is None:
+                    self.unindexed, self.deleted, self.again_from, self._unflushed = 0, 0, 0, 0
+                    self._write_pending()
+                else:
+                    # Not with every write, as what is missing may stay so.
+                    self.again_from = 2 * self.unindexed + 1
+                    log.warning(
+                        "building the index of %s failed (%s); the chunks are safe and searches work, but slower",
+                        self.directory,
+                        failure,
+                    )
             finally:
                 self._engine = edge.EdgeShard.load(str(self._files))
                 self._lock.name_holder()
 
-    def _optimize_elsewhere(self) -> None:
-        python = sys.executable
-        if not python or getattr(sys, "frozen", False):  # inside another program there is no Python to start
+    def _optimize_elsewhere(self) -> str | None:
+        """Why it failed; None if it did not."""
+        python = _python()
+        if python is None:
             shard = edge.EdgeShard.load(str(self._files))
             shard.optimize()
             shard.close()
-            return
+            return None
         packages = str(Path(edge.__file__).parents[1])
         command = [python, "-I", "-c", _OPTIMIZE, str(self._files), packages]
         with (
@@ -206,12 +224,10 @@ class OpenShard:
             except BaseException:
                 child.kill()  # safe: the engine replaces segments only when new ones are complete
                 raise
-        if child.returncode != 0:
-            last = stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-            raise StoreError(
-                f"building the index of {self.directory} failed ({last or f'exit code {child.returncode}'}); the "
-                "chunks are safe and searches work, but slower"
-            )
+        if child.returncode == 0:
+            return None
+        last = stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        return last or f"exit code {child.returncode}"
 
     def close(self) -> None:
         """Closes the engine and frees the directory for other processes."""
@@ -239,6 +255,19 @@ class OpenShard:
                 f"could not {doing} the embedded store in {self.directory}: {detail}. If this stays so after a new "
                 "start, its files are damaged: bring them back from a backup, or delete the directory and ingest again"
             ) from error
+
+
+def _python() -> str | None:
+    """A Python to start; None inside another program that comes without one.
+
+    There, as in uWSGI, ``sys.executable`` may be that program.
+    """
+    if getattr(sys, "frozen", False):
+        return None
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    places = [Path(sys.executable or ""), *(Path(prefix, "bin", name) for prefix in (sys.prefix, sys.base_prefix))]
+    known = (place for place in places if place.name.lower().startswith(("python", "pypy")) and place.is_file())
+    return next(map(str, known), None)
 
 
 _shards: dict[Path, OpenShard] = {}

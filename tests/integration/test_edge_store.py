@@ -496,6 +496,51 @@ def test_writing_builds_the_index_when_much_piled_up(vectors: NDArray[np.float32
     store.close()
 
 
+def failing_program(path: Path) -> Path:
+    """A program that is no Python, and notes when it is started."""
+    path.write_text(f"#!/bin/sh\necho started >> '{path.parent / 'starts'}'\necho 'invalid option -I' >&2\nexit 1\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs programs that are scripts")
+def test_a_program_that_is_no_python_is_not_started(
+    vectors: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside uWSGI and its like ``sys.executable`` is that program: the Python beside it builds the index."""
+    monkeypatch.setattr(sys, "executable", str(failing_program(tmp_path / "uwsgi")))
+    with closing(EdgeStore(tmp_path / "store")) as store:
+        store.ensure_ready(fingerprint(DIMENSION))
+        store.upsert([chunk(f"doc-{i}") for i in range(POINTS)], vectors)
+        store.optimize()
+        assert 2 * POINTS == indexed_vectors(store.path)
+    assert not (tmp_path / "starts").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs programs that are scripts")
+def test_an_index_that_cannot_be_built_stops_no_write(
+    vectors: NDArray[np.float32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is an optimization: a warning says why it failed, and it is not tried again for each write."""
+    monkeypatch.setattr(sys, "executable", str(failing_program(tmp_path / "python")))
+    with closing(EdgeStore(tmp_path / "store", optimize_after=POINTS - 100)) as store:
+        store.ensure_ready(fingerprint(DIMENSION))
+        chunks = [chunk(f"doc-{i}") for i in range(POINTS)]
+        for rows in (slice(0, -50), slice(-50, -25), slice(-25, None)):
+            store.upsert(chunks[rows], vectors[rows])
+        store.optimize()
+        assert POINTS == store.count().chunks == indexed_vectors(store.path)
+        assert "started\n" == (tmp_path / "starts").read_text()
+        assert 1 == sum("(invalid option -I); the chunks are safe" in said.message for said in caplog.records)
+        monkeypatch.undo()
+    with closing(EdgeStore(tmp_path / "store")) as store:
+        store.optimize()
+        assert 2 * POINTS == indexed_vectors(store.path)
+
+
 def test_what_is_unindexed_is_known_to_the_next_process(vectors: NDArray[np.float32], tmp_path: Path) -> None:
     """Chunks written by runs of which none has enough for an index get one when there are enough together."""
     half = POINTS // 2
