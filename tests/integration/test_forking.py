@@ -133,7 +133,6 @@ except ForkedError as error:
         "inference.conversion._one_at_a_time",
         "inference.folder._tokenizers_lock",
         "inference.token_vectors._shared_lock",
-        "stores.shards._registry",
         "traffic._gates_lock",
     ],
 )
