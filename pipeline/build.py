@@ -17,6 +17,7 @@ from pipeline.calibration import load_calibration
 from pipeline.cascade import Cascade
 from pipeline.core import Pipeline
 from pipeline.errors import SettingsError
+from pipeline.forking import begin_anew
 from pipeline.inference.token_vectors import TokenVectors, shared_token_vectors
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Embedder, Reranker, Store
@@ -398,6 +399,16 @@ def default_pipeline() -> Pipeline:
             _default = build()
             atexit.register(_default.close)
         return _default
+
+
+def _forget_in_child() -> None:
+    """After a fork it is the parent's: a child that asks for one gets its own."""
+    global _default, _default_lock
+    _default_lock = threading.Lock()
+    _default = None
+
+
+begin_anew(_forget_in_child)
 
 
 def query(text: str, **options: Any) -> QueryResult:

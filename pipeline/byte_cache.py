@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ class ByteCache:
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
         self._said = False
+        with _caches_lock:
+            _caches.add(self)
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """The values that are known."""
@@ -167,6 +171,38 @@ class ByteCache:
                 raise
             self._database = database
         return self._database
+
+
+# All of the process, so that none is in use while it is forked.
+_caches: WeakSet[ByteCache] = WeakSet()
+_caches_lock = threading.Lock()
+_waiting: list[ByteCache] = []
+
+
+def _close_before_fork() -> None:
+    """Waits until no cache is in use, and closes the files, which their next use opens again.
+
+    SQLite's locks belong to the process, but its notes of them go to the child as well: a child that opens a file that
+    is open here would believe that it holds the locks, too. And it must not even close what it inherits.
+    """
+    _caches_lock.acquire()
+    _waiting.extend(_caches)
+    for cache in _waiting:
+        cache._lock.acquire()
+        if cache._path is not None:
+            cache._close()
+
+
+def _go_on_after_fork() -> None:
+    """In both processes."""
+    for cache in _waiting:
+        cache._lock.release()
+    _waiting.clear()
+    _caches_lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_close_before_fork, after_in_parent=_go_on_after_fork, after_in_child=_go_on_after_fork)
 
 
 def _busy(error: Exception) -> bool:

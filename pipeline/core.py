@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from pipeline.cascade import Cascade, rerank_candidates
 from pipeline.closing import close
 from pipeline.deadline import LONGEST_S
 from pipeline.errors import SettingsError
+from pipeline.forking import check_process
 from pipeline.ingestion import collection, transfer
 from pipeline.ingestion.agreement import refuse_other
 from pipeline.ingestion.chunking import Chunker
@@ -58,6 +60,8 @@ _CHUNKING = frozenset({"chunk_tokens", "chunk_overlap"})
 class Pipeline:
     """Two-stage retrieval. Safe to share between threads; close it, or use it in a ``with`` block.
 
+    After a fork it belongs to the parent: in the child every call raises a ForkedError, and :meth:`close` does nothing.
+
     ``reranker=None`` answers in first-stage order; ``fallbacks`` are asked in turn where it fails. After a ``cascade``
     it reads the best third of the candidates only, or as many as hits are asked for. ``alpha=None`` takes the
     reranker's own default. ``deadline_ms`` is the time that a query may take, in milliseconds: recall is not cut short,
@@ -87,6 +91,7 @@ class Pipeline:
         chunk_overlap: int = 32,
         max_file_mb: float = 100.0,
     ) -> None:
+        self._pid = os.getpid()
         self.embedder = embedder
         self.store = store
         self.reranker = reranker
@@ -180,6 +185,7 @@ class Pipeline:
             FingerprintError: the collection was made with another embedding model.
             StoreError, EmbedderError, RerankerError: that part failed.
         """
+        self._check_process()
         top_n = self.top_n if top_n is None else top_n
         # A smaller top_n than the pipeline's top_k asks for fewer hits, and says so by itself.
         top_k = min(self.top_k, top_n) if top_k is None else top_k
@@ -280,6 +286,7 @@ class Pipeline:
             FingerprintError: the collection was made with another model or other chunking.
             StoreError, EmbedderError: that part failed; what was reported as written stays written.
         """
+        self._check_process()
         if not 0.0 <= max_delete <= 1.0:
             raise SettingsError(f"max_delete is a share between 0 and 1, not {max_delete:g}")
         if isinstance(items, Document | str | Path):
@@ -325,6 +332,7 @@ class Pipeline:
 
         Memory grows with the number of documents.
         """
+        self._check_process()
         return collection.documents(self.store)
 
     def get(self, document_id: str) -> StoredDocument | None:
@@ -335,6 +343,7 @@ class Pipeline:
         Raises:
             SettingsError: the id is no string.
         """
+        self._check_process()
         _check_id(document_id)
         return collection.get(self.store, document_id)
 
@@ -347,6 +356,7 @@ class Pipeline:
             SettingsError: an id is no string. What was given before it may be removed.
             FingerprintError: the collection was made with another embedding model, which those that stay may need.
         """
+        self._check_process()
         refuse_other(self.store, self.fingerprint, ignore=_CHUNKING)
         self._complete.clear()
         # What is neither is refused as an id.
@@ -372,6 +382,7 @@ class Pipeline:
             SettingsError: a path does not exist.
             StoreError, EmbedderError: that part failed.
         """
+        self._check_process()
         if isinstance(items, Document | str | Path):
             items = [items]
         stored = self.store.fingerprint()
@@ -393,6 +404,7 @@ class Pipeline:
         Raises:
             SettingsError: there is no collection, or the file cannot be written.
         """
+        self._check_process()
         return transfer.export_to(self.store, Path(path), vectors=vectors, progress=progress)
 
     def import_from(self, path: str | Path, *, progress: Callable[[Progress], None] | None = None) -> ImportReport:
@@ -420,6 +432,7 @@ class Pipeline:
             SettingsError: there is nothing to reindex.
             StoreError, EmbedderError: that part failed; what is built stays, run again it goes on.
         """
+        self._check_process()
         self._complete.clear()
         chunker = Chunker(self.embedder.tokenizer, chunk_tokens=self.chunk_tokens, overlap=self.chunk_overlap)
         return reindex(self.store, self.embedder, chunker, self.fingerprint, progress=progress)
@@ -430,12 +443,15 @@ class Pipeline:
         Raises:
             FingerprintError: it was not; says in what they differ.
         """
+        self._check_process()
         refuse_other(self.store, self.fingerprint)
 
     # ------------------------------------------------------------- lifetime
 
     def close(self) -> None:
         """Releases files and connections of all parts. Closing twice is fine."""
+        if self._pid != os.getpid():  # they are the parent's, and a thread of it may have held one of their locks
+            return
         if self._loading is not None:
             self._loading.join()
         close(self.store, self.embedder, *self._rerankers, self.score_cache)
@@ -458,6 +474,10 @@ class Pipeline:
             self._loading.start()
 
     # --------------------------------------------------------------- checks
+
+    def _check_process(self) -> None:
+        """Connections that parent and child both use would give one of them the other's answers."""
+        check_process(self._pid, "this pipeline")
 
     @staticmethod
     def _check(top_n: int, top_k: int, threshold: float | None, alpha: float | None, deadline_ms: float | None) -> None:

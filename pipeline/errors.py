@@ -8,6 +8,7 @@
     │   ├── StoreLockedError       another process holds the embedded store
     │   ├── StoreUnavailableError  a Qdrant server that cannot be reached or fails, perhaps only for now
     │   └── FingerprintError       the collection was made with another model or other chunking
+    ├── ForkedError            it was made before the process was forked, and used in the child
     ├── EmbedderError          an embedding model or endpoint failed
     └── RerankerError          a reranking model or endpoint failed (provider, status, retryable)
 
@@ -17,9 +18,16 @@ A message says what happened, to what, and what to do next. The library's own ex
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class RagError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. With its attributes it survives ``pickle`` and ``copy``."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without __init__, whose keywords are not in args: a worker's error that its parent cannot make again would
+        # hang a multiprocessing.Pool and break a ProcessPoolExecutor.
+        return _made_again, (type(self), self.args), self.__dict__
 
 
 class SettingsError(RagError):
@@ -57,6 +65,10 @@ class FingerprintError(StoreError):
     """The collection was made with another embedder, other chunking or another BM25 than asked for now."""
 
 
+class ForkedError(RagError):
+    """Something was used in a forked child that belongs to its parent; what the child makes itself works."""
+
+
 class EmbedderError(RagError):
     """An embedding model could not be loaded or did not answer as it should."""
 
@@ -83,3 +95,7 @@ class RerankerError(RagError):
         self.status = status
         self.retryable = retryable
         self.operator = operator
+
+
+def _made_again(kind: type[RagError], arguments: tuple[Any, ...]) -> RagError:
+    return kind.__new__(kind, *arguments)

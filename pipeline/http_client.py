@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import time
@@ -12,6 +13,7 @@ import httpcore
 import httpx
 
 from pipeline import deadline
+from pipeline.forking import check_process
 
 # httpcore's write gives each of its sends the whole timeout, so it gets only as much at once as goes in one send: a
 # socket that can be written to has more room than this (Linux: a third of its buffer, which has 16 KiB or more).
@@ -26,6 +28,8 @@ def open_client() -> httpx.Client:
     the query's deadline leaves. Only these have limits of their own: the system's name lookup, answers that are
     streamed, and single TLS records inside the TLS of an ``https://`` proxy. Proxies and certificates are those of
     the environment, as httpx reads it.
+
+    A forked child gets a ForkedError: on the parent's connections it would read the parent's answers.
     """
     return _Client()
 
@@ -34,6 +38,7 @@ class _Client(httpx.Client):
     def __init__(self) -> None:
         # A redirected POST would lose its body or carry its key elsewhere.
         super().__init__(follow_redirects=False)
+        self._pid = os.getpid()
         # httpx has no parameter for a network backend, and transports of our own would need its reading of the proxy
         # variables. What is there is wrapped, not just set, so that other names in a new release fail at once.
         for transport in (self._transport, *self._mounts.values()):
@@ -42,6 +47,7 @@ class _Client(httpx.Client):
                 pool._network_backend = _Backend(pool._network_backend)
 
     def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        check_process(self._pid, "this HTTP client")
         limit = request.extensions.get("timeout", {}).get("read")
         if limit is None:
             return super().send(request, **options)

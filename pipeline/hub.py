@@ -19,11 +19,22 @@ from typing import TypeVar
 from tokenizers import Tokenizer
 
 from pipeline.errors import RagError, SettingsError
+from pipeline.forking import begin_anew
 
 M = TypeVar("M")
 _log = logging.getLogger(__name__)
 # Loading changes process-wide switches of transformers, so it is done one model at a time.
 _loading = threading.Lock()
+
+
+def _forget_in_child() -> None:
+    """After a fork nobody would ever give back a lock that a thread of the parent held."""
+    global _loading
+    _loading = threading.Lock()
+
+
+begin_anew(_forget_in_child)
+
 _HUB_TIMEOUT_S = 5.0
 _NOISY = ("huggingface_hub", "sentence_transformers", "transformers")
 

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
+from pipeline.forking import begin_anew
 from pipeline.retrying import RemoteError
 
 T = TypeVar("T")
@@ -165,6 +166,16 @@ def shared_gate(name: str, url: str, per_minute: float | None, concurrency: int)
         if key not in _gates:
             _gates[key] = Gate(name, per_minute, concurrency)
         return _gates[key]
+
+
+def _forget_in_child() -> None:
+    """After a fork the parent's requests, whose places nobody would ever give back here, are not the child's."""
+    global _gates_lock
+    _gates_lock = threading.Lock()
+    _gates.clear()
+
+
+begin_anew(_forget_in_child)
 
 
 def in_parts(items: Sequence[T], size: int, ask: Callable[[Sequence[T]], Sequence[R]], *, concurrency: int) -> list[R]:

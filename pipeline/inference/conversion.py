@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from pipeline.forking import begin_anew
 from pipeline.inference import activations
 from pipeline.inference.activations import extremes, scale_activations, uneven
 from pipeline.inference.engine import ACTIVATION_GROUP, gains_by_scales, has_bf16
@@ -35,6 +36,16 @@ _log = logging.getLogger(__name__)
 _FORM = 4
 _REFUSED = "refused.json"
 _one_at_a_time = threading.Lock()
+
+
+def _forget_in_child() -> None:
+    """After a fork nobody would ever give back a lock that a thread of the parent held."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+begin_anew(_forget_in_child)
+
 # In float32, what PyTorch and the engine make of one model differs in the last digits alone.
 EXACT = 0.01
 # int8 weights and activations, with bfloat16 between them where the CPU has it. MiniLM embedders and cross-encoders are

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
+from pipeline.forking import begin_anew
 from pipeline.inference.engine import ACTIVATION_GROUP, Engine, Trunk, shared_engine
 from pipeline.text import well_formed
 
@@ -43,6 +44,16 @@ _INSTEAD: dict[Kind, str] = {
 
 _tokenizers: dict[bytes, Tokenizer] = {}
 _tokenizers_lock = threading.Lock()
+
+
+def _forget_in_child() -> None:
+    """After a fork those are the parent's: a tokenizer has locks of its own, which a thread may have held."""
+    global _tokenizers_lock
+    _tokenizers_lock = threading.Lock()
+    _tokenizers.clear()
+
+
+begin_anew(_forget_in_child)
 
 
 class ModelFolder:

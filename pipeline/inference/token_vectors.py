@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.byte_cache import ByteCache, digest
+from pipeline.forking import begin_anew
 
 Int8Vectors = NDArray[np.int8]
 """Shape (tokens, dimension); the largest component of each vector is 127 or -127."""
@@ -87,6 +88,16 @@ def shared_token_vectors(path: Path | None, megabytes: int) -> TokenVectors:
     """The process's one for a file, or for its memory: what an ingest has read a query finds."""
     with _shared_lock:
         return _shared.setdefault((path and path.absolute(), megabytes), TokenVectors(path, megabytes))
+
+
+def _forget_in_child() -> None:
+    """After a fork those are the parent's, of which a thread may have held a lock."""
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    _shared.clear()
+
+
+begin_anew(_forget_in_child)
 
 
 def in_int8(vectors: NDArray[np.float32]) -> Int8Vectors:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import DocumentError
+from pipeline.errors import DocumentError, ForkedError
 from pipeline.ingestion import kinds
 from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.mail import in_utf8
@@ -48,6 +49,8 @@ _RADICALS = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x
 )
 # The traditional form by Unicode; it is met where a font has one shape for it and the simplified character.
 _RADICALS[ord("⼾")] = "户"
+# The process that has extracted something; None before the first time.
+_extracting: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,17 @@ def extract(kind: str, data: bytes) -> Extracted:
 
     Raises:
         DocumentError: it is broken, encrypted or unpacks to too much; says which.
+        ForkedError: the parent of this process has extracted something. The library's threads are the parent's, and
+            nobody would ever answer here.
     """
+    global _extracting
+    if _extracting is None:
+        _extracting = os.getpid()
+    elif _extracting != os.getpid():
+        raise ForkedError(
+            "PDF, Office, EPUB, HTML and mail files were read before the process was forked, and the library that does "
+            "it does not work in a child then: start the workers with 'spawn'"
+        )
     if kinds.is_encrypted_office(data):
         raise DocumentError("encrypted Office file: remove the password first")
     if kinds.unpacked_size(data) > _MAX_UNPACKED:

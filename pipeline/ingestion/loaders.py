@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DocumentError, SettingsError
+from pipeline.errors import DocumentError, ForkedError, SettingsError
 from pipeline.ingestion import kinds
 from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.extract import clean, extract
@@ -128,7 +128,7 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
         data = path.read_bytes()
         try:
             document = _document(path, source, data, _time(status.st_mtime))
-        except (DocumentError, OSError):
+        except (DocumentError, ForkedError, OSError):
             raise
         except Exception as error:  # whatever comes of a damaged file: the others are to be read all the same
             raise DocumentError(f"damaged? {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error

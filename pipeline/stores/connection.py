@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ from qdrant_client import QdrantClient
 
 from pipeline.deadline import LONGEST_S
 from pipeline.errors import SettingsError, StoreError, StoreUnavailableError
+from pipeline.forking import check_process
 from pipeline.remote import check_key, without_secrets
 from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.stores.server_errors import UnreadableAnswerError, explained
@@ -66,9 +68,16 @@ class Connection:
         self._turn: AbstractContextManager[Any] = threading.Lock() if self.local else nullcontext()
         self._answered = False
         self._closed = False
+        self._pid = os.getpid()
 
     def once(self, doing: str, request: Callable[[], T]) -> T:
-        """The request's result. What the client raises becomes a StoreError that tells what was being done."""
+        """The request's result. What the client raises becomes a StoreError that tells what was being done.
+
+        Raises:
+            ForkedError: the client is that of the parent process, whose answers would come here.
+            StoreError: the connection is closed, or the request failed.
+        """
+        check_process(self._pid, f"the connection to {self.address}")
         if self._closed:
             raise StoreError(f"collection {self._collection} at {self.address} was closed")
         try:

@@ -214,7 +214,9 @@ class EdgeStore:
             if points * kib < INDEXING_KIB:
                 engine.optimize()  # no index is due: this merges small segments, in milliseconds
                 shard.deleted = 0
-            elif shard.unindexed * kib >= INDEXING_KIB or shard.deleted > points // 5:
+            elif shard.unindexed >= shard.again_from and (
+                shard.unindexed * kib >= INDEXING_KIB or shard.deleted > points // 5
+            ):
                 if progress is not None:
                     progress(f"building the index over {points:,} chunks")
                 shard.optimize()

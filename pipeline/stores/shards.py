@@ -11,7 +11,9 @@ What the engine (0.9) does, and what follows from it here:
 
 from __future__ import annotations
 
+import ctypes
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -27,6 +29,8 @@ import qdrant_edge as edge
 from pipeline.errors import StoreError
 from pipeline.files import write_atomically
 from pipeline.stores.locking import DirectoryLock
+
+log = logging.getLogger(__name__)
 
 FLUSH_AFTER = 1_000
 """Chunks written between two flushes."""
@@ -53,6 +57,8 @@ class OpenShard:
         """Chunks written since the last optimization, so at most so many are outside the HNSW index."""
         self.deleted = 0
         """Chunks deleted since the last optimization: the index still has them."""
+        self.again_from = 0
+        """Chunks outside the index from which on it is to be built: more than before where that has failed."""
         self.writing = threading.RLock()
         """Taken before the engine by who writes, so that a switch to another collection can wait for the last write."""
         self._pid = os.getpid()
@@ -175,7 +181,10 @@ class OpenShard:
             )
 
     def optimize(self) -> None:
-        """Builds what index is due. Searches wait; the rest of the program goes on."""
+        """Builds what index is due. Searches wait; the rest of the program goes on.
+
+        A failure is only logged: the chunks are safe, and searches work without it.
+        """
         with self.use("optimize") as engine:
             self.check_space(
                 sum(file.stat().st_size for file in (self._files / "segments").rglob("*") if file.is_file())
@@ -183,20 +192,33 @@ class OpenShard:
             engine.close()
             self._engine = None
             try:
-                self._optimize_elsewhere()
-                self.unindexed, self.deleted, self._unflushed = 0, 0, 0
-                self._write_pending()
+                try:
+                    failure = self._optimize_elsewhere()
+                except OSError as error:  # no memory for another process, no file descriptors
+                    failure = str(error)
+                if failure is None:
+                    self.unindexed, self.deleted, self.again_from, self._unflushed = 0, 0, 0, 0
+                    self._write_pending()
+                else:
+                    # Not with every write, as what is missing may stay so.
+                    self.again_from = 2 * self.unindexed + 1
+                    log.warning(
+                        "building the index of %s failed (%s); the chunks are safe and searches work, but slower",
+                        self.directory,
+                        failure,
+                    )
             finally:
                 self._engine = edge.EdgeShard.load(str(self._files))
                 self._lock.name_holder()
 
-    def _optimize_elsewhere(self) -> None:
-        python = sys.executable
-        if not python or getattr(sys, "frozen", False):  # inside another program there is no Python to start
+    def _optimize_elsewhere(self) -> str | None:
+        """Why it failed; None if it did not."""
+        python = _python()
+        if python is None:
             shard = edge.EdgeShard.load(str(self._files))
             shard.optimize()
             shard.close()
-            return
+            return None
         packages = str(Path(edge.__file__).parents[1])
         command = [python, "-I", "-c", _OPTIMIZE, str(self._files), packages]
         with (
@@ -216,12 +238,10 @@ class OpenShard:
             except BaseException:
                 child.kill()  # safe: the engine replaces segments only when new ones are complete
                 raise
-        if child.returncode != 0:
-            last = stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-            raise StoreError(
-                f"building the index of {self.directory} failed ({last or f'exit code {child.returncode}'}); the "
-                "chunks are safe and searches work, but slower"
-            )
+        if child.returncode == 0:
+            return None
+        last = stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        return last or f"exit code {child.returncode}"
 
     def close(self) -> None:
         """Closes the engine and frees the directory for other processes."""
@@ -251,8 +271,26 @@ class OpenShard:
             ) from error
 
 
+def _python() -> str | None:
+    """A Python to start; None inside another program that comes without one.
+
+    There, as in uWSGI, ``sys.executable`` may be that program.
+    """
+    if getattr(sys, "frozen", False):
+        return None
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    places = [Path(sys.executable or ""), *(Path(prefix, "bin", name) for prefix in (sys.prefix, sys.base_prefix))]
+    known = (place for place in places if place.name.lower().startswith(("python", "pypy")) and place.is_file())
+    return next(map(str, known), None)
+
+
 _shards: dict[Path, OpenShard] = {}
-_registry = threading.Lock()
+# Reentrant, because the garbage collector may finalise a reader that was given up, and so release its shard, in the
+# middle of what the same thread does under it.
+_registry = threading.RLock()
+_busy = False
+_late: list[OpenShard] = []
+"""Released in the middle of something, and given back at its end."""
 
 
 def acquire(directory: Path, config: edge.EdgeConfig | None = None) -> OpenShard:
@@ -265,7 +303,7 @@ def acquire(directory: Path, config: edge.EdgeConfig | None = None) -> OpenShard
         StoreError: it cannot be opened.
     """
     directory = directory.resolve()
-    with _registry:
+    with _registry, _undisturbed():
         shard = _shards.get(directory)
         if shard is None:
             shard = OpenShard(directory)
@@ -280,17 +318,51 @@ def release(shard: OpenShard) -> None:
     if shard.inherited:
         return
     with _registry:
-        shard.users -= 1
-        if shard.users == 0:
-            del _shards[shard.directory]
-            shard.close()
+        if _busy:
+            _late.append(shard)
+            return
+        with _undisturbed():
+            _give_back(shard)
+
+
+def _give_back(shard: OpenShard) -> None:
+    shard.users -= 1
+    if shard.users == 0:
+        del _shards[shard.directory]
+        shard.close()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What changes the shards and their users, under the lock: what is released inside is given back after it."""
+    global _busy
+    _busy = True
+    try:
+        yield
+    finally:
+        try:
+            while _late:
+                _give_back_late(_late.pop())
+        finally:
+            _busy = False
+
+
+def _give_back_late(shard: OpenShard) -> None:
+    try:
+        _give_back(shard)
+    except StoreError as error:  # it is not about the shard that is asked for
+        log.warning("%s", error)
 
 
 def _forget_in_child() -> None:
     """After a fork the shards are the parent's: a child that opens one is told that the parent holds it."""
-    global _registry
-    _registry = threading.Lock()
+    global _registry, _busy
+    for shard in _shards.values():
+        # For good, also when the child exits: an engine that is destroyed flushes into the parent's files.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(shard))
+    _registry, _busy = threading.RLock(), False
     _shards.clear()
+    _late.clear()
 
 
 if hasattr(os, "register_at_fork"):

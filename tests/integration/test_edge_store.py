@@ -199,6 +199,41 @@ def test_others_are_kept_out_while_the_engine_is_closed(path: Path, start: Start
     store.close()
 
 
+GIVEN_UP = """
+import faulthandler, gc, sys
+from pathlib import Path
+from pipeline.stores import shards
+from pipeline.stores.edge import EdgeStore
+faulthandler.dump_traceback_later(120, exit=True)  # else it would hang for good
+store = EdgeStore(Path(sys.argv[1]))
+reader = store.chunks()
+next(reader)
+cycle = [reader]
+cycle.append(cycle)
+del reader, cycle
+if sys.argv[2] == "last user":
+    store.close()
+at_once = shards.OpenShard.open
+def collecting(shard, config):
+    assert gc.collect() > 0
+    at_once(shard, config)
+shards.OpenShard.open = collecting
+try:
+    shards.acquire(Path(sys.argv[1]) / "none")
+except Exception as error:
+    print(type(error).__name__, end=" ")
+print(*(shard.users for shard in shards._shards.values()), end="")
+"""
+
+
+@pytest.mark.parametrize(("who", "left"), [("last user", ""), ("one of two", "1")])
+def test_a_reader_that_was_given_up_is_finalised_at_any_moment(path: Path, who: str, left: str) -> None:
+    """Also by the garbage collector, while the same thread opens another store."""
+    command = [sys.executable, "-W", "ignore", "-c", GIVEN_UP, str(path), who]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert f"StoreError {left}" == run.stdout, run.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_child_is_refused(path: Path) -> None:
     """After a fork the files are the parent's: the child gets an error, may close and exit, and the parent goes on."""
@@ -221,6 +256,44 @@ def test_forked_child_is_refused(path: Path) -> None:
     store.close()
     run = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, capture_output=True, text=True)
     assert "0 1" == run.stdout.strip(), run.stderr
+
+
+FORKED_OFTEN = """
+import gc, os, signal, sys
+from pathlib import Path
+from pipeline.stores.edge import EdgeStore
+from pipeline.types import Chunk
+from tests.fakes import FakeEmbedder
+store, embedder = EdgeStore(Path(sys.argv[1])), FakeEmbedder(dimension=32)
+store.count()
+for n in range(3):
+    if (pid := os.fork()) == 0:
+        signal.alarm(60)
+        if sys.argv[2] == "close":
+            store.close()
+        if sys.argv[2] == "delete":
+            del store
+            gc.collect()
+        if sys.argv[2] == "exit":
+            sys.exit(0)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    text = f"more text {n}"
+    store.upsert([Chunk(text, "v1", 0, 1, text, "", "source")], embedder.embed_documents([text]))
+    print(status, len(list(store.chunks())), end=" ")
+store.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("how", ["close", "delete", "exit"])
+def test_a_forked_child_leaves_the_files_alone(path: Path, how: str) -> None:
+    """However a child ends, its copy of the engine does not write into the files, which the parent goes on changing."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKED_OFTEN, str(path), how]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "0 2 0 3 0 4" == run.stdout.strip(), run.stderr
+    with closing(EdgeStore(path)) as store:
+        assert StoreCount(4, 4) == store.count()
 
 
 # ------------------------------------------------------------------ nothing is lost
@@ -469,6 +542,51 @@ def test_writing_builds_the_index_when_much_piled_up(vectors: NDArray[np.float32
     store.upsert(chunks[-200:], vectors[-200:])
     assert 2 * POINTS == indexed_vectors(store.path)
     store.close()
+
+
+def failing_program(path: Path) -> Path:
+    """A program that is no Python, and notes when it is started."""
+    path.write_text(f"#!/bin/sh\necho started >> '{path.parent / 'starts'}'\necho 'invalid option -I' >&2\nexit 1\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs programs that are scripts")
+def test_a_program_that_is_no_python_is_not_started(
+    vectors: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside uWSGI and its like ``sys.executable`` is that program: the Python beside it builds the index."""
+    monkeypatch.setattr(sys, "executable", str(failing_program(tmp_path / "uwsgi")))
+    with closing(EdgeStore(tmp_path / "store")) as store:
+        store.ensure_ready(fingerprint(DIMENSION))
+        store.upsert([chunk(f"doc-{i}") for i in range(POINTS)], vectors)
+        store.optimize()
+        assert 2 * POINTS == indexed_vectors(store.path)
+    assert not (tmp_path / "starts").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs programs that are scripts")
+def test_an_index_that_cannot_be_built_stops_no_write(
+    vectors: NDArray[np.float32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is an optimization: a warning says why it failed, and it is not tried again for each write."""
+    monkeypatch.setattr(sys, "executable", str(failing_program(tmp_path / "python")))
+    with closing(EdgeStore(tmp_path / "store", optimize_after=POINTS - 100)) as store:
+        store.ensure_ready(fingerprint(DIMENSION))
+        chunks = [chunk(f"doc-{i}") for i in range(POINTS)]
+        for rows in (slice(0, -50), slice(-50, -25), slice(-25, None)):
+            store.upsert(chunks[rows], vectors[rows])
+        store.optimize()
+        assert POINTS == store.count().chunks == indexed_vectors(store.path)
+        assert "started\n" == (tmp_path / "starts").read_text()
+        assert 1 == sum("(invalid option -I); the chunks are safe" in said.message for said in caplog.records)
+        monkeypatch.undo()
+    with closing(EdgeStore(tmp_path / "store")) as store:
+        store.optimize()
+        assert 2 * POINTS == indexed_vectors(store.path)
 
 
 def test_what_is_unindexed_is_known_to_the_next_process(vectors: NDArray[np.float32], tmp_path: Path) -> None:

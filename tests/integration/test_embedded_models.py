@@ -134,7 +134,7 @@ FORKED = """
 import os, signal, sys
 from pipeline import Document, Pipeline, Settings
 from pipeline.embedders.embedded import EmbeddedEmbedder
-from pipeline.errors import EmbedderError
+from pipeline.errors import EmbedderError, ForkedError
 
 rag = Pipeline.from_settings(Settings(data_dir=sys.argv[1], reranker=sys.argv[2]))
 rag.ingest([Document(id="a", text="Qdrant stores vectors.")])
@@ -143,6 +143,10 @@ if (pid := os.fork()) == 0:
     signal.alarm(60)  # else it would hang for good where it does
     try:
         rag.query("Which fruit is yellow?")
+    except ForkedError as error:
+        print(error, flush=True)
+    try:
+        rag.embedder.embed_query("Which fruit is yellow?")
     except EmbedderError as error:
         print(error, flush=True)
     rag.close()
@@ -162,8 +166,9 @@ def test_a_forked_child_is_told_to_make_its_own(tmp_path: Path, reranker: str) -
         text=True,
         timeout=300,
     )
-    said, made, after = run.stdout.splitlines() or [run.stderr] * 3
-    assert "loaded before the process was forked; make the pipeline in each worker" in said
+    *said, made, after = run.stdout.splitlines() or [run.stderr] * 4
+    assert 2 == len(said)
+    assert all("loaded before the process was forked; make the pipeline in each worker" in line for line in said)
     assert ("384", "0 1") == (made, after)
 
 
