@@ -87,6 +87,7 @@ from pipeline.stores.edge import EdgeStore
 write = EdgeStore.upsert
 
 def write_and_interrupt(self, chunks, vectors):
+    EdgeStore.upsert = write
     write(self, chunks, vectors)
     os.kill(os.getpid(), signal.SIGINT)
 
