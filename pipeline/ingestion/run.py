@@ -63,7 +63,7 @@ class _Work:
     """Document id -> content hashes of the other versions that were in the store when it was compared. What another
     ingest has brought since is not among them: two that go on at once would remove each other's, and leave nothing."""
     current: dict[str, str]
-    """Document id -> content hash of the version that those are removed for."""
+    """Document id -> content hash of the version that those are removed for, if this ingest writes it."""
 
 
 @dataclass
@@ -217,7 +217,8 @@ class IngestRun:
             if stale:
                 replaced |= self._stale.get(document.id, set())
                 self._stale[document.id] = replaced - {content_hash}
-                self._current[document.id] = content_hash
+                if write:
+                    self._current[document.id] = content_hash
 
     def _note_repeated(self, ids: Iterable[str]) -> None:
         for id_ in ids:
@@ -278,7 +279,7 @@ class IngestRun:
         one that was being written."""
         versions = self.store.versions(list(work.stale))
         there = {(version.document_id, version.content_hash) for version in versions if version.complete}
-        torn = [id_ for id_ in work.stale if (id_, work.current[id_]) not in there]
+        torn = [id_ for id_, hash_ in work.current.items() if (id_, hash_) not in there]
         for id_ in torn:
             self._failures.append(
                 Failure(
