@@ -85,6 +85,7 @@ from pipeline.cli import main
 from pipeline.stores.edge import EdgeStore
 
 write = EdgeStore.upsert
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which who runs the tests in the background may lack
 
 def write_and_interrupt(self, chunks, vectors):
     EdgeStore.upsert = write
