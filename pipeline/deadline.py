@@ -15,7 +15,7 @@ LONGEST_S = 1e6
 """Nobody waits longer, which is eleven days: sockets, locks and sleeps of some systems take no number much larger."""
 
 
-class DeadlinePassed(Exception):  # noqa: N818 - nothing is wrong, it is late
+class DeadlinePassedError(Exception):
     """The moment has come, and what was to be computed until then is not there."""
 
 
@@ -59,10 +59,12 @@ def sleep(seconds: float) -> None:
     Raises:
         GivenUpError: the work was given up meanwhile.
     """
-    events, end = _given_up.get(), time.monotonic() + seconds
-    while events and (left := end - time.monotonic()) > 0:
+    events = _given_up.get()
+    if not events:
+        time.sleep(seconds)
+        return
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
         if any(event.is_set() for event in events):
             raise GivenUpError
         events[0].wait(min(left, _POLL_S))
-    if not events:
-        time.sleep(seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 
@@ -15,6 +16,12 @@ def begin_anew(forget: Callable[[], None]) -> None:
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=forget)
+
+
+def keep_for_good(inherited: object) -> None:
+    """Never destroys it in this process, not even when that exits: it would do to the parent's what is the parent's to
+    do."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
 
 def check_process(pid: int, what: str) -> None:

@@ -148,7 +148,7 @@ class Scorer:
                 try:
                     with deadline.until(until) if until is not None else nullcontext():
                         best = self._judged(query, part)
-                except deadline.DeadlinePassed:  # other calls had the model meanwhile
+                except deadline.DeadlinePassedError:  # other calls had the model meanwhile
                     break
                 scores.update(zip(passages[len(scores) :], best, strict=False))
                 self._measured(efforts[: len(part)], (time.monotonic() - start) / sharing)

@@ -36,7 +36,7 @@ class Combiner(Generic[T, R]):
         """One result an item, in input order.
 
         Raises:
-            DeadlinePassed: others had the model until then.
+            DeadlinePassedError: others had the model until then.
             Exception: whatever ``work`` raises.
         """
         call: _Call[T, R] = _Call(list(items))
@@ -53,7 +53,7 @@ class Combiner(Generic[T, R]):
                     call.given_up = True
                     if call in self._waiting:  # else it is being worked on
                         self._waiting.remove(call)
-                    raise deadline.DeadlinePassed
+                    raise deadline.DeadlinePassedError
                 self._busy = True
                 calls = self._next()
             try:

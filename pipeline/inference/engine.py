@@ -8,7 +8,6 @@ bfloat16.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
 import os
@@ -26,6 +25,7 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.forking import begin_anew, keep_for_good
 from pipeline.inference.combining import Combiner
 from pipeline.inference.shared import Shared
 
@@ -63,11 +63,10 @@ def _keep_in_child() -> None:
     OpenVINO would wait for their threads, which only the parent has.
     """
     for engine in _engines:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+        keep_for_good(engine)
 
 
-if hasattr(os, "register_at_fork"):  # before those that forget engines: they are called in this order
-    os.register_at_fork(after_in_child=_keep_in_child)
+begin_anew(_keep_in_child)  # before those that forget engines: they are called in this order
 
 _shared: Shared[tuple[Path, bool], Engine] = Shared()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from pipeline.forking import begin_anew
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -29,8 +30,7 @@ class Shared(Generic[K, V]):
 
     def __init__(self) -> None:
         self._forget()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
+        begin_anew(self._forget)
 
     def get(self, key: K, make: Callable[[], V]) -> V:
         """The process's one model of this key; ``make`` loads it where there is none. What it raises comes out."""

@@ -83,16 +83,16 @@ class Prune:
         n = len(self.doomed) - self.moved
         if max_delete >= 1.0 or n == 0:
             return None
-        if not refused.isdisjoint(self.doomed):
-            return (
-                f"prune would delete {n} of {self.total} documents here, as was refused before; nothing was deleted. "
-                "If they shall go, use --max-delete 1"
-            )
         if self.emptied or n > (max(1.0, max_delete * self.total) if max_delete else 0):
             where = f"all of {', '.join(self.emptied)}, " if self.emptied and n < self.total else ""
             return (
                 f"prune would delete {n} of {self.total} documents here, {where}more than --max-delete {max_delete:g} "
                 "allows; nothing was deleted. Is a folder unmounted or empty? If they shall go, use --max-delete 1"
+            )
+        if not refused.isdisjoint(self.doomed):
+            return (
+                f"prune would delete {n} of {self.total} documents here, as was refused before; nothing was deleted. "
+                "If they shall go, use --max-delete 1"
             )
         return None
 

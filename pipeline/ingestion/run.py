@@ -277,7 +277,7 @@ class IngestRun:
     def _replaced(self, work: _Work) -> dict[str, set[str]]:
         """What may be removed, as the versions that take its place are all there: somebody may have removed a part of
         one that was being written."""
-        versions = self.store.versions(list(work.stale))
+        versions = self.store.versions(list(work.current)) if work.current else ()
         there = {(version.document_id, version.content_hash) for version in versions if version.complete}
         torn = [id_ for id_, hash_ in work.current.items() if (id_, hash_) not in there]
         for id_ in torn:

@@ -11,7 +11,6 @@ What the engine (0.9) does, and what follows from it here:
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ import qdrant_edge as edge
 
 from pipeline.errors import StoreError
 from pipeline.files import write_atomically
+from pipeline.forking import begin_anew, keep_for_good
 from pipeline.stores.locking import DirectoryLock
 
 log = logging.getLogger(__name__)
@@ -358,12 +358,11 @@ def _forget_in_child() -> None:
     """After a fork the shards are the parent's: a child that opens one is told that the parent holds it."""
     global _registry, _busy
     for shard in _shards.values():
-        # For good, also when the child exits: an engine that is destroyed flushes into the parent's files.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(shard))
+        # An engine that is destroyed flushes into the parent's files.
+        keep_for_good(shard)
     _registry, _busy = threading.RLock(), False
     _shards.clear()
     _late.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+begin_anew(_forget_in_child)

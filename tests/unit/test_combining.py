@@ -8,29 +8,35 @@ from pipeline import deadline
 from pipeline.inference.combining import Combiner
 
 
-def test_calls_that_come_while_one_runs_are_joined() -> None:
-    """One forward for all that waited, and each call gets its own results, in its order."""
-    batches: list[list[int]] = []
-    waiting = threading.Semaphore(0)
-    go = threading.Event()
+class Held:
+    """Work that says when it has begun, and ends when it may."""
 
-    def work(items: list[int]) -> list[int]:
-        batches.append(items)
-        waiting.release()
-        assert go.wait(60)
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.begun = threading.Semaphore(0)
+        self.go = threading.Event()
+
+    def __call__(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        self.begun.release()
+        assert self.go.wait(60)
         return [10 * item for item in items]
 
+
+def test_calls_that_come_while_one_runs_are_joined() -> None:
+    """One forward for all that waited, and each call gets its own results, in its order."""
+    work = Held()
     combiner: Combiner[int, int] = Combiner(work, limit=100)
     with ThreadPoolExecutor(5) as pool:
         first = pool.submit(combiner.run, [1])
-        assert waiting.acquire(timeout=60)
+        assert work.begun.acquire(timeout=60)
         others = [pool.submit(combiner.run, [i, i + 1]) for i in (20, 30, 40)]
         while len(combiner._waiting) < 3:  # until all three stand in line
             pass
-        go.set()
+        work.go.set()
         assert [10] == first.result()
         assert [[200, 210], [300, 310], [400, 410]] == [other.result() for other in others]
-    assert [1, 6] == [len(batch) for batch in batches]
+    assert [1, 6] == [len(batch) for batch in work.batches]
 
 
 def test_no_batch_is_larger_than_the_limit_unless_one_call_is() -> None:
@@ -122,27 +128,18 @@ def test_an_interrupted_thread_leaves_the_others_their_calls() -> None:
 
 def test_a_call_waits_no_longer_than_its_deadline() -> None:
     """Nor is it worked on then: the model is there for those who still want an answer."""
-    batches: list[list[int]] = []
-    waiting = threading.Semaphore(0)
-    go = threading.Event()
-
-    def work(items: list[int]) -> list[int]:
-        batches.append(items)
-        waiting.release()
-        assert go.wait(60)
-        return items
-
+    work = Held()
     combiner: Combiner[int, int] = Combiner(work, limit=100)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(combiner.run, [1])
-        assert waiting.acquire(timeout=60)
-        with deadline.until(time.monotonic() + 0.01), pytest.raises(deadline.DeadlinePassed):
+        assert work.begun.acquire(timeout=60)
+        with deadline.until(time.monotonic() + 0.01), pytest.raises(deadline.DeadlinePassedError):
             combiner.run([2])
         patient = pool.submit(combiner.run, [3])
         while not combiner._waiting:  # until it stands in line
             pass
-        go.set()
-        assert ([1], [3]) == (first.result(60), patient.result(60))
-    assert [[1], [3]] == batches
+        work.go.set()
+        assert ([10], [30]) == (first.result(60), patient.result(60))
+    assert [[1], [3]] == work.batches
     with deadline.until(time.monotonic() + 60):
-        assert [4] == combiner.run([4])
+        assert [40] == combiner.run([4])

@@ -260,7 +260,7 @@ def test_what_others_left_no_time_for_is_not_reached(monkeypatch: pytest.MonkeyP
         def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
             heard.append(deadline.current())
             if self.calls:
-                raise deadline.DeadlinePassed
+                raise deadline.DeadlinePassedError
             return super().score(query, texts)
 
     scores = scorer(Crowded()).score("apple", passages(*(f"an apple {i}" for i in range(9))), until=1008.0)
