@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipeline.errors import SettingsError
 
@@ -62,11 +63,20 @@ def metrics_by_query(
         for i, query in enumerate(queries)
         if query in rankings
     }
-    measures = {ir_measures.parse_measure(spelled): name for name, spelled in metrics.items()}
+    measures = {_measure(spelled): name for name, spelled in metrics.items()}
     found = {name: dict.fromkeys(qrels, 0.0) for name in metrics}
     for value in ir_measures.iter_calc(list(measures), judged, run):
         found[measures[value.measure]][queries[int(value.query_id)]] = float(value.value)
     return found
+
+
+def _measure(spelled: str) -> Any:
+    # Not ir_measures.parse_measure: it needs a part of "ast" that Python 3.14 has no more.
+    import ir_measures
+
+    name, _, depth = spelled.partition("@")
+    measure = getattr(ir_measures, name)
+    return measure @ int(depth) if depth else measure
 
 
 def mean_metrics(qrels: Qrels, rankings: Rankings, metrics: Mapping[str, str] = METRICS) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.build import build_reranker, model_cache
 from pipeline.errors import SettingsError
 from pipeline.hub import ModelError, identity, load_model
-from pipeline.inference.folder import FILES, ModelFolder
+from pipeline.inference.folder import FILES
 from pipeline.interfaces import Reranker
 from pipeline.models import RERANKER
 from pipeline.rerankers.cross_encoder import ORGANIZATION, CrossEncoderReranker
@@ -93,11 +93,6 @@ def open_teacher(name: str, settings: Settings) -> Reranker:
     if reranker is None:
         raise SettingsError(f"--teacher {name} has no scores to learn from")
     return reranker
-
-
-def weights_hash(folder: Path) -> str:
-    """sha256 of the engine's weights in a model folder."""
-    return str(ModelFolder(folder, "cross-encoder").config["revision"])
 
 
 def _of_the_engine(folder: Path) -> bool:

@@ -311,7 +311,7 @@ def test_saved_runs_are_trec_files_that_other_tools_read(saved: Path) -> None:
         qrels = ir_measures.read_trec_qrels(str(saved / "qrels.trec"))
         run = ir_measures.read_trec_run(str(path.with_suffix(".trec")))
         summary = json.loads(path.read_text())["summary"]
-        measure = ir_measures.parse_measure("nDCG@10")
+        measure = ir_measures.nDCG @ 10
         assert summary["ndcg@10"] == pytest.approx(ir_measures.calc_aggregate([measure], qrels, run)[measure], abs=1e-5)
     assert "folders/with%20space%20100%25" in paths(saved)[0].with_suffix(".trec").read_text()
 
