@@ -119,7 +119,7 @@ def _condition(path: str, test: filters.Test) -> edge.FieldCondition:
         case filters.Words(values):
             return edge.FieldCondition(path, match=edge.MatchAny(list(values)))
         case filters.Exactly(value):
-            # A Python bool is an int to the binding, which takes True for 1; a numpy one is not.
+            # A Python bool is an int to the binding, which takes True for 1; one of NumPy 2.4 or newer is not.
             exact: Any = np.bool_(value) if isinstance(value, bool) else value
             return edge.FieldCondition(path, match=edge.MatchValue(exact))
         case filters.NumberRange(gt=gt, gte=gte, lt=lt, lte=lte):
