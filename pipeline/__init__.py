@@ -15,8 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.build import ingest, query, register_reranker
+    from pipeline.build import ingest, query, register_embedder, register_reranker
     from pipeline.core import Pipeline
+    from pipeline.embedders.embedded import embedded_tokenizer
     from pipeline.errors import (
         DocumentError,
         EmbedderError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         Problem,
         QueryResult,
         RerankScore,
+        ScoreScale,
         StoredDocument,
         VerifyReport,
     )
@@ -53,8 +55,9 @@ if TYPE_CHECKING:
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _HOME = {
-    "pipeline.build": ("ingest", "query", "register_reranker"),
+    "pipeline.build": ("ingest", "query", "register_embedder", "register_reranker"),
     "pipeline.core": ("Pipeline",),
+    "pipeline.embedders.embedded": ("embedded_tokenizer",),
     "pipeline.errors": (
         "DocumentError",
         "EmbedderError",
@@ -82,6 +85,7 @@ _HOME = {
         "Problem",
         "QueryResult",
         "RerankScore",
+        "ScoreScale",
         "StoredDocument",
         "VerifyReport",
     ),
@@ -110,6 +114,7 @@ __all__ = [
     "RerankScore",
     "Reranker",
     "RerankerError",
+    "ScoreScale",
     "Settings",
     "SettingsError",
     "Store",
@@ -118,8 +123,10 @@ __all__ = [
     "StoreUnavailableError",
     "StoredDocument",
     "VerifyReport",
+    "embedded_tokenizer",
     "ingest",
     "query",
+    "register_embedder",
     "register_reranker",
 ]
 

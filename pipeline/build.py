@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, Unpack
 
 from pipeline.calibration import load_calibration
 from pipeline.cascade import Cascade
-from pipeline.core import Pipeline
+from pipeline.core import IngestOptions, Pipeline, QueryOptions
 from pipeline.errors import SettingsError
 from pipeline.forking import begin_anew
 from pipeline.inference.token_vectors import TokenVectors, shared_token_vectors
-from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Embedder, Reranker, Store
 from pipeline.score_cache import ScoreCache
 from pipeline.settings import Settings
@@ -27,11 +26,14 @@ from pipeline.traffic import Gate, shared_gate
 from pipeline.types import Document, IngestReport, QueryResult
 
 RerankerFactory = Callable[[Settings], Reranker | None]
+EmbedderFactory = Callable[[Settings], Embedder]
+Factory = TypeVar("Factory", RerankerFactory, EmbedderFactory)
 
 BGE_MODEL = "BAAI/bge-reranker-base"
 COHERE_MODEL = "rerank-v3.5"
 JINA_MODEL = "jina-reranker-v2-base-multilingual"
 ENTRY_POINTS = "two_stage_rag.rerankers"
+EMBEDDER_ENTRY_POINTS = "two_stage_rag.embedders"
 # Rerankers that read query and text together, on this machine.
 _CROSS_ENCODERS = frozenset({"bge", "cross-encoder", "embedded-cross-encoder"})
 
@@ -101,29 +103,49 @@ def build_store(settings: Settings) -> Store:
 
 def build_embedder(settings: Settings) -> Embedder:
     """The embedder that ``RAG_EMBEDDER`` names."""
-    if settings.embedder == "sentence-transformers":
-        from pipeline.embedders.sentence_transformers import SentenceTransformersEmbedder
+    return _look_up("embedder", settings.embedder, _EMBEDDERS, EMBEDDER_ENTRY_POINTS)(settings)
 
-        model = _required(settings, "embedding_model", "a Hugging Face name or a folder")
-        return SentenceTransformersEmbedder(
-            model, device=settings.device, engine=settings.engine, cache_dir=model_cache(settings)
-        )
-    if settings.embedder == "http":
-        from pipeline.embedders.embedded import embedded_tokenizer
-        from pipeline.embedders.http import HttpEmbedder
 
-        key = settings.embedding_api_key
-        return HttpEmbedder(
-            _required(settings, "embedding_url", "the base address of an OpenAI-shaped endpoint"),
-            _required(settings, "embedding_model", "the model's name at that endpoint"),
-            api_key=key.get_secret_value() if key else None,
-            tokenizer=embedded_tokenizer(),
-        )
+def register_embedder(name: str, factory: EmbedderFactory) -> None:
+    """Makes ``RAG_EMBEDDER=name`` build an embedder with ``factory(settings)``.
+
+    A package can do the same without a call, by an entry point in the group ``two_stage_rag.embedders``.
+
+    Raises:
+        SettingsError: the name is taken by a built-in embedder, or is none, or ``factory`` cannot be called.
+    """
+    _check_registered("embedder", name, factory, _BUILT_IN_EMBEDDERS)
+    _EMBEDDERS[name] = factory
+
+
+def _embedded_embedder(settings: Settings) -> Embedder:
     from pipeline.embedders.embedded import EmbeddedEmbedder
 
     folder = Path(settings.embedding_model) if settings.embedding_model else None
     token_vectors = _token_vectors(settings) if reads_for_reranker(settings) else None
     return EmbeddedEmbedder(folder, cache_dir=model_cache(settings), token_vectors=token_vectors)
+
+
+def _sentence_transformers_embedder(settings: Settings) -> Embedder:
+    from pipeline.embedders.sentence_transformers import SentenceTransformersEmbedder
+
+    model = _required(settings, "embedding_model", "a Hugging Face name or a folder")
+    return SentenceTransformersEmbedder(
+        model, device=settings.device, engine=settings.engine, cache_dir=model_cache(settings)
+    )
+
+
+def _http_embedder(settings: Settings) -> Embedder:
+    from pipeline.embedders.embedded import embedded_tokenizer
+    from pipeline.embedders.http import HttpEmbedder
+
+    key = settings.embedding_api_key
+    return HttpEmbedder(
+        _required(settings, "embedding_url", "the base address of an OpenAI-shaped endpoint"),
+        _required(settings, "embedding_model", "the model's name at that endpoint"),
+        api_key=key.get_secret_value() if key else None,
+        tokenizer=embedded_tokenizer(),
+    )
 
 
 def reads_for_reranker(settings: Settings) -> bool:
@@ -219,14 +241,7 @@ def calibration_dir(settings: Settings) -> Path:
 
 def reranker_factory(name: str) -> RerankerFactory:
     """Looks a name up: first the built-in and registered ones, then installed packages' entry points."""
-    if name in _RERANKERS:
-        return _RERANKERS[name]
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name == name:
-            factory: RerankerFactory = point.load()
-            return factory
-    known = ", ".join(sorted(_RERANKERS))
-    raise SettingsError(f"no reranker is called {name!r}; there are: {known}")
+    return _look_up("reranker", name, _RERANKERS, ENTRY_POINTS)
 
 
 def register_reranker(name: str, factory: RerankerFactory) -> None:
@@ -237,10 +252,7 @@ def register_reranker(name: str, factory: RerankerFactory) -> None:
     Raises:
         SettingsError: the name is taken by a built-in reranker, or is none, or ``factory`` cannot be called.
     """
-    if not name or not callable(factory):
-        raise SettingsError("a reranker is registered by a name and a function of the settings that makes it")
-    if name in _BUILT_IN:
-        raise SettingsError(f"{name!r} is a built-in reranker: choose another name")
+    _check_registered("reranker", name, factory, _BUILT_IN)
     _RERANKERS[name] = factory
 
 
@@ -365,6 +377,30 @@ _BUILT_IN: Mapping[str, RerankerFactory] = {
     "none": _none,
 }
 _RERANKERS: dict[str, RerankerFactory] = dict(_BUILT_IN)
+_BUILT_IN_EMBEDDERS: Mapping[str, EmbedderFactory] = {
+    "embedded": _embedded_embedder,
+    "http": _http_embedder,
+    "sentence-transformers": _sentence_transformers_embedder,
+}
+_EMBEDDERS: dict[str, EmbedderFactory] = dict(_BUILT_IN_EMBEDDERS)
+
+
+def _look_up(what: str, name: str, known: Mapping[str, Factory], group: str) -> Factory:
+    """First the built-in and registered ones, then installed packages' entry points."""
+    if name in known:
+        return known[name]
+    for point in entry_points(group=group):
+        if point.name == name:
+            factory: Factory = point.load()
+            return factory
+    raise SettingsError(f"no {what} is called {name!r}; there are: {', '.join(sorted(known))}")
+
+
+def _check_registered(what: str, name: str, factory: object, built_in: Container[str]) -> None:
+    if not name or not callable(factory):
+        raise SettingsError(f"registered are a name and a function of the settings that makes the {what}")
+    if name in built_in:
+        raise SettingsError(f"{name!r} is a built-in {what}: choose another name")
 
 
 def model_cache(settings: Settings) -> Path:
@@ -411,18 +447,13 @@ def _forget_in_child() -> None:
 begin_anew(_forget_in_child)
 
 
-def query(text: str, **options: Any) -> QueryResult:
+def query(text: str, **options: Unpack[QueryOptions]) -> QueryResult:
     """:meth:`Pipeline.query` on the pipeline of the environment's settings, which is opened once a process."""
     return default_pipeline().query(text, **options)
 
 
 def ingest(
-    items: Document | str | Path | Iterable[Document | str | Path],
-    *,
-    prune: bool = False,
-    dry_run: bool = False,
-    max_delete: float = 0.2,
-    progress: Callable[[Progress], None] | None = None,
+    items: Document | str | Path | Iterable[Document | str | Path], **options: Unpack[IngestOptions]
 ) -> IngestReport:
     """:meth:`Pipeline.ingest` on the pipeline of the environment's settings, which is opened once a process."""
-    return default_pipeline().ingest(items, prune=prune, dry_run=dry_run, max_delete=max_delete, progress=progress)
+    return default_pipeline().ingest(items, **options)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_args
 
 from pipeline.answering import answer, complete_versions
 from pipeline.calibration import Calibration
@@ -48,6 +48,7 @@ from pipeline.types import (
     StoredDocument,
     VerifyReport,
 )
+from pipeline.windows import without_limits
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -55,6 +56,27 @@ if TYPE_CHECKING:
 # Room that a model's special tokens and prompt need beside the chunk.
 _PROMPT_TOKENS = 8
 _CHUNKING = frozenset({"chunk_tokens", "chunk_overlap"})
+
+
+class QueryOptions(TypedDict, total=False):
+    """What :meth:`Pipeline.query` takes besides the text."""
+
+    top_n: int | None
+    top_k: int | None
+    threshold: float | None
+    alpha: float | None
+    where: Mapping[str, Any] | None
+    deadline_ms: float | None
+
+
+class IngestOptions(TypedDict, total=False):
+    """What :meth:`Pipeline.ingest` takes besides the items."""
+
+    prune: bool
+    dry_run: bool
+    max_delete: float
+    unread: Set[str]
+    progress: Callable[[Progress], None] | None
 
 
 class Pipeline:
@@ -225,7 +247,7 @@ class Pipeline:
             fusion=self.fusion,
             deadline_ms=deadline_ms,
         )
-        nothing = [] if candidates else self._why_nothing(where)
+        warnings = [] if candidates else self._why_nothing(where)
         return QueryResult(
             query=text,
             hits=found.hits,
@@ -233,7 +255,7 @@ class Pipeline:
             candidates=len(candidates),
             reranked=found.reranked,
             degraded=found.degraded,
-            warnings=nothing + found.warnings,
+            warnings=warnings + self._unread(text) + found.warnings,
             timings_ms={
                 "embed": (embedded - start) * 1e3,
                 "search": (searched - embedded) * 1e3,
@@ -241,6 +263,18 @@ class Pipeline:
                 "total": (time.perf_counter() - start) * 1e3,
             },
         )
+
+    def _unread(self, text: str) -> list[str]:
+        """A warning where the embedding model does not read all of the query."""
+        most = self.embedder.max_tokens
+        if (
+            self.search_mode == "sparse" or len(text) <= most - _PROMPT_TOKENS
+        ):  # a token is hardly less than a character
+            return []
+        tokens = len(without_limits(self.embedder.tokenizer).encode(text).ids)
+        if tokens <= most:
+            return []
+        return [f"the query has {tokens:,} tokens, and the embedding model reads the first {most:,}: shorten it"]
 
     def _why_nothing(self, where: Mapping[str, Any] | None) -> list[str]:
         if not self._checked or not self.store.count().chunks:
@@ -257,7 +291,7 @@ class Pipeline:
                 return Reranked(self.reranker, nothing, asked=len(nothing), warnings=["the reranker is still loading"])
         return rerank_candidates(text, candidates, self._chain, until, quick=self._quick, least=self._least or top_k)
 
-    async def aquery(self, text: str, **options: Any) -> QueryResult:
+    async def aquery(self, text: str, **options: Unpack[QueryOptions]) -> QueryResult:
         """:meth:`query` in a thread, for asynchronous programs."""
         return await asyncio.to_thread(self.query, text, **options)
 
@@ -302,7 +336,9 @@ class Pipeline:
             )
         return report
 
-    async def aingest(self, items: Iterable[Document | str | Path], **options: Any) -> IngestReport:
+    async def aingest(
+        self, items: Document | str | Path | Iterable[Document | str | Path], **options: Unpack[IngestOptions]
+    ) -> IngestReport:
         """:meth:`ingest` in a thread, for asynchronous programs."""
         return await asyncio.to_thread(self.ingest, items, **options)
 
@@ -327,13 +363,16 @@ class Pipeline:
 
     # ----------------------------------------------- what is in the collection
 
-    def documents(self) -> Iterator[DocumentVersion]:
+    def documents(self, *, where: Mapping[str, Any] | None = None) -> Iterator[DocumentVersion]:
         """Each document's id, source, content hash and number of chunks; no text, and in no particular order.
 
-        Memory grows with the number of documents.
+        With ``where`` those of which a chunk passes it, as in :meth:`query`. Memory grows with the number of documents.
+
+        Raises:
+            SettingsError: ``where`` cannot be understood.
         """
         self._check_process()
-        return collection.documents(self.store)
+        return collection.documents(self.store, where)
 
     def get(self, document_id: str) -> StoredDocument | None:
         """A document's chunks and metadata as they are stored; None if it is not there.
@@ -347,18 +386,24 @@ class Pipeline:
         _check_id(document_id)
         return collection.get(self.store, document_id)
 
-    def delete(self, document_ids: str | Iterable[str]) -> int:
+    def delete(self, document_ids: str | Iterable[str] = (), *, where: Mapping[str, Any] | None = None) -> int:
         """Removes documents by their ids; returns how many of them were there. Unknown ids are no error.
 
-        Of files with equal content, which are stored once, only those that are named go.
+        Of files with equal content, which are stored once, only those that are named go. With ``where`` in the place of
+        ids all documents go whose metadata pass it, as in :meth:`documents`, under all their names.
 
         Raises:
-            SettingsError: an id is no string. What was given before it may be removed.
+            SettingsError: an id is no string, and what was given before it may be removed; or ``where`` cannot be
+                understood, is empty, which would remove everything, or is not by metadata.
             FingerprintError: the collection was made with another embedding model, which those that stay may need.
         """
         self._check_process()
         refuse_other(self.store, self.fingerprint, ignore=_CHUNKING)
         self._complete.clear()
+        if where is not None:
+            if document_ids != ():
+                raise SettingsError("delete takes the documents' ids, or where=, not both")
+            return collection.delete_where(self.store, where, self.embedder.embed_documents)
         # What is neither is refused as an id.
         several = isinstance(document_ids, Iterable) and not isinstance(document_ids, str)
         ids = map(_check_id, document_ids if several else [document_ids])

@@ -136,6 +136,10 @@ class Store(Protocol):
         """Versions that have one of these names as id or source, or one of these contents; a few hundred at most."""
         ...
 
+    def passing(self, where: Mapping[str, Any]) -> Iterator[DocumentVersion]:
+        """Versions of which a chunk passes ``where`` (see :meth:`search`); ``present`` counts the chunks that do."""
+        ...
+
     def delete_chunks(self, point_ids: Iterable[str]) -> int:
         """Removes the chunks that are stored under these ids; returns how many ids there were."""
         ...
@@ -169,8 +173,8 @@ class Store(Protocol):
 
         ``vector`` is the query's; only ``sparse`` does without. ``where`` maps metadata keys ("a.b" reaches into
         objects; "source" (any of them) and "document_id" are the chunk's own) to a value (equality), a list (any of) or
-        {"gt"|"gte"|"lt"|"lte": bound} with numbers or ISO dates, and all must hold. ``exact`` searches without
-        the HNSW index.
+        {"gt"|"gte"|"lt"|"lte": bound} with numbers or ISO dates, or {"not": any of these}, which what lacks the key
+        passes, too; all must hold. ``exact`` searches without the HNSW index.
         """
         ...
 

@@ -95,10 +95,11 @@ class Settings(BaseSettings):
         description="`true`: vectors and BM25 index are read from disk as needed, not kept in memory; empty: as the "
         "collection is, a new one `false`",
     )
-    embedder: Literal["embedded", "sentence-transformers", "http"] = Field(
+    embedder: str = Field(
         "embedded",
+        min_length=1,
         description="embedding model: `embedded`, the one in the package; `sentence-transformers`, any that this "
-        "library reads; `http`, an endpoint",
+        "library reads; `http`, an endpoint; or a name you registered",
     )
     embedding_model: str | None = Field(
         None,

@@ -239,6 +239,15 @@ class Hit:
     """None where no reranker ran, time ran out before it came to this one, or a cascade left this one out."""
 
     @property
+    def id(self) -> str:
+        """The chunk's, as in ``rag query --json``."""
+        return self.chunk.id
+
+    @property
+    def title(self) -> str:
+        return self.chunk.title
+
+    @property
     def text(self) -> str:
         return self.chunk.text
 

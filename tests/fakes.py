@@ -92,6 +92,10 @@ class FakeReranker:
         return scores
 
 
+def passes(chunk: Chunk, where: Mapping[str, Any]) -> bool:
+    return all(chunk.metadata.get(key) == value for key, value in where.items())
+
+
 class FakeStore:
     """A store in a dict, with exact cosine search; filters by equality only."""
 
@@ -128,9 +132,15 @@ class FakeStore:
         return self._remove(lambda chunk: chunk.content_hash in stale.get(chunk.document_id, frozenset()))
 
     def versions(self, document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
+        return self._versions(lambda chunk: document_ids is None or chunk.document_id in document_ids)
+
+    def passing(self, where: Mapping[str, Any]) -> Iterator[DocumentVersion]:
+        return self._versions(lambda chunk: passes(chunk, where))
+
+    def _versions(self, wanted: Callable[[Chunk], bool]) -> Iterator[DocumentVersion]:
         groups: dict[tuple[str, str], list[Chunk]] = {}
         for chunk, _ in list(self.points.values()):  # an ingest writes while it reads
-            if document_ids is None or chunk.document_id in document_ids:
+            if wanted(chunk):
                 groups.setdefault((chunk.document_id, chunk.content_hash), []).append(chunk)
         for (document_id, content_hash), chunks in groups.items():
             first = chunks[0]
@@ -179,9 +189,7 @@ class FakeStore:
     ) -> list[Candidate]:
         assert vector is not None
         scored = [
-            (float(stored @ vector), chunk)
-            for chunk, stored in self.points.values()
-            if all(chunk.metadata.get(key) == value for key, value in (where or {}).items())
+            (float(stored @ vector), chunk) for chunk, stored in self.points.values() if passes(chunk, where or {})
         ]
         scored.sort(key=lambda pair: (-pair[0], pair[1].id))
         return [Candidate(chunk, score, rank) for rank, (score, chunk) in enumerate(scored[:limit], 1)]

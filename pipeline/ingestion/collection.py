@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import SettingsError
 from pipeline.ingestion.changes import answering, by_document
 from pipeline.ingestion.copies import Embed, Sharing, related
 from pipeline.interfaces import Store
@@ -23,10 +24,21 @@ LOOKS = 10
 """Looks at a document that others are writing."""
 
 
-def documents(store: Store) -> Iterator[DocumentVersion]:
-    """The version of each document that queries answer with."""
-    for versions in by_document(store.versions()).values():
-        yield answering(versions)
+def documents(store: Store, where: Mapping[str, Any] | None = None) -> Iterator[DocumentVersion]:
+    """The version of each document that queries answer with, or of those of which a chunk passes ``where``."""
+    if where is None:
+        for versions in by_document(store.versions()).values():
+            yield answering(versions)
+        return
+    passing: dict[str, set[str]] = {}
+    for version in store.passing(where):
+        passing.setdefault(version.document_id, set()).add(version.content_hash)
+    ids = iter(passing)
+    while batch := list(islice(ids, _BATCH)):
+        for id_, versions in by_document(store.versions(batch)).items():
+            version = answering(versions)
+            if version.content_hash in passing[id_]:
+                yield version
 
 
 def left_to_copies(documents: Iterable[Sequence[DocumentVersion]]) -> list[str]:
@@ -114,6 +126,26 @@ def delete(store: Store, document_ids: Iterable[str], embed: Embed) -> int:
             store.delete_documents(sorted(there))
         removed += len(there)
     return removed
+
+
+def delete_where(store: Store, where: Mapping[str, Any], embed: Embed) -> int:
+    """Removes the documents whose metadata pass the filter, with all their names; returns how many there were.
+
+    Raises:
+        SettingsError: it is empty, or names documents instead of metadata.
+    """
+    if not where:
+        raise SettingsError(
+            "delete(where={}) would remove everything: say what the metadata of those are that shall go"
+        )
+    for key in ("source", "document_id"):
+        if key in where:  # of files with equal content one has it, and the others would go, too
+            raise SettingsError(
+                f"delete(where=...) is by metadata, not by {key}: give the ids themselves, delete([...])"
+            )
+    found = list(documents(store, where))
+    delete(store, [name for version in found for name in (version.document_id, *version.copies)], embed)
+    return len(found)
 
 
 def _is(version: DocumentVersion, document_id: str) -> bool:

@@ -234,6 +234,17 @@ class EdgeStore:
         records = self._scroll(condition, payload.LEDGER_FIELDS)
         yield from payload.count_versions(record.payload or {} for record in records)
 
+    def passing(self, where: Mapping[str, Any]) -> Iterator[DocumentVersion]:
+        """Versions of which a chunk passes the filter; ``present`` counts those that do."""
+        clauses = filters.parse(where)
+        if self.fingerprint() is None:
+            return
+        with self._engine("search") as (_, engine):
+            for clause in clauses:
+                _index(engine, clause)
+        records = self._scroll(edge_requests.condition(clauses), payload.LEDGER_FIELDS)
+        yield from payload.count_versions(record.payload or {} for record in records)
+
     def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
         """The stored chunks of these documents, or of all."""
         for batch in common.ledger_batches(document_ids):

@@ -106,7 +106,12 @@ def _one_of(field: str, values: Sequence[str]) -> edge.FieldCondition:
 
 def condition(clauses: Sequence[filters.Clause]) -> edge.Filter | None:
     """The clauses as the engine's filter; None for none."""
-    return edge.Filter(must=[_any_of(clause) for clause in clauses]) if clauses else None
+    if not clauses:
+        return None
+    return edge.Filter(
+        must=[_any_of(clause) for clause in clauses if not clause.negated],
+        must_not=[_any_of(clause) for clause in clauses if clause.negated],
+    )
 
 
 def _any_of(clause: filters.Clause) -> Any:

@@ -24,11 +24,12 @@ OWN_FIELDS = frozenset({"source", "document_id"})
 # How metadata of these names is asked for.
 _HIDDEN_BY_THEM = frozenset(f"metadata.{name}" for name in OWN_FIELDS)
 OPERATORS = ("gt", "gte", "lt", "lte")
+NOT = "not"
 
 # Floats hold every integer up to here; larger ones are compared exactly, without an index.
 _EXACT_FLOAT = 2**53
-# A list, or a range, and the values in it.
-_LEVELS = 1
+# A negation, in it a list, or a range, and the values in that.
+_LEVELS = 2
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -71,10 +72,11 @@ Test = Words | Exactly | NumberRange | DateRange
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """Any of ``tests`` holds for a value of the field at ``path`` (in Qdrant's JSON path syntax)."""
+    """Any of ``tests`` holds for a value of the field at ``path`` (in Qdrant's JSON path syntax); ``negated``: none."""
 
     path: str
     tests: tuple[Test, ...]
+    negated: bool = False
 
     def index_due(self, existing: str | None) -> IndexType | None:
         """The payload index that the field has to get before it is filtered; None if it may stay as it is.
@@ -111,12 +113,17 @@ def parse(where: Mapping[str, Any] | None) -> list[Clause]:
     if where is not None and not isinstance(where, Mapping):
         raise SettingsError(f"where maps metadata keys to conditions, such as {{'lang': 'en'}}; this is {where!r}")
     # Made plain as metadata are, so that what was stored is found by the value that it was given as.
-    return [Clause(_path(key), _tests(key, plain(wanted, _LEVELS))) for key, wanted in (where or {}).items()]
+    return [_clause(key, plain(wanted, _LEVELS)) for key, wanted in (where or {}).items()]
 
 
 def unquoted(path: str) -> str:
     """A field's path by which two are compared: engines name one with quotes only where it must have them."""
     return path.replace('"', "")
+
+
+def _clause(key: Any, wanted: Any) -> Clause:
+    negated = isinstance(wanted, Mapping) and list(wanted) == [NOT]
+    return Clause(_path(key), _tests(key, wanted[NOT] if negated else wanted), negated)
 
 
 def _path(key: Any) -> str:
@@ -152,9 +159,11 @@ def _equals(key: str, value: Any) -> Test:
         # The same rounding as in the payload, or a float of 17 digits would not find itself.
         number = _as_stored(value)
         return NumberRange(gte=number, lte=number)
+    if isinstance(value, date):
+        return Words((clean(str(value)),))  # as it is stored
     raise SettingsError(
         f"where: {key} cannot be compared with {_shown(value)}; allowed are text, numbers, true and false, a list of "
-        f"these, and ranges such as {{'gte': 3, 'lt': 5}} or {{'gte': '2024-01-31'}}"
+        f"these, ranges such as {{'gte': 3, 'lt': 5}} or {{'gte': '2024-01-31'}}, and {{'not': ...}} of any of them"
     )
 
 
@@ -170,7 +179,7 @@ def _range(key: str, bounds: Mapping[Any, Any]) -> Test:
     unknown = [operator for operator in bounds if operator not in OPERATORS]
     if unknown or not bounds:
         what = f"unknown operator {unknown[0]!r}" if unknown else "a range without bounds"
-        raise SettingsError(f"where: {key} has {what}; allowed are {', '.join(OPERATORS)}")
+        raise SettingsError(f"where: {key} has {what}; allowed are {', '.join(OPERATORS)}, and {NOT} alone")
     numbers = {operator: _number(bound) for operator, bound in bounds.items()}
     if None not in numbers.values():
         return NumberRange(**_stricter(numbers))

@@ -107,7 +107,12 @@ def _one_of(field: str, values: Sequence[str]) -> models.FieldCondition:
 
 def condition(clauses: Sequence[filters.Clause]) -> models.Filter | None:
     """The clauses as the server's filter; None for none."""
-    return models.Filter(must=[_any_of(clause) for clause in clauses]) if clauses else None
+    if not clauses:
+        return None
+    return models.Filter(
+        must=[_any_of(clause) for clause in clauses if not clause.negated],
+        must_not=[_any_of(clause) for clause in clauses if clause.negated],
+    )
 
 
 def _any_of(clause: filters.Clause) -> Any:

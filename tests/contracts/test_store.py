@@ -538,6 +538,13 @@ FILTERS: list[tuple[str, dict[str, Any], list[int]]] = [
     ("unknown key", {"nothing": "x"}, []),
     ("number is not text", {"number": "3"}, []),
     ("true is not one", {"number": True}, []),
+    ("not", {"lang": {"not": "zh"}}, [0, 1, 2, 3, 4, 5]),
+    ("none of", {"number": {"not": [1, 2, "x"]}, "lang": "en"}, [0, 3, 4, 5]),
+    ("none of nothing", {"lang": {"not": []}}, list(range(12))),
+    ("not true", {"draft": {"not": True}, "lang": "en"}, [1, 2, 3, 5]),
+    ("outside a range", {"number": {"not": {"gte": 2}}}, [0, 1]),
+    ("not, without the key", {"nothing": {"not": "x"}}, list(range(12))),
+    ("not the document", {"document_id": {"not": ["doc-2", "doc-9"]}, "lang": "zh"}, [6, 7, 8, 10, 11]),
 ]
 
 
@@ -550,6 +557,9 @@ def test_filter(store: Store, where: dict[str, Any], expected: list[int]) -> Non
     for mode in MODES:
         found = search(store, query, limit=50, mode=mode, where=where)
         assert {f"doc-{i}" for i in expected} == set(found_ids(found)), mode
+    passing = list(store.passing(where))
+    assert sorted(f"doc-{i}" for i in expected) == sorted(version.document_id for version in passing)
+    assert all(1 == version.present for version in passing)
 
 
 @pytest.mark.parametrize("number", [1764144000.123456, 0.1 + 0.2, 5e-324, 1.7976931348623157e308])

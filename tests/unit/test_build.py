@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,24 @@ from pipeline.build import (
     build_reranker,
     cascades,
     reads_for_reranker,
+    register_embedder,
     register_reranker,
     reranker_factory,
 )
 from pipeline.errors import SettingsError
 from pipeline.models import EMBEDDER, LATE_INTERACTION, RERANKER
 from pipeline.settings import Settings
-from tests.fakes import FakeReranker
+from tests.fakes import FakeEmbedder, FakeReranker
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No .env of the checkout, no key of the machine, and no name left behind."""
     monkeypatch.chdir(tmp_path)
     for name in ("RAG_COHERE_API_KEY", "COHERE_API_KEY", "CO_API_KEY", "RAG_JINA_API_KEY", "JINA_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    before = dict(pipeline.build._RERANKERS)
-    yield
-    pipeline.build._RERANKERS.clear()
-    pipeline.build._RERANKERS.update(before)
+    monkeypatch.setattr(pipeline.build, "_RERANKERS", dict(pipeline.build._RERANKERS))
+    monkeypatch.setattr(pipeline.build, "_EMBEDDERS", dict(pipeline.build._EMBEDDERS))
 
 
 def test_a_registered_name_is_built_with_the_settings() -> None:
@@ -39,6 +38,18 @@ def test_a_registered_name_is_built_with_the_settings() -> None:
     built = build_reranker(Settings(reranker="mine", reranker_model="some/model"))
     assert built is not None
     assert "some/model" == built.name
+
+
+def test_a_registered_embedder_is_built_with_the_settings() -> None:
+    """And no reranker takes it for the one that reads texts for it."""
+    register_embedder("mine", lambda settings: FakeEmbedder(dimension=len(settings.embedding_model or "")))
+    settings = Settings(embedder="mine", embedding_model="abc", data_dir="data")
+    assert 3 == build_embedder(settings).dimension
+    assert not reads_for_reranker(settings)
+    with pytest.raises(SettingsError, match="no embedder is called 'other'; there are: embedded, http, mine, "):
+        build_embedder(Settings(embedder="other"))
+    with pytest.raises(SettingsError, match="'http' is a built-in embedder"):
+        register_embedder("http", lambda settings: FakeEmbedder())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,43 @@ def test_delete_with_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FingerprintError, match="other@1"):
         other.delete(str(tmp_path / "a.txt"))
     assert 1 == rag.delete(str(tmp_path / "a.txt"))
+
+
+def test_documents_and_delete_by_metadata() -> None:
+    """What answers queries counts: an older version that is still there does not make a document pass."""
+    rag, store = filled(A, B, Document(id="c", text=text("pears"), metadata={"lang": "en"}))
+    older = filled(Document(id="b", text=text("figs"), metadata={"lang": "en"}))[1]
+    store.points.update(list(older.points.items())[:1])
+    assert ["a", "c"] == sorted(version.document_id for version in rag.documents(where={"lang": "en"}))
+    assert all(version.complete for version in rag.documents(where={"lang": "en"}))
+    assert 0 == rag.delete(where={"lang": "zh"})
+    assert 2 == rag.delete(where={"lang": "en"})
+    assert ["b"] == [version.document_id for version in rag.documents()]
+
+
+def test_delete_by_metadata_takes_all_names() -> None:
+    """Of files with equal content, which have one document."""
+    equal = [Document(id=f"/files/{i}.txt", text=text("figs"), metadata={"lang": "en"}) for i in (1, 2)]
+    rag, store = filled(B)
+    chunks = filled(equal[0])[1].points
+    for chunk, vector in chunks.values():
+        store.points[chunk.id] = replace(chunk, source=equal[0].id, copies=(equal[1].id,)), vector
+    assert 1 == rag.delete(where={"lang": "en"})
+    assert ["b"] == [version.document_id for version in rag.documents()]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"where": {}}, "would remove everything"),
+        ({"where": {"source": "a"}}, "by metadata, not by source"),
+        ({"where": {"lang": "en", "document_id": {"not": "a"}}}, "by metadata, not by document_id"),
+        ({"where": {"lang": "en"}, "document_ids": ["a"]}, "not both"),
+    ],
+)
+def test_a_delete_that_says_too_little_or_too_much(given: dict[str, Any], said: str) -> None:
+    """Removes nothing."""
+    rag, _ = filled(A, B)
+    with pytest.raises(SettingsError, match=said):
+        rag.delete(**given)
+    assert 2 == len(list(rag.documents()))

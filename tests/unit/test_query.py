@@ -623,3 +623,12 @@ def test_a_reranker_that_gives_something_else(scores: Any) -> None:
 
     with pytest.raises(RerankerError, match="reranker fake gave no list of RerankScore, but "):
         pipeline(Other()).query("apple")
+
+
+@pytest.mark.parametrize(("words", "warned"), [(500, False), (600, True)])
+def test_a_query_that_is_not_read_to_its_end_says_so(words: int, warned: bool) -> None:
+    """Else what is asked at the end of a long message would be lost without a word."""
+    rag = pipeline()
+    assert 512 == rag.embedder.max_tokens
+    result = rag.query("apple " * words)
+    assert warned == any("reads the first 512: shorten it" in warning for warning in result.warnings)

@@ -38,11 +38,14 @@ from pipeline.stores.filters import Clause, DateRange, Exactly, NumberRange, Wor
             (DateRange(gte="2024-01-31T00:00:00+08:00"),),
         ),
         ("\udce9", (Words(("\\udce9",)),)),
+        (date(2024, 1, 31), (Words(("2024-01-31",)),)),
+        (datetime(2024, 1, 31, 18, tzinfo=UTC), (Words(("2024-01-31 18:00:00+00:00",)),)),
     ],
 )
 def test_conditions(wanted: Any, tests: tuple[Any, ...]) -> None:
-    """Each allowed value becomes its test."""
+    """Each allowed value becomes its test, and so does its negation."""
     assert [Clause("metadata.key", tests)] == parse({"key": wanted})
+    assert [Clause("metadata.key", tests, negated=True)] == parse({"key": {"not": wanted}})
 
 
 @pytest.mark.parametrize(
@@ -117,6 +120,9 @@ def test_no_filter(where: dict[str, Any] | None) -> None:
         None,
         {},
         {"near": 1},
+        {"not": None},
+        {"not": {"not": 1}},
+        {"not": 1, "gt": 2},
         {"gt": None},
         {"gt": True},
         {"gt": "soon"},
