@@ -45,12 +45,22 @@ def until(moment: float) -> Iterator[None]:
 
 @contextmanager
 def unless(given_up: Event) -> Iterator[None]:
-    """Inside the block :func:`sleep` ends as soon as this event is set, or one that was given before."""
+    """Inside the block :func:`check` and :func:`sleep` raise as soon as this event is set, or one given before."""
     token = _given_up.set((*_given_up.get(), given_up))
     try:
         yield
     finally:
         _given_up.reset(token)
+
+
+def check() -> None:
+    """Between two steps of long work.
+
+    Raises:
+        GivenUpError: the work was given up meanwhile.
+    """
+    if any(event.is_set() for event in _given_up.get()):
+        raise GivenUpError
 
 
 def sleep(seconds: float) -> None:
@@ -65,6 +75,5 @@ def sleep(seconds: float) -> None:
         return
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        if any(event.is_set() for event in events):
-            raise GivenUpError
+        check()
         events[0].wait(min(left, _POLL_S))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import SecretStr
 from tokenizers import Tokenizer
 
+from pipeline import deadline
 from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import EmbedderError
 from pipeline.http_client import open_client
@@ -108,6 +109,7 @@ class HttpEmbedder:
         sent = [i for i, text in enumerate(texts) if text.strip()]
         until = self._retry.begin()
         for start in range(0, len(sent), self._batch_size):
+            deadline.check()
             part = sent[start : start + self._batch_size]
             answers = self._vectors([self._cut(prefix + well_formed(texts[i])) for i in part], until)
             for i, vector in zip(part, answers, strict=True):

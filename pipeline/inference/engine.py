@@ -25,6 +25,7 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import deadline
 from pipeline.forking import begin_anew, keep_for_good
 from pipeline.inference.combining import Combiner
 from pipeline.inference.shared import Shared
@@ -204,6 +205,7 @@ class Engine:
         try:
             lengths = [len(ids) for ids, _ in items]
             for rows in batches(lengths, budget(lengths, self._streams)):
+                deadline.check()
                 inputs = self._inputs(items[rows])  # first: if it fails, no request is held
                 request = self._free_request(blocking=not running)
                 while request is None:

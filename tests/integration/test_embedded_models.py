@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 
+from pipeline import deadline
 from pipeline.embedders.embedded import EmbeddedEmbedder
 from pipeline.errors import SettingsError
 from pipeline.inference.engine import Engine
@@ -109,6 +111,16 @@ def test_requests_that_fail_come_back() -> None:
             engine.run([[5] * (600 + 8 * i) for i in range(2 * whole)])
         assert whole == engine._requests.qsize()
     assert (1, 384) == engine.run([[5] * 20]).shape
+
+
+def test_work_that_nobody_waits_for_is_given_up(embedder: EmbeddedEmbedder) -> None:
+    """So that Ctrl-C in an ingest need not wait for hundreds of texts; the next call finds all as it was."""
+    texts = [f"Text number {i}." for i in range(300)]
+    given_up = Event()
+    given_up.set()
+    with deadline.unless(given_up), pytest.raises(deadline.GivenUpError):
+        embedder.embed_documents(texts)
+    assert (300, embedder.dimension) == embedder.embed_documents(texts).shape
 
 
 def test_the_first_failure_is_raised() -> None:
