@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import DocumentError, ForkedError
+from pipeline.errors import DocumentError, ForkedError, NoTextError
 from pipeline.ingestion import kinds
 from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.mail import in_utf8
@@ -191,7 +191,7 @@ def _page(data: bytes) -> tuple[str, bytes]:
     """Title of a web page, and the page in UTF-8: what a page says of its encoding is often wrong."""
     page = decode(data)
     if page is None:
-        raise DocumentError(f"{kinds.binary_kind(data)}, no text")
+        raise NoTextError(f"{kinds.binary_kind(data)}, no text")
     match = _TITLE.search(page)
     title = " ".join(html.unescape(match[1]).split()) if match else ""
     return title, _without_local_links(_join_source_lines(_HEAD.sub("", page))).encode("utf-8", "replace")
