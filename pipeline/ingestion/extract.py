@@ -12,12 +12,21 @@ from typing import Any
 
 from pipeline.errors import DocumentError, ForkedError, NoTextError
 from pipeline.ingestion import kinds
-from pipeline.ingestion.encoding import decode
-from pipeline.ingestion.mail import in_utf8
+from pipeline.ingestion.encoding import decode, fits
+from pipeline.ingestion.mail import EAST_ASIAN, codec_of, in_utf8
 from pipeline.ingestion.pages import SLIDE_MARK, find_pages, take_out_marks
 
 # A ZIP-based file that unpacks to more than this is a bomb, not a document.
 _MAX_UNPACKED = 1_000_000_000
+# What a page says of its encoding, and how far from its beginning.
+_DECLARED = re.compile(
+    rb"<meta\b[^<>]{0,500}?\bcharset\s{0,9}=\s{0,9}[\"']?\s{0,9}([\w.:-]{1,40})"
+    rb"|\A\s{0,9}<\?xml\b[^<>]{0,200}?\bencoding\s{0,9}=\s{0,9}[\"']([\w.:-]{1,40})",
+    re.IGNORECASE,
+)
+_DECLARED_WITHIN = 4096
+# Python's names of those that it is believed: of the others the bytes tell more than the word.
+_BELIEVED = re.compile("cp(?:125|866|874|932|949)|euc_|hz|iso2022_|iso8859-|koi8-|mac-|shift_|tis")
 # With bounds, so that a page of nothing but beginnings is soon through.
 _TITLE = re.compile(r"<title\b[^<>]*>(.{0,1000}?)</title\s*>", re.IGNORECASE | re.DOTALL)
 # What the extractor would print above the text as a heading of its own.
@@ -188,13 +197,29 @@ def clean(text: str) -> str:
 
 
 def _page(data: bytes) -> tuple[str, bytes]:
-    """Title of a web page, and the page in UTF-8: what a page says of its encoding is often wrong."""
-    page = decode(data)
+    """Title of a web page, and the page in UTF-8."""
+    page = _declared(data) or decode(data)
     if page is None:
         raise NoTextError(f"{kinds.binary_kind(data)}, no text")
     match = _TITLE.search(page)
     title = " ".join(html.unescape(match[1]).split()) if match else ""
     return title, _without_local_links(_join_source_lines(_HEAD.sub("", page))).encode("utf-8", "replace")
+
+
+def _declared(data: bytes) -> str | None:
+    """A page in the encoding that it says it is in, if its bytes fit that; None where they tell it better.
+
+    That is so for UTF-8, and for what Chinese pages are in and often say wrongly. Any bytes fit Latin-1, too.
+    """
+    match = _DECLARED.search(data[:_DECLARED_WITHIN])
+    name = (match[1] or match[2]).decode("ascii", "replace").lower() if match else ""
+    codec = codec_of(name) or codec_of(name.removeprefix("x-").replace("windows-", "cp"))
+    if not _BELIEVED.match(codec) or codec in ("cp1252", "iso8859-1"):
+        return None
+    in_ascii = codec.startswith(("iso2022_", "hz"))
+    if fits(data, "utf-8") and not (in_ascii and data.isascii()):
+        return None
+    return next((data.decode(name, "replace") for name in EAST_ASIAN.get(codec, (codec,)) if fits(data, name)), None)
 
 
 def _why(kind: str, error: Exception) -> str:

@@ -293,6 +293,45 @@ def test_a_page_in_gb18030_with_its_headings_and_without_its_scripts(tmp_path: P
     assert document.markdown
 
 
+RUSSIAN = "Резервная копия делается каждую ночь."
+JAPANESE = "バックアップは毎晩行われます。"
+
+
+@pytest.mark.parametrize(
+    ("text", "declared", "encoding"),
+    [
+        (RUSSIAN, "windows-1251", "cp1251"),
+        (RUSSIAN, "KOI8-R", "koi8-r"),
+        (JAPANESE, "Shift_JIS", "cp932"),
+        (JAPANESE, "x-euc-jp", "euc-jp"),
+        (JAPANESE, "iso-2022-jp", "iso-2022-jp"),
+        ("백업은 매일 밤 수행됩니다.", "euc-kr", "cp949"),
+        ("การสำรองข้อมูลทำทุกคืน", "windows-874", "cp874"),
+        ("Zażółć gęślą jaźń.", "iso-8859-2", "iso-8859-2"),
+        ("Yedekleme her gece yapılır, ışık ve ağaç. " * 30, "iso-8859-9", "iso-8859-9"),
+        # What the bytes tell better: here the pages are wrong.
+        (RUSSIAN, "windows-1251", "utf-8"),
+        (CHINESE, "iso-8859-1", "gb18030"),
+        ("備份每天晚上進行一次", "gb2312", "big5"),
+        ("Le café est fermé à Noël.", "no-such-charset", "latin-1"),
+    ],
+)
+@pytest.mark.parametrize("where", ["meta", "http-equiv", "xml"])
+def test_a_page_is_read_in_the_encoding_that_it_says(
+    tmp_path: Path, text: str, declared: str, encoding: str, where: str
+) -> None:
+    """In either kind of meta tag or an XML declaration, if the bytes fit it."""
+    begin = {
+        "meta": f'<!DOCTYPE html><html><head><meta charset="{declared}">',
+        "http-equiv": f"<html><head><meta http-equiv=Content-Type content='text/html; charset={declared}'>",
+        "xml": f'<?xml version="1.0" encoding="{declared}"?><html><head>',
+    }[where]
+    page = f"{begin}<title>{text[:20]}</title></head><body><p>{text}</p></body></html>"
+    (tmp_path / "a.html").write_bytes(page.encode(encoding))
+    document = one(tmp_path / "a.html")
+    assert (" ".join(text.split()), text[:20].strip()) == (" ".join(document.text.split()), document.title)
+
+
 def test_the_head_of_a_page_is_not_part_of_its_text(tmp_path: Path) -> None:
     """Its title is the document's, its tags and inline pictures are nothing to search for."""
     head = '<title>T &amp; 标题</title><meta name="author" content="Someone"><link rel="canonical" href="http://x/">'

@@ -51,6 +51,7 @@ def failure(path: Path, **options: int) -> str:
         (SIMPLIFIED, "utf-8"),
         (SIMPLIFIED, "utf-8-sig"),
         (SIMPLIFIED, "utf-16"),
+        (SIMPLIFIED, "utf-32"),
         (SIMPLIFIED + "\nA line of English, too.\n", "utf-16-le"),
         (SIMPLIFIED + "\nA line of English, too.\n", "utf-16-be"),
         (SIMPLIFIED, "gb18030"),
