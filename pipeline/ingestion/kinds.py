@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 import zlib
 from typing import BinaryIO
@@ -61,6 +62,8 @@ _LETTERS = (
     (b"ID3", "audio file"),
     (b"wOF", "font"),
 )
+# Of PHP, and of templates of Java, Ruby and ASP.
+_CODE = re.compile(rb"<\?(?:php\b|=)|<%")
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 # Names in the directory of an OLE file (MS-CFB), by which Office formats before 2007 are told apart.
 _OLE_STREAMS = {
@@ -70,6 +73,14 @@ _OLE_STREAMS = {
     "xls": "Workbook",
     "docx": "EncryptedPackage",
 }
+
+
+def kind_of(data: bytes, suffix: str) -> str | None:
+    """A key of ``EXTRACTED``, or None for what is text, code too: a page made by a program is read as that."""
+    kind = by_content(data)
+    if kind == "html" and suffix not in HTML and _CODE.search(data):
+        return None
+    return kind or BY_NAME.get(suffix)
 
 
 def by_content(data: bytes) -> str | None:

@@ -186,7 +186,7 @@ def _document(path: Path, source: str, data: bytes, modified: str) -> Document:
     if not data.strip():
         raise NoTextError("empty file")
     suffix = path.suffix.lower()
-    kind = kinds.by_content(data) or kinds.BY_NAME.get(suffix)
+    kind = kinds.kind_of(data, suffix)
     page_starts: tuple[int, ...] = ()
     metadata: dict[str, Any] = {"file_name": printable(path.name), "type": kind or suffix.lstrip(".") or "text"}
     if kind is not None:

@@ -293,6 +293,24 @@ def test_a_page_in_gb18030_with_its_headings_and_without_its_scripts(tmp_path: P
     assert document.markdown
 
 
+@pytest.mark.parametrize(
+    ("name", "code", "kind"),
+    [
+        ("a.php", "<?php foreach ($items as $item) { echo price($item); } ?>", "php"),
+        ("a.php", "<?= $total ?>", "php"),
+        ("a.jsp", "<% int total = 1; %>", "jsp"),
+        ("a.php", "", "html"),
+        ("a.html", "<?php echo $total ?>", "html"),
+    ],
+)
+def test_a_program_that_begins_as_a_page_is_a_program(tmp_path: Path, name: str, code: str, kind: str) -> None:
+    """What it does stands in its code; a page that was saved under such a name is a page."""
+    (tmp_path / name).write_text(f"<!DOCTYPE html>\n<html><body><h1>Shop</h1>{code}</body></html>")
+    document = one(tmp_path / name)
+    assert (kind, kind != "html") == (document.metadata["type"], "<h1>" in document.text)
+    assert kind == "html" or code in document.text
+
+
 RUSSIAN = "Резервная копия делается каждую ночь."
 JAPANESE = "バックアップは毎晩行われます。"
 
