@@ -6,7 +6,7 @@ import html
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,19 @@ _TAG = re.compile(r"<[^<>]*>")
 # What links to a heading's own place show.
 _PERMALINKS = frozenset({"", "\u200b", "#", "¶", "§", "🔗"})
 
-_HAN = "[\u3400-\u4dbf\u4e00-\u9fff]"
-_GAP, _LINE_END = re.compile(f"(?<={_HAN}) (?={_HAN})"), re.compile(f"(?<={_HAN})\n(?={_HAN})")
+# Ideographs, kana, and marks of full width.
+_CHINESE = "\u2018-\u201d\u2e80-\u3002\u3008-\u30ff\u3400-\u9fff\uff01-\uff5e"
+_GAP, _LINE_END = re.compile(f"(?<=[{_CHINESE}]) (?=[{_CHINESE}])"), re.compile(f"(?<=[{_CHINESE}])\n(?=[{_CHINESE}])")
 # Characters on each side by which a place is known again, and of the shortest line that is taken for a full one.
 _AROUND, _FULL_LINE = 4, 12
-_SOURCE_LINE_END = re.compile(rf"<(?P<end>/?)pre\b|(?<={_HAN})[ \t]*\r?\n[ \t]*(?={_HAN})", re.IGNORECASE)
+# Where the extractor may take a line of Chinese for a paragraph: before what does not begin a list or a heading.
+_PARAGRAPH_END = re.compile(
+    rf"(?<=[{_CHINESE}])(?<![。！？；：])(?<![。！？；：][”’」』）】》])\n\n(?=[{_CHINESE}A-Za-z0-9])"
+    r"(?![（(]?[一二三四五六七八九十百\d]+[、.)）]|第[一二三四五六七八九十百\d]+[章节節条條部篇]|[・※])"
+)
+# Half widths by which a full line may be shorter than the widest: an indent, or what must not begin or end a line.
+_SHORTER = 6
+_SOURCE_LINE_END = re.compile(rf"<(?P<end>/?)pre\b|(?<=[{_CHINESE}])[ \t]*\r?\n[ \t]*(?=[{_CHINESE}])", re.IGNORECASE)
 # Signs for radicals that a PDF has in place of characters that look alike, -> the characters. For those of the Kangxi
 # dictionary Unicode says it itself; the others are those of its EquivalentUnifiedIdeograph.txt that are in use.
 _RADICALS = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x2F00, 0x2FD6)} | str.maketrans(
@@ -160,17 +168,40 @@ def _without_local_links(page: str) -> str:
 
 
 def _join_lines(text: str, pages: Iterable[str]) -> str:
-    """The text of a PDF without the spaces that the ends of full lines between two ideographs have become in it.
+    """The text of a PDF without the spaces and paragraphs that the ends of full lines of Chinese have become in it.
 
-    Pages have them as line ends. What is in short lines, names say, and what was a space stays apart.
+    Pages have the former as line ends. What is in short lines, names say, and what was a space stays apart.
     """
+    pages = list(pages)
     ends = {
         _around(page, match.start())
         for page in pages
         for match in _LINE_END.finditer(page)
         if match.start() - page.rfind("\n", 0, match.start()) > _FULL_LINE
     }
-    return _GAP.sub(lambda match: "" if _around(text, match.start()) in ends else " ", text)
+    text = _GAP.sub(lambda match: "" if _around(text, match.start()) in ends else " ", text)
+    ends = {_around(page, place) for page in pages for place in _false_paragraphs(page)}
+
+    def joined(match: re.Match[str]) -> str:
+        if _around(text, match.start()) not in ends:
+            return match[0]
+        return " " if text[match.end()].isascii() else ""
+
+    return _PARAGRAPH_END.sub(joined, text)
+
+
+def _false_paragraphs(page: str) -> Iterator[int]:
+    """Where a paragraph of one full line is gone on with in the next."""
+    widest = max(map(_width, page.split("\n")))
+    for match in _PARAGRAPH_END.finditer(page):
+        line = page[page.rfind("\n", 0, match.start()) + 1 : match.start()]
+        if len(line) > _FULL_LINE and _width(line) >= widest - _SHORTER:
+            yield match.start()
+
+
+def _width(line: str) -> int:
+    """In half widths."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WFA" else 1 for char in line)
 
 
 def _around(text: str, place: int) -> str:

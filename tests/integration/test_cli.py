@@ -182,21 +182,19 @@ def test_one_bad_file_does_not_stop_the_others(rag: Rag, docs: Path) -> None:
 
 def test_a_project_folder_is_ingested_and_its_pictures_are_skipped(rag: Rag, docs: Path, tmp_path: Path) -> None:
     """With exit code 0 and one line, and without the data directory that lies in it."""
+    (docs / "guide.md").write_text("# How to restore a backup\n\nCopy the snapshot into the data directory.")
     (docs / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
     for name in ("__init__.py", "empty.txt"):
         (docs / name).write_bytes(b"")
     for _ in range(2):  # the second time there is something in the data directory
         done = rag("ingest", str(tmp_path))
         assert (0, 1) == (done.returncode, done.stdout.count("3 files without text (2 empty file, 1 PNG image)"))
-        assert 5 == rag.json("status")["documents"]
+        assert 6 == rag.json("status")["documents"]
     report = rag.json("ingest", str(tmp_path))
     assert (0, 3) == (report["documents"]["failed"], len(report["skipped"]))
     assert rag.json("verify", str(tmp_path))["clean"]
-    out = str(tmp_path / "questions.jsonl")
-    assert (5, 3, 0) == tuple(
-        rag.json("eval", "--make-questions", str(tmp_path), "--out", out)[name]
-        for name in ("documents", "skipped", "unreadable")
-    )
+    made = rag.json("eval", "--make-questions", str(tmp_path), "--out", str(tmp_path / "questions.jsonl"))
+    assert (6, 3, 0) == (made["documents"], made["skipped"], made["unreadable"])
     assert 1 == rag("ingest", str(docs / "picture.png")).returncode
 
 

@@ -222,7 +222,7 @@ def test_radicals_in_a_pdf_are_the_characters_that_they_stand_for(tmp_path: Path
 def test_full_lines_of_a_pdf_are_joined_between_chinese_characters(tmp_path: Path) -> None:
     """Without a space that parts a word; spaces that were written stay, and the pages are found as before."""
     pages = [
-        "他是五次职业碗选手，曾以 136 次擒杀成为职业生涯 中的\n活跃领袖。另外还有在 9 场中拿下 5 次擒杀的防守\n端锋。",
+        "他是五次职业碗选手，曾以 136 次擒杀成为职业生涯 中的\n活跃领袖。另外还有在 9 场中拿下 5 次擒杀\n，是端锋。",
         "数据库在 3 点执行一次备份并且复制到另外 2 台机器恢复\n之前请先联系管理员，以便确认最近 7 次的备份\n完整。",
     ]
     (tmp_path / "a.pdf").write_bytes(chinese_pdf(*pages))
@@ -231,6 +231,32 @@ def test_full_lines_of_a_pdf_are_joined_between_chinese_characters(tmp_path: Pat
     found = [document.text[start:end].strip() for start, end in pairwise(starts)]
     # The extractor takes the last line for a paragraph of its own.
     assert [page.replace("\n", "") for page in pages] == [page.replace("\n\n", "") for page in found]
+
+
+def test_full_lines_of_a_chinese_pdf_are_no_paragraphs(tmp_path: Path) -> None:
+    """Of a page without any letter or digit the extractor makes each line one; headings, lists and real ones stay."""
+    lines = [
+        "　　管理员应当每周检查一次备份是否完整",
+        "，并在测试环境中恢复一次。系统采用两",
+        "阶段检索的方法，因此质量更高。",
+    ]
+    first = "\n".join(lines)
+    items = "一、数据库每天晚上都要做一次完整备份\n二、备份每周都要复制到另外一台机器上"
+    pages = [f"第一章　概述\n{first}\n{first}\n{items}", first]
+    (tmp_path / "a.pdf").write_bytes(chinese_pdf(*pages))
+    document = one(tmp_path / "a.pdf")
+    whole = first.replace("\n", "").strip("　")
+    expected = ["第一章　概述", whole, whole, *items.split("\n"), whole]
+    assert expected == [line.replace(" ", "　") for line in document.text.strip().split("\n\n")]
+    assert document.text.rindex(whole) == document.page_starts[1]
+
+
+def test_a_line_of_a_pdf_before_a_latin_word_is_joined_with_a_space() -> None:
+    """And not where it is shorter than the others by more than an indent."""
+    page = "备份每天晚上在备用的机器上进行一次由\n\ncron 启动并且检查这一次备份是不是已经完整"
+    assert page.replace("\n\n", " ") == _join_lines(page, [page])
+    longer = f"{page}了以后才结束"
+    assert longer == _join_lines(longer, [longer])
 
 
 def test_short_lines_of_a_pdf_stay_apart() -> None:
@@ -406,12 +432,12 @@ def test_line_ends_of_a_page_between_chinese_characters_are_no_spaces(tmp_path: 
     """Those of its source; what the page shows as lines stays in lines, and spaces that were written stay."""
     body = (
         "<p>数据\n库每天\r\n    备份 一次\nTiDB\n集群</p><p>张三<br>李四</p><p>张三<br>\n李四</p>"
-        "<pre>数据\n库</pre><p>之后\n的文字</p>"
+        "<pre>数据\n库</pre><p>之后，\n的文字</p>"
     )
     (tmp_path / "a.html").write_bytes(f"<html><body>{body}</body></html>".encode())
     text = one(tmp_path / "a.html").text
     assert text.startswith(
-        "数据库每天备份 一次\nTiDB\n集群\n\n张三\n李四\n\n张三\n李四\n\n```\n数据\n库\n```\n\n之后的文字"
+        "数据库每天备份 一次\nTiDB\n集群\n\n张三\n李四\n\n张三\n李四\n\n```\n数据\n库\n```\n\n之后，的文字"
     )
 
 
