@@ -15,6 +15,7 @@ from pipeline.ingestion import kinds
 from pipeline.ingestion.encoding import decode, fits
 from pipeline.ingestion.mail import EAST_ASIAN, codec_of, in_utf8
 from pipeline.ingestion.pages import SLIDE_MARK, find_pages, take_out_marks
+from pipeline.ingestion.rtf import with_numbers
 
 # A ZIP-based file that unpacks to more than this is a bomb, not a document.
 _MAX_UNPACKED = 1_000_000_000
@@ -105,6 +106,8 @@ def extract(kind: str, data: bytes) -> Extracted:
         title, data = _page(data)
     elif kind == "eml":
         data = in_utf8(data)
+    elif kind == "rtf":
+        data = with_numbers(data)
     import kreuzberg
 
     # No cache on disk, no rewriting of the text; without an ocr setting no OCR and nothing downloaded.

@@ -22,6 +22,7 @@ from pipeline.ingestion.extract import _join_lines
 from pipeline.ingestion.loaders import load
 from pipeline.ingestion.mail import in_utf8
 from pipeline.ingestion.markdown import sections
+from pipeline.ingestion.rtf import with_numbers
 from pipeline.types import Document, Failure
 from tests.fakes import word_tokenizer, words
 
@@ -262,6 +263,8 @@ def test_a_line_of_a_pdf_before_a_latin_word_is_joined_with_a_space() -> None:
 def test_short_lines_of_a_pdf_stay_apart() -> None:
     """A list of names is not one name."""
     assert "张三 李四" == _join_lines("张三 李四", ["张三\n李四"])
+    full = "他曾经三次入选职业碗比赛的名单"
+    assert f"{full}，后来退役" == _join_lines(f"{full} ，后来退役", [f"{full}\n，后来退役"])
 
 
 def pages_of(document: Document) -> dict[str, int]:
@@ -317,6 +320,60 @@ def test_a_page_in_gb18030_with_its_headings_and_without_its_scripts(tmp_path: P
     assert "# Backups" in document.text
     assert "hidden" not in document.text
     assert document.markdown
+
+
+def rtf(*runs: tuple[str, str], page: int = 1252, half: bool = False) -> bytes:
+    """Runs of (text, encoding), each in a font of its own; with ``half`` letters among the bytes stand as letters."""
+    charsets = {"cp1252": 0, "cp1251": 204, "gbk": 134, "big5": 136, "cp932": 128, "cp949": 129}
+    fonts = b"".join(b"{\\f%d\\fnil\\fcharset%d Font %d;}" % (i, charsets[name], i) for i, (_, name) in enumerate(runs))
+
+    def written(byte: int) -> bytes:
+        letter = bytes([byte])
+        if byte > 127 or not half:
+            return b"\\'%02x" % byte
+        return b"\\" + letter if letter in b"\\{}" else letter
+
+    bodies = (
+        b"\\f%d\\fs24 %s\\par\n" % (i, b"".join(map(written, text.encode(name)))) for i, (text, name) in enumerate(runs)
+    )
+    return b"{\\rtf1\\ansi\\ansicpg%d\\deff0{\\fonttbl%s}\n%s}" % (page, fonts, b"".join(bodies))
+
+
+def test_each_font_of_rtf_may_have_its_own_code_page(tmp_path: Path) -> None:
+    """As in what TextEdit and WordPad write; also where the second byte of a character looks like a sign of RTF."""
+    runs = [
+        ("Le café", "cp1252"),
+        ("Резервная копия", "cp1251"),
+        (CHINESE, "gbk"),
+        ("備份功能許蓋成", "big5"),
+        ("毎晩のバックアップ", "cp932"),
+        ("백업은 매일", "cp949"),
+    ]
+    for half in (False, True):
+        (tmp_path / "a.rtf").write_bytes(rtf(*runs, half=half))
+        assert [text for text, _ in runs] == one(tmp_path / "a.rtf").text.strip().split("\n\n")
+    for page, run in ((1251, runs[1]), (936, runs[2])):
+        (tmp_path / "a.rtf").write_bytes(rtf(run, page=page).replace(b"fcharset", b"xcharset"))
+        assert run[0] == one(tmp_path / "a.rtf").text.strip()
+
+
+def test_numbers_and_pictures_of_rtf_stay_as_they_are(tmp_path: Path) -> None:
+    """What stands behind a number is for readers that know none, and raw bytes are no words."""
+    fonts = rb"{\fonttbl{\f0\fnil\fcharset134 SimSun;}{\f1\fnil\fcharset0 Arial;}}"
+    body = rb"\f0\uc2\u22791\'b1\'b8\u20221 \'b7\'dd{\f1\uc1\u233?\'e9 }\'b1\'b8{\*\x\bin3 {\f}\uc0\u25968 \u25454 }\plain\'b7\'dd end"
+    (tmp_path / "a.rtf").write_bytes(rb"{\rtf1\ansi\ansicpg1252\deff0" + fonts + body + b"}")
+    assert "备份éé 备份end" == one(tmp_path / "a.rtf").text.strip()
+
+
+def test_damaged_rtf_never_raises() -> None:
+    """Whatever is lost."""
+    random_ = random.Random(8)
+    whole = rtf(("备份", "gbk"), ("Копия", "cp1251"))
+    for _ in range(500):
+        data = bytearray(whole)
+        for _ in range(random_.choice([0, 1, 5])):
+            data[random_.randrange(len(data))] = random_.choice(b"\\{}'uf0 \xb1")
+        with_numbers(bytes(data[: random_.randrange(len(data))]))
 
 
 @pytest.mark.parametrize(
