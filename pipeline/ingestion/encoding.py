@@ -103,7 +103,9 @@ def _plain(sample: bytes, name: str) -> float:
 
 
 def _ordinary_beyond_ascii(c: str) -> bool:
-    return bool(_HAN.match(c) or _KANA.match(c) or _CJK_PUNCTUATION.match(c) or _WESTERN.match(c))
+    if _HAN.match(c):
+        return _either(c) > 0.5  # numbers of two bytes are any ideograph, most of which are rare
+    return bool(_KANA.match(c) or _CJK_PUNCTUATION.match(c) or _WESTERN.match(c))
 
 
 def _guess(sample: bytes) -> str | None:

@@ -360,7 +360,10 @@ def test_each_font_of_rtf_may_have_its_own_code_page(tmp_path: Path) -> None:
 def test_numbers_and_pictures_of_rtf_stay_as_they_are(tmp_path: Path) -> None:
     """What stands behind a number is for readers that know none, and raw bytes are no words."""
     fonts = rb"{\fonttbl{\f0\fnil\fcharset134 SimSun;}{\f1\fnil\fcharset0 Arial;}}"
-    body = rb"\f0\uc2\u22791\'b1\'b8\u20221 \'b7\'dd{\f1\uc1\u233?\'e9 }\'b1\'b8{\*\x\bin3 {\f}\uc0\u25968 \u25454 }\plain\'b7\'dd end"
+    body = (
+        rb"\f0\uc2\u22791\'b1\'b8\u20221 \'b7\'dd{\f1\uc1\u233?\'e9 }\'b1\'b8"
+        rb"{\*\x\bin3 {\f}\uc0\u25968 \u25454 }\plain\'b7\'dd end"
+    )
     (tmp_path / "a.rtf").write_bytes(rb"{\rtf1\ansi\ansicpg1252\deff0" + fonts + body + b"}")
     assert "备份éé 备份end" == one(tmp_path / "a.rtf").text.strip()
 

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -138,8 +139,10 @@ def test_extensions_of_big5(text: str, encoding: str) -> None:
 
 
 def test_bytes_that_are_no_text_are_known() -> None:
-    """Neither decoded to rubbish nor an error."""
+    """Neither decoded to rubbish nor an error; numbers of two bytes are no Chinese in UTF-16."""
     assert [None, None] == [decode(bytes(range(256)) * 20), decode(bytes(1000))]
+    numbers = [20_000 + i * 7919 % 20_000 for i in range(2000)]
+    assert decode(struct.pack("<2000H", *numbers)) is None
 
 
 @pytest.mark.parametrize(
