@@ -134,7 +134,7 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
             # Reading a pipe or device may never end; a folder comes here when it cannot be listed.
             if path.is_dir():
                 raise DocumentError("a folder that cannot be read")
-            raise NoTextError("pipe, socket or device, no text")
+            raise NoTextError("pipe or device, no text")
         if is_lines(path):
             yield from read_jsonl(path, source)
             return

@@ -254,6 +254,7 @@ def test_rows_of_a_table_name_their_columns(tmp_path: Path) -> None:
         ("blank.md", b" \n\t\n", "empty file"),
         ("picture.txt", b"\x89PNG\r\n\x1a\n" + bytes(50), "PNG image, no text"),
         ("program", b"\x7fELF" + bytes(range(256)), "executable, no text"),
+        ("small.zst", b"\x28\xb5\x2f\xfd" + b"a text that is stored as it is", "zstd archive, no text"),
         ("some.zip", b"PK\x05\x06" + bytes(18), "ZIP archive, no text"),
         ("unknown.bin", bytes(range(256)) * 4, "binary file, no text"),
     ],
@@ -358,7 +359,7 @@ def test_a_text_about_pdf_is_a_text(tmp_path: Path) -> None:
 def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
     """Opening one without a writer would never return."""
     os.mkfifo(tmp_path / name)
-    assert "pipe, socket or device, no text" == failure(tmp_path / name)
+    assert "pipe or device, no text" == failure(tmp_path / name)
 
 
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
