@@ -25,6 +25,8 @@ MAX_BYTES = 100_000_000
 """Size of the largest file that is read whole."""
 NOT_READ = "cannot be read: "
 """What the error begins with where a file could not be read at all, which may pass without the file changing."""
+# Of what is hidden, and of what Office puts beside a document that is open.
+_HIDDEN = (".", "~$")
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 # What the root of a virtual environment has.
 _ENVIRONMENT = "pyvenv.cfg"
@@ -81,7 +83,7 @@ def is_lines(path: Path) -> bool:
 
 def left_out(name: str) -> bool:
     """Whether a file or folder of this name, met inside a folder, is none of the documents."""
-    return name.startswith(".") or name in _SKIPPED_FOLDERS
+    return name.startswith(_HIDDEN) or name in _SKIPPED_FOLDERS
 
 
 def real_source(path: Path) -> str:

@@ -482,7 +482,7 @@ def test_queries_are_answered_between_two_updates(rag: Rag, docs: Path, watched:
     said = messages.splitlines()
     assert f"rag: watching {docs} (Ctrl-C to stop)" == said[0]
     assert ["12 written, 0 removed, 0 failed", "1 written, 0 removed, 0 failed", "0 written, 1 removed, 0 failed"] == [
-        text.removeprefix("rag: ").partition(" (")[0] for text in said[1:-1]
+        text.removeprefix("rag: ").partition(" (")[0] for text in said[1:-1] if text.startswith("rag: ")
     ]
     assert "rag: stopped watching" == said[-1]
 

@@ -553,7 +553,7 @@ def test_jsonl_without_lines_or_with_endless_ones(tmp_path: Path) -> None:
 
 def test_folders_are_walked_in_order_without_hidden_files(tmp_path: Path) -> None:
     """Hidden files, caches and packages of others are left out, a loop of links ends, and each file is met once."""
-    for name in ("b.txt", "a/z.txt", "a/.hidden", ".git/config", "node_modules/x.js", "__pycache__/y.py"):
+    for name in ("b.txt", "a/z.txt", "a/.hidden", "a/~$z.docx", ".git/config", "node_modules/x.js", "__pycache__/y.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
