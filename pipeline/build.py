@@ -68,7 +68,14 @@ def build(settings: Settings | None = None, *, rerank: bool = True) -> Pipeline:
         chunk_tokens=settings.chunk_tokens,
         chunk_overlap=settings.chunk_overlap,
         max_file_mb=settings.max_file_mb,
+        ignored=own_folders(settings),
     )
+
+
+def own_folders(settings: Settings) -> list[Path]:
+    """Those without documents of the user's: the data directory, or where documents are in it, too, its own folders."""
+    names = ("cache", "calibration", "collections", "eval", "runs")
+    return [settings.data_dir, *(settings.data_dir / name for name in names)]
 
 
 # ------------------------------------------------------------------- stores

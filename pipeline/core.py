@@ -25,6 +25,7 @@ from pipeline.forking import check_process
 from pipeline.ingestion import collection, transfer
 from pipeline.ingestion.agreement import refuse_other
 from pipeline.ingestion.chunking import Chunker
+from pipeline.ingestion.loaders import real_source
 from pipeline.ingestion.reindexing import reindex
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.ingestion.verify import verify as verify_store
@@ -88,7 +89,7 @@ class Pipeline:
     it reads the best third of the candidates only, or as many as hits are asked for. ``alpha=None`` takes the
     reranker's own default. ``deadline_ms`` is the time that a query may take, in milliseconds: recall is not cut short,
     reranking is. ``score_cache`` spares scoring what was scored before. ``calibrations`` looks up how a reranker (its
-    name, model and revision) maps raw scores to probabilities.
+    name, model and revision) maps raw scores to probabilities. ``ignored`` folders are not read as a part of others.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Pipeline:
         chunk_tokens: int = 256,
         chunk_overlap: int = 32,
         max_file_mb: float = 100.0,
+        ignored: Sequence[Path] = (),
     ) -> None:
         self._pid = os.getpid()
         self.embedder = embedder
@@ -144,6 +146,7 @@ class Pipeline:
         self.chunk_tokens = min(chunk_tokens, embedder.max_tokens - _PROMPT_TOKENS)
         self.chunk_overlap = min(chunk_overlap, (self.chunk_tokens - 1) // 2)
         self.max_file_bytes = int(max_file_mb * 1e6)
+        self.ignored = tuple(map(real_source, ignored))
         self._checked = False
         self._loading: threading.Thread | None = None
         # Long documents that the ledger says are complete, until something is written or removed here.
@@ -357,6 +360,7 @@ class Pipeline:
             max_bytes=self.max_file_bytes,
             dry_run=dry_run,
             unread=unread,
+            ignored=self.ignored,
             progress=progress,
             refused=self._refused,
         )
@@ -435,7 +439,13 @@ class Pipeline:
         self._complete.clear()
         mend = self._ingest_run() if repair and not differences else None
         report = verify_store(
-            self.store, items, differences, mend=mend, max_bytes=self.max_file_bytes, progress=progress
+            self.store,
+            items,
+            differences,
+            mend=mend,
+            max_bytes=self.max_file_bytes,
+            ignored=self.ignored,
+            progress=progress,
         )
         return replace(report, exists=stored is not None)
 

@@ -135,12 +135,21 @@ def print_report(console: Console, report: IngestReport) -> None:
         f"chunks{' ' + verb if verb else ''}: {report.chunks_written} written, {report.chunks_deleted} deleted"
         f"  ({report.seconds:.1f} s)"
     )
+    if report.skipped:
+        console.print(f"skipped: {describe_skipped(report)}", highlight=False, soft_wrap=True)
     for warning in report.warnings:
         console.print(f"[yellow]note:[/] {escape(warning)}")
     if report.failures:
         console.print(Rule("failed", style="red", align="left"))
     for failure in report.failures:
         console.print(f"[red]{escape(failure.source)}[/]: {escape(failure.error)}", soft_wrap=True)
+
+
+def describe_skipped(report: IngestReport) -> str:
+    """How many files hold no text, and what they are: ``12 files without text (10 PNG image, 2 empty file)``."""
+    kinds = Counter(file.error.removesuffix(", no text") for file in report.skipped)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    return f"{len(report.skipped)} {'file' if len(report.skipped) == 1 else 'files'} without text ({listed})"
 
 
 def print_profile(console: Console, profile: IngestProfile) -> None:

@@ -4,6 +4,7 @@
     ├── SettingsError          a setting, argument or file path is wrong: the operator must change it
     ├── MissingExtraError      an optional package is not installed
     ├── DocumentError          one document could not be read
+    │   └── NoTextError            it is no document: a picture, say, or an empty file
     ├── StoreError             Qdrant, embedded or server, refused or failed
     │   ├── StoreLockedError       another process holds the embedded store
     │   ├── StoreUnavailableError  a Qdrant server that cannot be reached or fails, perhaps only for now
@@ -40,6 +41,10 @@ class MissingExtraError(RagError):
 
 class DocumentError(RagError):
     """One document could not be read; the others are not concerned."""
+
+
+class NoTextError(DocumentError):
+    """A file holds no text by its nature, as a picture or an empty file does; says what it is."""
 
 
 class StoreError(RagError):

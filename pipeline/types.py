@@ -340,6 +340,11 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class NoText(Failure):
+    """A file that holds no text by its nature. Met in a folder it is passed over; asked for by name it is a failure."""
+
+
+@dataclass(frozen=True, slots=True)
 class IngestProfile:
     """How the time of an ingest was spent, in seconds. The stages work side by side, so their sum may be more."""
 
@@ -381,6 +386,8 @@ class IngestReport:
     seconds: float = 0.0
     dry_run: bool = False
     profile: IngestProfile | None = None
+    skipped: list[NoText] = field(default_factory=list)
+    """Files in the folders that hold no text, such as pictures and empty ones, and what each is."""
 
     def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
         """The report as ``rag ingest --json`` prints it; see :meth:`QueryResult.to_dict`."""
@@ -394,6 +401,7 @@ class IngestReport:
             },
             "chunks": {"written": self.chunks_written, "deleted": self.chunks_deleted},
             "failures": [asdict(failure) for failure in self.failures],
+            "skipped": [asdict(file) for file in self.skipped],
             "warnings": list(self.warnings),
             "seconds": round(self.seconds, 3),
             "dry_run": self.dry_run,

@@ -96,10 +96,12 @@ def evaluate(
 ) -> None:
     """Measure retrieval quality and latency on labelled queries."""
     if make_questions is not None:
+        from pipeline.build import own_folders
         from pipeline.evaluation.known_items import make_questions as make
         from pipeline.evaluation.terminal import print_questions
+        from pipeline.settings import Settings
 
-        made = make([make_questions], out)
+        made = make([make_questions], out, own_folders(Settings()))
         if as_json:
             print_json(made)
         else:

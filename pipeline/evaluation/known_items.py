@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.errors import SettingsError
 from pipeline.files import write_atomically
+from pipeline.ingestion.loaders import real_source
 from pipeline.ingestion.markdown import sections
 from pipeline.ingestion.reading import read
 from pipeline.stores.payload import clean
@@ -42,11 +43,11 @@ _NUMBERING = re.compile(
 _HAN = re.compile(r"[㐀-鿿豈-﫿]")
 
 
-def make_questions(paths: Iterable[Path], into: Path) -> dict[str, Any]:
+def make_questions(paths: Iterable[Path], into: Path, ignored: Iterable[Path] = ()) -> dict[str, Any]:
     """Writes ``into`` as a file of questions over the documents under ``paths``; returns what is in it.
 
     A query that stands in up to three documents has all of them as relevant; one in more is left out, and so is one
-    too short to mean anything.
+    too short to mean anything. ``ignored`` folders are not read as a part of others.
 
     Raises:
         SettingsError: a path does not exist, ``into`` exists already or cannot be written, or no query could be made.
@@ -56,9 +57,10 @@ def make_questions(paths: Iterable[Path], into: Path) -> dict[str, Any]:
             raise SettingsError(f"{into} exists already and may hold questions of yours: choose another --out")
         if not into.absolute().parent.is_dir():
             raise SettingsError(f"--out {into}: there is no folder {into.parent}")
-    documents, failures = 0, 0
+    documents, failures, skipped = 0, 0, 0
     found: dict[str, tuple[str, str, set[str]]] = {}
-    for batch in read(list(paths), []):
+    for batch in read(list(paths), [], ignored=list(map(real_source, ignored))):
+        skipped += len(batch.skipped)
         for document in batch.items:
             if isinstance(document, Failure):
                 failures += 1
@@ -84,6 +86,7 @@ def make_questions(paths: Iterable[Path], into: Path) -> dict[str, Any]:
         "kinds": dict(Counter(line["kind"] for line in lines)),
         "documents": documents,
         "unreadable": failures,
+        "skipped": skipped,
         "left_out": len(found) - len(lines),
         "note": CAVEAT,
     }

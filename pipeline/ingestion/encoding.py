@@ -73,7 +73,12 @@ def _before(data: bytes, place: int) -> int:
 
 def is_utf8(data: bytes) -> bool:
     """Whether it is UTF-8, perhaps with a few broken bytes: no other makes so many valid sequences by chance."""
-    text = data.decode("utf-8", "replace")
+    return fits(data, "utf-8")
+
+
+def fits(data: bytes, name: str) -> bool:
+    """Whether some bytes are valid in this encoding, perhaps but for a few of those beyond ASCII."""
+    text = data.decode(name, "replace")
     broken = text.count("\ufffd")
     whole = len(data) - len(text.encode("ascii", "ignore")) - broken
     return not broken or whole > 30 * broken
@@ -98,7 +103,9 @@ def _plain(sample: bytes, name: str) -> float:
 
 
 def _ordinary_beyond_ascii(c: str) -> bool:
-    return bool(_HAN.match(c) or _KANA.match(c) or _CJK_PUNCTUATION.match(c) or _WESTERN.match(c))
+    if _HAN.match(c):
+        return _either(c) > 0.5  # numbers of two bytes are any ideograph, most of which are rare
+    return bool(_KANA.match(c) or _CJK_PUNCTUATION.match(c) or _WESTERN.match(c))
 
 
 def _guess(sample: bytes) -> str | None:

@@ -6,18 +6,28 @@ import html
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import DocumentError, ForkedError
+from pipeline.errors import DocumentError, ForkedError, NoTextError
 from pipeline.ingestion import kinds
-from pipeline.ingestion.encoding import decode
-from pipeline.ingestion.mail import in_utf8
+from pipeline.ingestion.encoding import decode, fits
+from pipeline.ingestion.mail import EAST_ASIAN, codec_of, in_utf8
 from pipeline.ingestion.pages import SLIDE_MARK, find_pages, take_out_marks
+from pipeline.ingestion.rtf import with_numbers
 
 # A ZIP-based file that unpacks to more than this is a bomb, not a document.
 _MAX_UNPACKED = 1_000_000_000
+# What a page says of its encoding, and how far from its beginning.
+_DECLARED = re.compile(
+    rb"<meta\b[^<>]{0,500}?\bcharset\s{0,9}=\s{0,9}[\"']?\s{0,9}([\w.:-]{1,40})"
+    rb"|\A\s{0,9}<\?xml\b[^<>]{0,200}?\bencoding\s{0,9}=\s{0,9}[\"']([\w.:-]{1,40})",
+    re.IGNORECASE,
+)
+_DECLARED_WITHIN = 4096
+# Python's names of those that it is believed: of the others the bytes tell more than the word.
+_BELIEVED = re.compile("cp(?:125|866|874|932|949)|euc_|hz|iso2022_|iso8859-|koi8-|mac-|shift_|tis")
 # With bounds, so that a page of nothing but beginnings is soon through.
 _TITLE = re.compile(r"<title\b[^<>]*>(.{0,1000}?)</title\s*>", re.IGNORECASE | re.DOTALL)
 # What the extractor would print above the text as a heading of its own.
@@ -32,11 +42,19 @@ _TAG = re.compile(r"<[^<>]*>")
 # What links to a heading's own place show.
 _PERMALINKS = frozenset({"", "\u200b", "#", "¶", "§", "🔗"})
 
-_HAN = "[\u3400-\u4dbf\u4e00-\u9fff]"
-_GAP, _LINE_END = re.compile(f"(?<={_HAN}) (?={_HAN})"), re.compile(f"(?<={_HAN})\n(?={_HAN})")
+# Ideographs, kana, and marks of full width.
+_CHINESE = "\u2018-\u201d\u2e80-\u3002\u3008-\u30ff\u3400-\u9fff\uff01-\uff5e"
+_GAP, _LINE_END = re.compile(f"(?<=[{_CHINESE}]) (?=[{_CHINESE}])"), re.compile(f"(?<=[{_CHINESE}])\n(?=[{_CHINESE}])")
 # Characters on each side by which a place is known again, and of the shortest line that is taken for a full one.
 _AROUND, _FULL_LINE = 4, 12
-_SOURCE_LINE_END = re.compile(rf"<(?P<end>/?)pre\b|(?<={_HAN})[ \t]*\r?\n[ \t]*(?={_HAN})", re.IGNORECASE)
+# Where the extractor may take a line of Chinese for a paragraph: before what does not begin a list or a heading.
+_PARAGRAPH_END = re.compile(
+    rf"(?<=[{_CHINESE}])(?<![。！？；：])(?<![。！？；：][”’」』）】》])\n\n(?=[{_CHINESE}A-Za-z0-9])"
+    r"(?![（(]?[一二三四五六七八九十百\d]+[、.)）]|第[一二三四五六七八九十百\d]+[章节節条條部篇]|[・※])"
+)
+# Half widths by which a full line may be shorter than the widest: an indent, or what must not begin or end a line.
+_SHORTER = 6
+_SOURCE_LINE_END = re.compile(rf"<(?P<end>/?)pre\b|(?<=[{_CHINESE}])[ \t]*\r?\n[ \t]*(?=[{_CHINESE}])", re.IGNORECASE)
 # Signs for radicals that a PDF has in place of characters that look alike, -> the characters. For those of the Kangxi
 # dictionary Unicode says it itself; the others are those of its EquivalentUnifiedIdeograph.txt that are in use.
 _RADICALS = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x2F00, 0x2FD6)} | str.maketrans(
@@ -88,6 +106,8 @@ def extract(kind: str, data: bytes) -> Extracted:
         title, data = _page(data)
     elif kind == "eml":
         data = in_utf8(data)
+    elif kind == "rtf":
+        data = with_numbers(data)
     import kreuzberg
 
     # No cache on disk, no rewriting of the text; without an ocr setting no OCR and nothing downloaded.
@@ -151,17 +171,40 @@ def _without_local_links(page: str) -> str:
 
 
 def _join_lines(text: str, pages: Iterable[str]) -> str:
-    """The text of a PDF without the spaces that the ends of full lines between two ideographs have become in it.
+    """The text of a PDF without the spaces and paragraphs that the ends of full lines of Chinese have become in it.
 
-    Pages have them as line ends. What is in short lines, names say, and what was a space stays apart.
+    Pages have the former as line ends. What is in short lines, names say, and what was a space stays apart.
     """
+    pages = list(pages)
     ends = {
         _around(page, match.start())
         for page in pages
         for match in _LINE_END.finditer(page)
         if match.start() - page.rfind("\n", 0, match.start()) > _FULL_LINE
     }
-    return _GAP.sub(lambda match: "" if _around(text, match.start()) in ends else " ", text)
+    text = _GAP.sub(lambda match: "" if _around(text, match.start()) in ends else " ", text)
+    ends = {_around(page, place) for page in pages for place in _false_paragraphs(page)}
+
+    def joined(match: re.Match[str]) -> str:
+        if _around(text, match.start()) not in ends:
+            return match[0]
+        return " " if text[match.end()].isascii() else ""
+
+    return _PARAGRAPH_END.sub(joined, text)
+
+
+def _false_paragraphs(page: str) -> Iterator[int]:
+    """Where a paragraph of one full line is gone on with in the next."""
+    widest = max(map(_width, page.split("\n")))
+    for match in _PARAGRAPH_END.finditer(page):
+        line = page[page.rfind("\n", 0, match.start()) + 1 : match.start()]
+        if len(line) > _FULL_LINE and _width(line) >= widest - _SHORTER:
+            yield match.start()
+
+
+def _width(line: str) -> int:
+    """In half widths."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WFA" else 1 for char in line)
 
 
 def _around(text: str, place: int) -> str:
@@ -188,13 +231,29 @@ def clean(text: str) -> str:
 
 
 def _page(data: bytes) -> tuple[str, bytes]:
-    """Title of a web page, and the page in UTF-8: what a page says of its encoding is often wrong."""
-    page = decode(data)
+    """Title of a web page, and the page in UTF-8."""
+    page = _declared(data) or decode(data)
     if page is None:
-        raise DocumentError(f"{kinds.binary_kind(data)}, no text")
+        raise NoTextError(f"{kinds.binary_kind(data)}, no text")
     match = _TITLE.search(page)
     title = " ".join(html.unescape(match[1]).split()) if match else ""
     return title, _without_local_links(_join_source_lines(_HEAD.sub("", page))).encode("utf-8", "replace")
+
+
+def _declared(data: bytes) -> str | None:
+    """A page in the encoding that it says it is in, if its bytes fit that; None where they tell it better.
+
+    That is so for UTF-8, and for what Chinese pages are in and often say wrongly. Any bytes fit Latin-1, too.
+    """
+    match = _DECLARED.search(data[:_DECLARED_WITHIN])
+    name = (match[1] or match[2]).decode("ascii", "replace").lower() if match else ""
+    codec = codec_of(name) or codec_of(name.removeprefix("x-").replace("windows-", "cp"))
+    if not _BELIEVED.match(codec) or codec in ("cp1252", "iso8859-1"):
+        return None
+    in_ascii = codec.startswith(("iso2022_", "hz"))
+    if fits(data, "utf-8") and not (in_ascii and data.isascii()):
+        return None
+    return next((data.decode(name, "replace") for name in EAST_ASIAN.get(codec, (codec,)) if fits(data, name)), None)
 
 
 def _why(kind: str, error: Exception) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.errors import DocumentError
+from pipeline.errors import DocumentError, NoTextError
 from pipeline.ingestion.encoding import decode, decode_as, find_encoding, is_utf8
 from pipeline.types import Document, Failure
 
@@ -29,6 +29,7 @@ def read_jsonl(path: Path, source: str, max_line: int = MAX_LINE) -> Iterator[Do
 
     Raises:
         DocumentError: no line of the file can be read.
+        NoTextError: there is none.
     """
     with path.open("rb") as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -51,7 +52,7 @@ def read_jsonl(path: Path, source: str, max_line: int = MAX_LINE) -> Iterator[Do
             except (ValueError, RecursionError) as error:
                 yield Failure(source, f"line {number}: {error}")
         if not found:
-            raise DocumentError("empty file")
+            raise NoTextError("empty file")
 
 
 def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes | None]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 import zlib
+from typing import BinaryIO
 
 MARKDOWN = frozenset({".md", ".markdown", ".mdown", ".mkd", ".mdx"})
 HTML = frozenset({".html", ".htm", ".xhtml"})
@@ -30,30 +32,38 @@ EXTRACTED = {
     "html": "text/html",
     "eml": "message/rfc822",
 }
+#: Kinds of which a file always has a content: without any it is damaged.
+PROMISING = frozenset(EXTRACTED) - {"html", "eml"}
+# What no text begins with.
 _MAGIC = (
     (b"\x89PNG", "PNG image"),
     (b"\xff\xd8\xff", "JPEG image"),
-    (b"GIF8", "GIF image"),
-    (b"RIFF", "audio, video or image file"),
     (b"II*\0", "TIFF image"),
     (b"MM\0*", "TIFF image"),
-    (b"BM", "bitmap image"),
     (b"\x7fELF", "executable"),
-    (b"MZ", "executable"),
     (b"\x1f\x8b", "gzip archive"),
-    (b"BZh", "bzip2 archive"),
-    (b"\xfd7zXZ", "xz archive"),
+    (b"\xfd7zXZ\0", "xz archive"),
     (b"\x28\xb5\x2f\xfd", "zstd archive"),
     (b"7z\xbc\xaf", "7z archive"),
-    (b"Rar!", "RAR archive"),
-    (b"SQLite format 3", "SQLite database"),
-    (b"ID3", "audio file"),
-    (b"OggS", "audio or video file"),
+    (b"Rar!\x1a", "RAR archive"),
+    (b"SQLite format 3\0", "SQLite database"),
+    (b"OggS\0", "audio or video file"),
     (b"\x1aE\xdf\xa3", "video file"),
-    (b"wOF", "font"),
     (b"\0asm", "WebAssembly"),
     (b"\xca\xfe\xba\xbe", "executable"),
 )
+# And what one might begin with.
+_LETTERS = (
+    (b"GIF8", "GIF image"),
+    (b"RIFF", "audio, video or image file"),
+    (b"BM", "bitmap image"),
+    (b"MZ", "executable"),
+    (b"BZh", "bzip2 archive"),
+    (b"ID3", "audio file"),
+    (b"wOF", "font"),
+)
+# Of PHP, and of templates of Java, Ruby and ASP.
+_CODE = re.compile(rb"<\?(?:php\b|=)|<%")
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 # Names in the directory of an OLE file (MS-CFB), by which Office formats before 2007 are told apart.
 _OLE_STREAMS = {
@@ -65,6 +75,14 @@ _OLE_STREAMS = {
 }
 
 
+def kind_of(data: bytes, suffix: str) -> str | None:
+    """A key of ``EXTRACTED``, or None for what is text, code too: a page made by a program is read as that."""
+    kind = by_content(data)
+    if kind == "html" and suffix not in HTML and _CODE.search(data):
+        return None
+    return kind or BY_NAME.get(suffix)
+
+
 def by_content(data: bytes) -> str | None:
     """A key of ``EXTRACTED``, or None if the content is text or unknown."""
     head = data[:1024]
@@ -72,7 +90,7 @@ def by_content(data: bytes) -> str | None:
     if head.startswith(b"%PDF-") or (b"%PDF-" in head and b"%%EOF" in data[-1024:]):
         return "pdf"
     if head.startswith(b"PK\x03\x04"):
-        return _zip_kind(data)
+        return _zip_kind(io.BytesIO(data))
     if head.startswith(_OLE):
         return next((kind for kind, stream in _OLE_STREAMS.items() if stream.encode("utf-16-le") in data), None)
     if head.startswith(b"{\\rtf"):
@@ -83,18 +101,35 @@ def by_content(data: bytes) -> str | None:
     return None
 
 
+def never_text(data: bytes) -> str | None:
+    """What some bytes are that begin as no text does; None for others."""
+    if data[4:8] == b"ftyp" and b"\0" in data[:4]:
+        return "video or image file"
+    return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
+
+
 def binary_kind(data: bytes) -> str:
     """Words for what some bytes that are no text may be."""
     if data.startswith(b"PK"):
         return "ZIP archive"
-    if data[4:8] == b"ftyp":
-        return "video or image file"
-    return next((name for magic, name in _MAGIC if data.startswith(magic)), "binary file")
+    letters = (name for magic, name in _LETTERS if data.startswith(magic))
+    return never_text(data) or next(letters, "binary file")
 
 
-def _zip_kind(data: bytes) -> str | None:
+def may_be_document(head: bytes) -> bool:
+    """Whether a file that begins so may be one of ``EXTRACTED``."""
+    return head.startswith((b"PK\x03\x04", _OLE)) or by_content(head) is not None
+
+
+def is_archive(file: BinaryIO) -> bool:
+    """Whether an open file is a ZIP archive that is no document; reads only its directory."""
+    file.seek(0)
+    return file.read(4) == b"PK\x03\x04" and _zip_kind(file) is None
+
+
+def _zip_kind(file: BinaryIO) -> str | None:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(file) as archive:
             names = set(archive.namelist())
             if "mimetype" in names:
                 declared = archive.read("mimetype")[:100].decode("ascii", "replace").strip()

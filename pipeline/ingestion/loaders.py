@@ -7,10 +7,11 @@ import stat
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from pipeline.errors import DocumentError, ForkedError, SettingsError
+from pipeline.errors import DocumentError, ForkedError, NoTextError, SettingsError
 from pipeline.ingestion import kinds
+from pipeline.ingestion.changes import is_within
 from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.extract import clean, extract
 from pipeline.ingestion.frontmatter import split_front_matter
@@ -18,20 +19,27 @@ from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.markdown import first_heading
 from pipeline.ingestion.structured import json_text, notebook_markdown, table_text
 from pipeline.text import printable
-from pipeline.types import Document, Failure
+from pipeline.types import Document, Failure, NoText
 
 MAX_BYTES = 100_000_000
 """Size of the largest file that is read whole."""
 NOT_READ = "cannot be read: "
 """What the error begins with where a file could not be read at all, which may pass without the file changing."""
+# Of what is hidden, and of what Office puts beside a document that is open.
+_HIDDEN = (".", "~$")
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
+# What the root of a virtual environment has.
+_ENVIRONMENT = "pyvenv.cfg"
+# Bytes by which a file without text is known, so that no film is read to its end.
+_HEAD = 4096
 
 
 def find_files(paths: Sequence[Path], seen: set[str] | None = None) -> Iterator[Path]:
     """Files as they are, folders recursively in the order of their names.
 
-    Inside folders, hidden files and folders, ``__pycache__`` and ``node_modules`` are left out. A file is met once,
-    whatever links lead to it; ``seen`` has what was met before.
+    Inside folders, hidden files and folders, ``__pycache__``, ``node_modules`` and Python's virtual environments are
+    left out. A file is met once, whatever links lead to it, and a link to a folder above itself leads nowhere; ``seen``
+    has what was met before.
 
     Raises:
         SettingsError: a path does not exist.
@@ -75,7 +83,7 @@ def is_lines(path: Path) -> bool:
 
 def left_out(name: str) -> bool:
     """Whether a file or folder of this name, met inside a folder, is none of the documents."""
-    return name.startswith(".") or name in _SKIPPED_FOLDERS
+    return name.startswith(_HIDDEN) or name in _SKIPPED_FOLDERS
 
 
 def real_source(path: Path) -> str:
@@ -83,22 +91,28 @@ def real_source(path: Path) -> str:
     return Path(os.path.realpath(path)).as_posix()
 
 
-def _walk(path: Path, seen: set[str]) -> Iterator[Path]:
+def _walk(path: Path, seen: set[str], above: str | None = None) -> Iterator[Path]:
+    """``above``: the real path of the folder in which it was met; None for a path that was given."""
     real = os.path.realpath(path)
     if real in seen:
         return
-    seen.add(real)
     if not os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises where the folder above cannot be searched
+        seen.add(real)
         yield path
         return
+    if above is not None and is_within(above, {real}):
+        return  # a link to what it lies in
+    seen.add(real)
     try:
         entries = sorted(path.iterdir())
     except OSError:
         yield path  # reading it as a file says why it cannot be read
         return
+    if above is not None and any(entry.name == _ENVIRONMENT for entry in entries):
+        return
     for entry in entries:
         if not left_out(entry.name):
-            yield from _walk(entry, seen)
+            yield from _walk(entry, seen, real)
 
 
 def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]:
@@ -112,20 +126,22 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
         status = path.stat()
     except OSError as error:
         # A link that leads nowhere is not what it led to, which is gone.
-        gone = isinstance(error, FileNotFoundError) and path.is_symlink()
-        yield Failure(path.absolute().as_posix() if gone else source, f"{NOT_READ}{error.strerror or error}")
+        if isinstance(error, FileNotFoundError) and path.is_symlink():
+            yield Failure(path.absolute().as_posix(), f"{NOT_READ}a link to {source}, which is not there")
+        else:
+            yield Failure(source, f"{NOT_READ}{error.strerror or error}")
         return
     try:
         if not stat.S_ISREG(status.st_mode):
             # Reading a pipe or device may never end; a folder comes here when it cannot be listed.
-            raise DocumentError("a folder that cannot be read" if path.is_dir() else "not a file: a pipe or device")
+            if path.is_dir():
+                raise DocumentError("a folder that cannot be read")
+            raise NoTextError("pipe or device, no text")
         if is_lines(path):
             yield from read_jsonl(path, source)
             return
-        size = status.st_size
-        if size > max_bytes:
-            raise DocumentError(f"{size / 1e6:.0f} MB, more than the limit of {max_bytes / 1e6:g} MB (RAG_MAX_FILE_MB)")
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = _content(file, status.st_size, max_bytes)
         try:
             document = _document(path, source, data, _time(status.st_mtime))
         except (DocumentError, ForkedError, OSError):
@@ -133,10 +149,31 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
         except Exception as error:  # whatever comes of a damaged file: the others are to be read all the same
             raise DocumentError(f"damaged? {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
         yield document
+    except NoTextError as error:
+        promised = path.suffix.lower().lstrip(".")
+        if promised in kinds.PROMISING:
+            yield Failure(source, f"{error}; its name says {promised.upper()}: damaged?")
+        else:
+            yield NoText(source, str(error))
     except DocumentError as error:
         yield Failure(source, str(error))
     except OSError as error:
         yield Failure(source, f"{NOT_READ}{error.strerror or error}")
+
+
+def _content(file: BinaryIO, size: int, max_bytes: int) -> bytes:
+    """All that is in a file, unless its beginning tells that it is no text."""
+    head = file.read(_HEAD)
+    if (kind := kinds.never_text(head)) is not None:
+        raise NoTextError(f"{kind}, no text")
+    if size > max_bytes:
+        # Up to the end of a line: a character that is cut off looks like another encoding.
+        text = kinds.may_be_document(head) or decode(head[: head.rfind(b"\n") + 1 or None]) is not None
+        if kinds.is_archive(file) or not text:
+            raise NoTextError(f"{kinds.binary_kind(head)}, no text")
+        raise DocumentError(f"{size / 1e6:.0f} MB, more than the limit of {max_bytes / 1e6:g} MB (RAG_MAX_FILE_MB)")
+    file.seek(0)
+    return file.read()
 
 
 def _time(seconds: float) -> str:
@@ -149,9 +186,9 @@ def _time(seconds: float) -> str:
 
 def _document(path: Path, source: str, data: bytes, modified: str) -> Document:
     if not data.strip():
-        raise DocumentError("empty file")
+        raise NoTextError("empty file")
     suffix = path.suffix.lower()
-    kind = kinds.by_content(data) or kinds.BY_NAME.get(suffix)
+    kind = kinds.kind_of(data, suffix)
     page_starts: tuple[int, ...] = ()
     metadata: dict[str, Any] = {"file_name": printable(path.name), "type": kind or suffix.lstrip(".") or "text"}
     if kind is not None:
@@ -162,7 +199,7 @@ def _document(path: Path, source: str, data: bytes, modified: str) -> Document:
     else:
         decoded = decode(data)
         if decoded is None:
-            raise DocumentError(f"{kinds.binary_kind(data)}, no text")
+            raise NoTextError(f"{kinds.binary_kind(data)}, no text")
         title, text, markdown = "", clean(decoded), suffix in kinds.MARKDOWN
         if markdown:
             fields, text = split_front_matter(text)
@@ -175,6 +212,8 @@ def _document(path: Path, source: str, data: bytes, modified: str) -> Document:
         elif suffix == ".json":
             text = json_text(text)
     if not text.strip():
+        if kind in (None, "html"):
+            raise NoTextError("no text in it")
         raise DocumentError(f"no text in it{' (scanned pages need OCR first)' if kind == 'pdf' else ''}")
     if not title and markdown:
         title = first_heading(text)

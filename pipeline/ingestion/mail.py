@@ -12,9 +12,9 @@ from email.message import Message
 
 from pipeline.ingestion.encoding import decode
 
-# What a mail calls its charset -> what it is read with, in this order: programs name the standard and write what
-# Windows or Hong Kong made of it.
-_EAST_ASIAN = {
+#: What a mail or page calls its charset -> what it is read with, in this order: programs name the standard and write
+#: what Windows or Hong Kong made of it.
+EAST_ASIAN = {
     **dict.fromkeys(("gb2312", "gbk", "gb18030"), ("gb18030",)),
     **dict.fromkeys(("big5", "big5hkscs", "cp950"), ("cp950", "big5hkscs")),
     **dict.fromkeys(("shift_jis", "cp932"), ("cp932",)),
@@ -85,7 +85,7 @@ def _words(words: str) -> str:
     if all(text is None for text in texts):
         return words
     whole = "".join(
-        piece.decode(_codec(charset) or "utf-8", "replace") if text is None else text
+        piece.decode(codec_of(charset) or "utf-8", "replace") if text is None else text
         for text, (piece, charset) in zip(texts, pieces, strict=True)
     )
     return f"=?utf-8?B?{base64.b64encode(whole.encode('utf-8', 'replace')).decode('ascii')}?="
@@ -111,13 +111,13 @@ def _recode_text(part: Message) -> bool:
 
 def _recoded(data: bytes, charset: str | None) -> str | None:
     """The text of some bytes that the extractor would not read in this charset; None for those that it would."""
-    codec = _codec(charset)
-    for name in _EAST_ASIAN.get(codec, ()):
+    codec = codec_of(charset)
+    for name in EAST_ASIAN.get(codec, ()):
         try:
             return data.decode(name)
         except UnicodeDecodeError:
             continue
-    if codec not in _EAST_ASIAN and codec not in ("", "utf-8", "ascii"):
+    if codec not in EAST_ASIAN and codec not in ("", "utf-8", "ascii"):
         return None
     if charset and not codec and charset.lower().startswith(_ITS_OWN):
         return None
@@ -129,7 +129,7 @@ def _recoded(data: bytes, charset: str | None) -> str | None:
     return None
 
 
-def _codec(charset: str | None) -> str:
+def codec_of(charset: str | None) -> str:
     """Python's name of the charset; empty if there is none or it is unknown."""
     try:
         return codecs.lookup(charset).name if charset else ""

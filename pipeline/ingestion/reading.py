@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.errors import DocumentError, SettingsError
 from pipeline.ingestion.changes import is_within
 from pipeline.ingestion.loaders import MAX_BYTES, find_files, is_lines, is_there, load, real_source
-from pipeline.types import Document, Failure
+from pipeline.types import Document, Failure, NoText
 
 # Documents looked up in the ledger at once: few enough to stay small, many enough that the round trip is cheap.
 _BATCH_DOCUMENTS = 256
@@ -24,6 +24,8 @@ class Batch:
     items: list[Document | Failure]
     repeated: list[str]
     """Ids of documents that were left out, because another one of this id comes later."""
+    skipped: list[NoText]
+    """Files that were met in a folder and hold no text."""
     files_done: int
     files_total: int
 
@@ -34,14 +36,16 @@ def read(
     max_bytes: int = MAX_BYTES,
     unread: Set[str] = frozenset(),
     held: Callable[[str], bool] | None = None,
+    ignored: Iterable[str] = (),
 ) -> Iterator[Batch]:
     """Documents and failures in batches; ``roots`` collects the absolute paths that were given.
 
     A path that is not there has nothing in it if ``held`` is given and knows of documents there, else it is an error.
-    Files that are ``unread``, or in a folder that is, are passed over. A file of more than ``max_bytes`` that has to be
-    read whole is a failure. Of several documents with one id only the last is given, as far as it can be known: in all
-    that is in a sequence, but in an iterator only in one file or folder at a time. For that the ids in JSONL files are
-    read beforehand.
+    Files that are ``unread``, or in a folder that is, are passed over, and so are ``ignored`` folders (absolute paths)
+    within those that were given. A file that holds no text is a failure only where it was given by itself, one of more
+    than ``max_bytes`` that has to be read whole always. Of several documents with one id only the last is given, as far
+    as it can be known: in all that is in a sequence, but in an iterator only in one file or folder at a time. For that
+    the ids in JSONL files are read beforehand.
     """
     groups: Iterable[Sequence[Document | str | Path]]
     if isinstance(items, Sequence):
@@ -54,10 +58,14 @@ def read(
         groups = ([item] for item in items)
     batch: list[Document | Failure] = []
     repeated: list[str] = []
+    skipped: list[NoText] = []
     size = 0
     done = total = 0
+    named: set[str] = set()
     for group in groups:
-        inputs = list(_found(group, roots, unread, held))
+        known = len(roots)
+        inputs = list(_found(group, roots, unread, held, ignored))
+        named.update(roots[known:])
         total += sum(isinstance(one, Path) for one in inputs)
         left = _repeated(inputs)
         for one in inputs:
@@ -68,12 +76,15 @@ def read(
                         repeated.append(thing.id)
                         continue
                     size += len(thing.text)
-                batch.append(thing)
-                if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
-                    yield Batch(batch, repeated, done, total)
-                    batch, repeated, size = [], [], 0
+                if isinstance(thing, NoText) and thing.source not in named:
+                    skipped.append(thing)
+                else:
+                    batch.append(thing)
+                if max(len(batch), len(skipped)) >= _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
+                    yield Batch(batch, repeated, skipped, done, total)
+                    batch, repeated, skipped, size = [], [], [], 0
             done += isinstance(one, Path)
-    yield Batch(batch, repeated, done, total)
+    yield Batch(batch, repeated, skipped, done, total)
 
 
 def hash_of(document: Document) -> str | Failure:
@@ -94,7 +105,11 @@ def _check(item: str | Path, held: Callable[[str], bool] | None) -> Path:
 
 
 def _found(
-    items: Sequence[Document | str | Path], roots: list[str], unread: Set[str], held: Callable[[str], bool] | None
+    items: Sequence[Document | str | Path],
+    roots: list[str],
+    unread: Set[str],
+    held: Callable[[str], bool] | None,
+    ignored: Iterable[str],
 ) -> Iterator[Document | Path]:
     """The documents, and the files that the paths lead to, each once."""
     seen: set[str] = set()
@@ -103,7 +118,9 @@ def _found(
             yield item
         else:
             path = _check(item, held)
-            roots.append(real_source(path))
+            root = real_source(path)
+            roots.append(root)
+            seen.update(folder for folder in ignored if folder != root and is_within(folder, {root}))
             for file in find_files([path], seen) if is_there(path) else ():
                 if not unread or not is_within(real_source(file), unread):
                     yield file

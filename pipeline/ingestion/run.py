@@ -26,7 +26,7 @@ from pipeline.ingestion.loaders import MAX_BYTES, is_still_there
 from pipeline.ingestion.reading import hash_of, read
 from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
-from pipeline.types import METADATA_LEVELS, Chunk, Document, Failure, Fingerprint, IngestProfile, IngestReport
+from pipeline.types import METADATA_LEVELS, Chunk, Document, Failure, Fingerprint, IngestProfile, IngestReport, NoText
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,6 +78,8 @@ class IngestRun:
     dry_run: bool = False
     unread: Set[str] = frozenset()
     """Sources, and folders of such, that are passed over: what is stored of them stays."""
+    ignored: Sequence[str] = ()
+    """Folders that are not read as a part of others."""
     progress: Callable[[Progress], None] | None = None
     refused: set[str] = field(default_factory=set)
     """Ids that :meth:`execute` must not prune, as it was refused once, until one of them is back. The caller keeps it
@@ -88,6 +90,7 @@ class IngestRun:
     _deleted_chunks: int = 0
     _would_delete: set[str] = field(default_factory=set)
     _failures: list[Failure] = field(default_factory=list)
+    _skipped: list[NoText] = field(default_factory=list)
     _warnings: list[str] = field(default_factory=list)
     _repeated: set[str] = field(default_factory=set)
     _sharing: Sharing = field(default_factory=Sharing)
@@ -117,7 +120,7 @@ class IngestRun:
             return prune and any_within(self.store.versions(), source)
 
         given_up = threading.Event()
-        reading = self._watch.reading(read(items, roots, self.max_bytes, self.unread, held), "reading")
+        reading = self._watch.reading(read(items, roots, self.max_bytes, self.unread, held, self.ignored), "reading")
         with (
             read_ahead(reading, size=4) as batches,
             write_behind(self._write, 2, given_up) as write,
@@ -126,6 +129,7 @@ class IngestRun:
             for batch in batches:
                 self._files = (batch.files_done, batch.files_total)
                 self._note_repeated(batch.repeated)
+                self._pass_over(batch.skipped, prune)
                 for work in self._watch.reading(self._take(batch.items), "chunking"):
                     put(work)
                 self._report()
@@ -133,7 +137,7 @@ class IngestRun:
                 raise SettingsError(_NOTHING_TO_PRUNE)
             put(self._cut())
         if not self._seen and not self._failures and not self.unread:
-            self._warnings.append("nothing to ingest: no files there (hidden ones are left out)")
+            self._warnings.append("nothing to ingest: no files with text there (hidden ones are left out)")
         if len(self._repeated) > _REPEATED_SHOWN:
             self._warnings.append(f"{len(self._repeated) - _REPEATED_SHOWN} more ids were given more than once")
         gone = self._prune(roots, max_delete) if prune else set()
@@ -152,6 +156,7 @@ class IngestRun:
             chunks_written=self._written,
             chunks_deleted=self._deleted_chunks,
             failures=self._failures,
+            skipped=self._skipped,
             warnings=self._warnings,
             seconds=end - start,
             dry_run=self.dry_run,
@@ -219,6 +224,18 @@ class IngestRun:
                 self._stale[document.id] = replaced - {content_hash}
                 if write:
                     self._current[document.id] = content_hash
+
+    def _pass_over(self, files: list[NoText], prune: bool) -> None:
+        """Files without text are no failures, unless there was one: that only a prune removes."""
+        sources = [file.source for file in files]
+        held = self.store.related(sources, []) if files and not prune else ()
+        stored = {source for version in held for source in version.sources}
+        for file in files:
+            if file.source in stored:
+                left = f"{file.error}; what is stored of it stays until an ingest with --prune"
+                self._failures.append(NoText(file.source, left))
+            else:
+                self._skipped.append(file)
 
     def _note_repeated(self, ids: Iterable[str]) -> None:
         for id_ in ids:
@@ -293,6 +310,7 @@ class IngestRun:
         # One that was left out because it is repeated was met, whatever became of the others since.
         met = chain(self._seen, self._repeated)
         unread = chain(self.unread, (failure.source for failure in self._failures))
+        without_text = {file.source for file in self._skipped}
         plan = plan_prune(
             self.store.versions(),
             roots,
@@ -301,7 +319,7 @@ class IngestRun:
             contents=frozenset(self._seen.values()),
             new=self._new,
             places=self._places,
-            still_there=is_still_there,
+            still_there=lambda source: source not in without_text and is_still_there(source),
         )
         if not self.refused <= set(plan.doomed):  # what was away is back, so that the others are really gone
             self.refused.clear()

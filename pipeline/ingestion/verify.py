@@ -46,17 +46,21 @@ class Sources:
     max_bytes: int
     held: Callable[[str], bool]
     """Whether documents are known of a path, though it is not there any more."""
+    ignored: Sequence[str] = ()
     roots: list[str] = field(default_factory=list)
     """Absolute paths that were given: what has its source there and was not met is gone."""
     hashes: dict[str, str] = field(default_factory=dict)
     """Document id -> content hash; of several documents with one id the last one counts, as in an ingest."""
     places: dict[str, str] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    skipped: set[str] = field(default_factory=set)
+    """Files that hold no text."""
 
     def read(self, items: Iterable[Document | str | Path], tell: Callable[[Progress], None]) -> Iterator[Document]:
         """The documents of the items, each noted on its way."""
-        for batch in read(items, self.roots, self.max_bytes, held=self.held):
+        for batch in read(items, self.roots, self.max_bytes, held=self.held, ignored=self.ignored):
             tell(Progress(batch.files_done, batch.files_total, documents=len(self.hashes), chunks=0))
+            self.skipped.update(file.source for file in batch.skipped)
             for item in batch.items:
                 content_hash = item if isinstance(item, Failure) else hash_of(item)
                 if isinstance(content_hash, Failure):
@@ -74,6 +78,7 @@ def verify(
     *,
     mend: IngestRun | None,
     max_bytes: int = MAX_BYTES,
+    ignored: Sequence[str] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> VerifyReport:
     """Compares, and with ``mend`` repairs what can be without losing anything.
@@ -93,7 +98,11 @@ def verify(
 
     say("reading the ledger")
     ledger = Ledger(store.ledger())
-    sources = Sources(max_bytes, held=lambda source: any_within(chain.from_iterable(ledger.documents.values()), source))
+    sources = Sources(
+        max_bytes,
+        held=lambda source: any_within(chain.from_iterable(ledger.documents.values()), source),
+        ignored=ignored,
+    )
     before: list[Problem] = []
     if mend is None:
         for _ in sources.read(items, tell):
@@ -180,7 +189,7 @@ def _in_sources(ledger: Ledger, sources: Sources) -> Iterator[Problem]:
         for source in version.sources:
             if (source if version.copies else document_id) in sources.hashes or is_within(source, unreadable):
                 continue
-            if is_within(source, roots) and not is_still_there(source):
+            if is_within(source, roots) and (source in sources.skipped or not is_still_there(source)):
                 yield Problem("gone", document_id, source, "not in its source any more: ingest with --prune")
 
 

@@ -43,7 +43,7 @@ def watch(
     removed; files are told apart by times and sizes, and JSONL files are read all together. The embedded store is open
     during an update only, so rag query works in between. Network folders may need WATCHFILES_FORCE_POLLING=1.
     """
-    from pipeline.build import build_store
+    from pipeline.build import build_store, own_folders
     from pipeline.core import Pipeline
     from pipeline.display import ingest_progress
     from pipeline.errors import RagError
@@ -60,7 +60,7 @@ def watch(
             stop=stop,
             max_delete=max_delete,
             debounce_ms=debounce_ms,
-            ignored=[settings.data_dir],
+            ignored=own_folders(settings),
             showing=partial(ingest_progress, stderr()),
         )
         say(f"rag: watching {', '.join(map(str, paths))} (Ctrl-C to stop)")
@@ -78,9 +78,13 @@ def watch(
 
 def described(report: IngestReport) -> list[str]:
     """What is to be said of an update, what it did last."""
+    from pipeline.display import describe_skipped
+
     notes = [f"note: {warning}" for warning in report.warnings]
     failures = [f"{failure.source}: {failure.error}" for failure in report.failures]
     done = f"{report.new + report.changed} written, {report.deleted} removed, {len(report.failures)} failed"
+    if report.skipped:
+        done += f", {describe_skipped(report)} skipped"
     return [*notes, *failures, f"{done} ({report.seconds:.1f} s)"]
 
 

@@ -27,7 +27,7 @@ from pipeline.ingestion.changes import is_within
 from pipeline.ingestion.loaders import NOT_READ, is_there, left_out, real_source
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Store
-from pipeline.types import Failure, IngestReport, StoreCount
+from pipeline.types import Failure, IngestReport, NoText, StoreCount
 from pipeline.watching import DEBOUNCE_MS
 from pipeline.watching.files import EVERYTHING, KnownFiles, places, scan
 
@@ -150,7 +150,9 @@ class _Updates:
         showing: Showing | None,
     ) -> None:
         roots = set(map(real_source, paths))
-        self.ignored = frozenset(folder for folder in map(real_source, ignored) if is_within(folder, roots))
+        # In one of the paths: a folder that was asked for by its name is read.
+        inside = (folder for folder in map(real_source, ignored) if is_within(folder, roots - {folder}))
+        self.ignored = frozenset(inside)
         self._rag, self._open_store, self._paths, self._stop = rag, open_store, paths, stop
         self._max_delete = max_delete
         self._showing = showing or (lambda: nullcontext(lambda _: None))
@@ -189,6 +191,8 @@ class _Updates:
         gone = [Failure(str(path), "is not there; what is stored of it stays until it is back") for path in away]
         report = replace(report, failures=[*report.failures, *gone])
         missed = {failure.source for failure in report.failures if failure.error.startswith(NOT_READ)}
+        if report.failures:  # what is stored of these could perhaps not be removed
+            missed.update(file.source for file in (*report.failures, *report.skipped) if isinstance(file, NoText))
         self._known.learn(found, doubtful=bool(report.failures), missed=missed)
         return report
 

@@ -636,6 +636,14 @@ def test_one_key_filtered_in_two_ways(store: Store) -> None:
             assert [f"doc-{i}" for i in expected] == sorted(found_ids(found)), (pair, name)
 
 
+@pytest.mark.parametrize("time", ["2024-05-01 10:30", "2024-05-01T10:30", "2024-05-01T18:30:00+08:00"])
+def test_times_as_people_write_them_are_in_ranges(store: Store, time: str) -> None:
+    """Without seconds, on either side; in UTC where there is no zone."""
+    write(store, [chunk("text", "before", at="2024-05-01 10:29:59"), chunk("text", "at", at=time)])
+    assert ["at"] == found_ids(search(store, "text", where={"at": {"gte": "2024-05-01 10:30"}}))
+    assert ["before"] == found_ids(search(store, "text", where={"at": {"lt": "2024-05-01T10:30"}}))
+
+
 @pytest.mark.parametrize(
     "where",
     [{"key": {}}, {"key": {"near": 1}}, {"key": None}, {"key": {"gt": "soon"}}, {"key": {"gt": 1, "lt": "2024-01-01"}}],

@@ -174,11 +174,28 @@ def test_kill_9_and_a_rerun_end_as_an_undisturbed_run(rag: Rag, tmp_path: Path, 
 
 def test_one_bad_file_does_not_stop_the_others(rag: Rag, docs: Path) -> None:
     """It is listed, the rest is ingested, and the exit code says that something failed."""
-    (docs / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
-    (docs / "empty.txt").write_bytes(b"")
+    (docs / "broken.pdf").write_bytes(b"%PDF-1.4\nnothing more")
     report = rag.json("ingest", str(docs), code=1)
-    assert (5, 2) == (report["documents"]["new"], report["documents"]["failed"])
-    assert {"picture.png", "empty.txt"} == {Path(failure["source"]).name for failure in report["failures"]}
+    assert (5, 1) == (report["documents"]["new"], report["documents"]["failed"])
+    assert ["broken.pdf"] == [Path(failure["source"]).name for failure in report["failures"]]
+
+
+def test_a_project_folder_is_ingested_and_its_pictures_are_skipped(rag: Rag, docs: Path, tmp_path: Path) -> None:
+    """With exit code 0 and one line, and without the data directory that lies in it."""
+    (docs / "guide.md").write_text("# How to restore a backup\n\nCopy the snapshot into the data directory.")
+    (docs / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    for name in ("__init__.py", "empty.txt"):
+        (docs / name).write_bytes(b"")
+    for _ in range(2):  # the second time there is something in the data directory
+        done = rag("ingest", str(tmp_path))
+        assert (0, 1) == (done.returncode, done.stdout.count("3 files without text (2 empty file, 1 PNG image)"))
+        assert 6 == rag.json("status")["documents"]
+    report = rag.json("ingest", str(tmp_path))
+    assert (0, 3) == (report["documents"]["failed"], len(report["skipped"]))
+    assert rag.json("verify", str(tmp_path))["clean"]
+    made = rag.json("eval", "--make-questions", str(tmp_path), "--out", str(tmp_path / "questions.jsonl"))
+    assert (6, 3, 0) == (made["documents"], made["skipped"], made["unreadable"])
+    assert 1 == rag("ingest", str(docs / "picture.png")).returncode
 
 
 def test_a_file_name_that_is_no_utf_8(rag: Rag, tmp_path: Path) -> None:

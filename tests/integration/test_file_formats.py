@@ -22,6 +22,7 @@ from pipeline.ingestion.extract import _join_lines
 from pipeline.ingestion.loaders import load
 from pipeline.ingestion.mail import in_utf8
 from pipeline.ingestion.markdown import sections
+from pipeline.ingestion.rtf import with_numbers
 from pipeline.types import Document, Failure
 from tests.fakes import word_tokenizer, words
 
@@ -222,7 +223,7 @@ def test_radicals_in_a_pdf_are_the_characters_that_they_stand_for(tmp_path: Path
 def test_full_lines_of_a_pdf_are_joined_between_chinese_characters(tmp_path: Path) -> None:
     """Without a space that parts a word; spaces that were written stay, and the pages are found as before."""
     pages = [
-        "他是五次职业碗选手，曾以 136 次擒杀成为职业生涯 中的\n活跃领袖。另外还有在 9 场中拿下 5 次擒杀的防守\n端锋。",
+        "他是五次职业碗选手，曾以 136 次擒杀成为职业生涯 中的\n活跃领袖。另外还有在 9 场中拿下 5 次擒杀\n，是端锋。",
         "数据库在 3 点执行一次备份并且复制到另外 2 台机器恢复\n之前请先联系管理员，以便确认最近 7 次的备份\n完整。",
     ]
     (tmp_path / "a.pdf").write_bytes(chinese_pdf(*pages))
@@ -233,9 +234,37 @@ def test_full_lines_of_a_pdf_are_joined_between_chinese_characters(tmp_path: Pat
     assert [page.replace("\n", "") for page in pages] == [page.replace("\n\n", "") for page in found]
 
 
+def test_full_lines_of_a_chinese_pdf_are_no_paragraphs(tmp_path: Path) -> None:
+    """Of a page without any letter or digit the extractor makes each line one; headings, lists and real ones stay."""
+    lines = [
+        "　　管理员应当每周检查一次备份是否完整",
+        "，并在测试环境中恢复一次。系统采用两",
+        "阶段检索的方法，因此质量更高。",
+    ]
+    first = "\n".join(lines)
+    items = "一、数据库每天晚上都要做一次完整备份\n二、备份每周都要复制到另外一台机器上"
+    pages = [f"第一章　概述\n{first}\n{first}\n{items}", first]
+    (tmp_path / "a.pdf").write_bytes(chinese_pdf(*pages))
+    document = one(tmp_path / "a.pdf")
+    whole = first.replace("\n", "").strip("　")
+    expected = ["第一章　概述", whole, whole, *items.split("\n"), whole]
+    assert expected == [line.replace(" ", "　") for line in document.text.strip().split("\n\n")]
+    assert document.text.rindex(whole) == document.page_starts[1]
+
+
+def test_a_line_of_a_pdf_before_a_latin_word_is_joined_with_a_space() -> None:
+    """And not where it is shorter than the others by more than an indent."""
+    page = "备份每天晚上在备用的机器上进行一次由\n\ncron 启动并且检查这一次备份是不是已经完整"
+    assert page.replace("\n\n", " ") == _join_lines(page, [page])
+    longer = f"{page}了以后才结束"
+    assert longer == _join_lines(longer, [longer])
+
+
 def test_short_lines_of_a_pdf_stay_apart() -> None:
     """A list of names is not one name."""
     assert "张三 李四" == _join_lines("张三 李四", ["张三\n李四"])
+    full = "他曾经三次入选职业碗比赛的名单"
+    assert f"{full}，后来退役" == _join_lines(f"{full} ，后来退役", [f"{full}\n，后来退役"])
 
 
 def pages_of(document: Document) -> dict[str, int]:
@@ -291,6 +320,120 @@ def test_a_page_in_gb18030_with_its_headings_and_without_its_scripts(tmp_path: P
     assert "# Backups" in document.text
     assert "hidden" not in document.text
     assert document.markdown
+
+
+def rtf(*runs: tuple[str, str], page: int = 1252, half: bool = False) -> bytes:
+    """Runs of (text, encoding), each in a font of its own; with ``half`` letters among the bytes stand as letters."""
+    charsets = {"cp1252": 0, "cp1251": 204, "gbk": 134, "big5": 136, "cp932": 128, "cp949": 129}
+    fonts = b"".join(b"{\\f%d\\fnil\\fcharset%d Font %d;}" % (i, charsets[name], i) for i, (_, name) in enumerate(runs))
+
+    def written(byte: int) -> bytes:
+        letter = bytes([byte])
+        if byte > 127 or not half:
+            return b"\\'%02x" % byte
+        return b"\\" + letter if letter in b"\\{}" else letter
+
+    bodies = (
+        b"\\f%d\\fs24 %s\\par\n" % (i, b"".join(map(written, text.encode(name)))) for i, (text, name) in enumerate(runs)
+    )
+    return b"{\\rtf1\\ansi\\ansicpg%d\\deff0{\\fonttbl%s}\n%s}" % (page, fonts, b"".join(bodies))
+
+
+def test_each_font_of_rtf_may_have_its_own_code_page(tmp_path: Path) -> None:
+    """As in what TextEdit and WordPad write; also where the second byte of a character looks like a sign of RTF."""
+    runs = [
+        ("Le café", "cp1252"),
+        ("Резервная копия", "cp1251"),
+        (CHINESE, "gbk"),
+        ("備份功能許蓋成", "big5"),
+        ("毎晩のバックアップ", "cp932"),
+        ("백업은 매일", "cp949"),
+    ]
+    for half in (False, True):
+        (tmp_path / "a.rtf").write_bytes(rtf(*runs, half=half))
+        assert [text for text, _ in runs] == one(tmp_path / "a.rtf").text.strip().split("\n\n")
+    for page, run in ((1251, runs[1]), (936, runs[2])):
+        (tmp_path / "a.rtf").write_bytes(rtf(run, page=page).replace(b"fcharset", b"xcharset"))
+        assert run[0] == one(tmp_path / "a.rtf").text.strip()
+
+
+def test_numbers_and_pictures_of_rtf_stay_as_they_are(tmp_path: Path) -> None:
+    """What stands behind a number is for readers that know none, and raw bytes are no words."""
+    fonts = rb"{\fonttbl{\f0\fnil\fcharset134 SimSun;}{\f1\fnil\fcharset0 Arial;}}"
+    body = (
+        rb"\f0\uc2\u22791\'b1\'b8\u20221 \'b7\'dd{\f1\uc1\u233?\'e9 }\'b1\'b8"
+        rb"{\*\x\bin3 {\f}\uc0\u25968 \u25454 }\plain\'b7\'dd end"
+    )
+    (tmp_path / "a.rtf").write_bytes(rb"{\rtf1\ansi\ansicpg1252\deff0" + fonts + body + b"}")
+    assert "备份éé 备份end" == one(tmp_path / "a.rtf").text.strip()
+
+
+def test_damaged_rtf_never_raises() -> None:
+    """Whatever is lost."""
+    random_ = random.Random(8)
+    whole = rtf(("备份", "gbk"), ("Копия", "cp1251"))
+    for _ in range(500):
+        data = bytearray(whole)
+        for _ in range(random_.choice([0, 1, 5])):
+            data[random_.randrange(len(data))] = random_.choice(b"\\{}'uf0 \xb1")
+        with_numbers(bytes(data[: random_.randrange(len(data))]))
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "kind"),
+    [
+        ("a.php", "<?php foreach ($items as $item) { echo price($item); } ?>", "php"),
+        ("a.php", "<?= $total ?>", "php"),
+        ("a.jsp", "<% int total = 1; %>", "jsp"),
+        ("a.php", "", "html"),
+        ("a.html", "<?php echo $total ?>", "html"),
+    ],
+)
+def test_a_program_that_begins_as_a_page_is_a_program(tmp_path: Path, name: str, code: str, kind: str) -> None:
+    """What it does stands in its code; a page that was saved under such a name is a page."""
+    (tmp_path / name).write_text(f"<!DOCTYPE html>\n<html><body><h1>Shop</h1>{code}</body></html>")
+    document = one(tmp_path / name)
+    assert (kind, kind != "html") == (document.metadata["type"], "<h1>" in document.text)
+    assert kind == "html" or code in document.text
+
+
+RUSSIAN = "Резервная копия делается каждую ночь."
+JAPANESE = "バックアップは毎晩行われます。"
+
+
+@pytest.mark.parametrize(
+    ("text", "declared", "encoding"),
+    [
+        (RUSSIAN, "windows-1251", "cp1251"),
+        (RUSSIAN, "KOI8-R", "koi8-r"),
+        (JAPANESE, "Shift_JIS", "cp932"),
+        (JAPANESE, "x-euc-jp", "euc-jp"),
+        (JAPANESE, "iso-2022-jp", "iso-2022-jp"),
+        ("백업은 매일 밤 수행됩니다.", "euc-kr", "cp949"),
+        ("การสำรองข้อมูลทำทุกคืน", "windows-874", "cp874"),
+        ("Zażółć gęślą jaźń.", "iso-8859-2", "iso-8859-2"),
+        ("Yedekleme her gece yapılır, ışık ve ağaç. " * 30, "iso-8859-9", "iso-8859-9"),
+        # What the bytes tell better: here the pages are wrong.
+        (RUSSIAN, "windows-1251", "utf-8"),
+        (CHINESE, "iso-8859-1", "gb18030"),
+        ("備份每天晚上進行一次", "gb2312", "big5"),
+        ("Le café est fermé à Noël.", "no-such-charset", "latin-1"),
+    ],
+)
+@pytest.mark.parametrize("where", ["meta", "http-equiv", "xml"])
+def test_a_page_is_read_in_the_encoding_that_it_says(
+    tmp_path: Path, text: str, declared: str, encoding: str, where: str
+) -> None:
+    """In either kind of meta tag or an XML declaration, if the bytes fit it."""
+    begin = {
+        "meta": f'<!DOCTYPE html><html><head><meta charset="{declared}">',
+        "http-equiv": f"<html><head><meta http-equiv=Content-Type content='text/html; charset={declared}'>",
+        "xml": f'<?xml version="1.0" encoding="{declared}"?><html><head>',
+    }[where]
+    page = f"{begin}<title>{text[:20]}</title></head><body><p>{text}</p></body></html>"
+    (tmp_path / "a.html").write_bytes(page.encode(encoding))
+    document = one(tmp_path / "a.html")
+    assert (" ".join(text.split()), text[:20].strip()) == (" ".join(document.text.split()), document.title)
 
 
 def test_the_head_of_a_page_is_not_part_of_its_text(tmp_path: Path) -> None:
@@ -349,12 +492,12 @@ def test_line_ends_of_a_page_between_chinese_characters_are_no_spaces(tmp_path: 
     """Those of its source; what the page shows as lines stays in lines, and spaces that were written stay."""
     body = (
         "<p>数据\n库每天\r\n    备份 一次\nTiDB\n集群</p><p>张三<br>李四</p><p>张三<br>\n李四</p>"
-        "<pre>数据\n库</pre><p>之后\n的文字</p>"
+        "<pre>数据\n库</pre><p>之后，\n的文字</p>"
     )
     (tmp_path / "a.html").write_bytes(f"<html><body>{body}</body></html>".encode())
     text = one(tmp_path / "a.html").text
     assert text.startswith(
-        "数据库每天备份 一次\nTiDB\n集群\n\n张三\n李四\n\n张三\n李四\n\n```\n数据\n库\n```\n\n之后的文字"
+        "数据库每天备份 一次\nTiDB\n集群\n\n张三\n李四\n\n张三\n李四\n\n```\n数据\n库\n```\n\n之后，的文字"
     )
 
 

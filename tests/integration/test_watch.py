@@ -245,6 +245,22 @@ def test_a_broken_file_is_reported_and_the_others_go_on(docs: Path, store: Path)
         assert (1, 0, 0, 0) == counts(watching.report())
 
 
+def test_an_emptied_file_is_removed(docs: Path, store: Path) -> None:
+    """No file went, so that it is seen only when it is read; a picture is no failure, and is not read again."""
+    (docs / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    with Watching(store, docs) as watching:
+        report = watching.report()
+        assert ((12, 0, 0, 0), 1) == (counts(report), len(report.skipped))
+        put(docs / NAMES[0], "")
+        emptied = watching.report()
+        assert "stays until an ingest with --prune" in emptied.failures[0].error
+        assert (0, 0, 1, 0) == counts(watching.report())
+        put(docs / "new.md", "Something new.")
+        report = watching.report()
+        assert ((1, 0, 0, 0), []) == (counts(report), report.skipped)
+    assert {*NAMES[1:], "new.md"} == stored(store, docs).keys()
+
+
 def test_lines_that_leave_a_jsonl_file_are_removed(docs: Path, store: Path) -> None:
     """Its documents have ids of their own."""
     lines = [json.dumps({"id": f"line {i}", "text": f"Line number {i}."}) for i in range(10)]
@@ -466,7 +482,7 @@ def test_queries_are_answered_between_two_updates(rag: Rag, docs: Path, watched:
     said = messages.splitlines()
     assert f"rag: watching {docs} (Ctrl-C to stop)" == said[0]
     assert ["12 written, 0 removed, 0 failed", "1 written, 0 removed, 0 failed", "0 written, 1 removed, 0 failed"] == [
-        text.removeprefix("rag: ").partition(" (")[0] for text in said[1:-1]
+        text.removeprefix("rag: ").partition(" (")[0] for text in said[1:-1] if text.startswith("rag: ")
     ]
     assert "rag: stopped watching" == said[-1]
 

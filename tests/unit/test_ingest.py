@@ -382,10 +382,80 @@ def test_prune_keeps_what_cannot_be_read_today(tmp_path: Path) -> None:
     rig = Rig()
     place = folder(tmp_path, *(f"{i}.txt" for i in range(10)))
     rig.rag.ingest(place)
-    (place / "3.txt").write_bytes(b"")
+    (place / "3.txt").write_bytes(b"%PDF-1.4\nnothing more")
     report = rig.rag.ingest(place, prune=True)
     assert (0, 1) == (report.deleted, len(report.failures))
     assert 10 == len(rig.ids())
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+
+
+def test_files_of_a_folder_that_hold_no_text_are_skipped(tmp_path: Path) -> None:
+    """Every folder has pictures and empty files. One that is asked for by its name is a failure."""
+    place = folder(tmp_path, "a.txt")
+    (place / "logo.png").write_bytes(PNG)
+    (place / "__init__.py").write_bytes(b"")
+    (place / "lines.jsonl").write_bytes(b"\n")
+    os.mkfifo(place / "pipe")
+    rig = Rig()
+    report = rig.rag.ingest(place)
+    assert ((1, 0, 0, 0, 0), []) == (counts(report), report.warnings)
+    said = {Path(file.source).name: file.error for file in report.skipped}
+    assert {
+        "logo.png": "PNG image, no text",
+        "__init__.py": "empty file",
+        "lines.jsonl": "empty file",
+        "pipe": "pipe or device, no text",
+    } == said
+    assert sorted(said) == sorted(Path(file["source"]).name for file in report.to_dict()["skipped"])
+    assert [] == rig.rag.verify(place).problems
+    for name in said:
+        named = rig.rag.ingest([place / "a.txt", place / name])
+        assert ([said[name]], []) == ([failure.error for failure in named.failures], named.skipped)
+    both = rig.rag.ingest([place, place / "logo.png"])
+    assert (["logo.png"], 3) == ([Path(failure.source).name for failure in both.failures], len(both.skipped))
+
+
+@pytest.mark.parametrize("content", [b"", PNG], ids=["empty", "picture"])
+def test_what_is_stored_of_a_file_without_text_goes_with_prune(tmp_path: Path, content: bytes) -> None:
+    """Until then it is a failure, as people find what is nowhere any more."""
+    rig = Rig()
+    place = folder(tmp_path, *(f"{i}.txt" for i in range(10)))
+    (place / "l.jsonl").write_text('{"id": "line", "text": "text"}')
+    rig.rag.ingest(place)
+    (place / "3.txt").write_bytes(content)
+    (place / "l.jsonl").write_bytes(b"")
+    assert ["gone", "gone"] == [problem.kind for problem in rig.rag.verify(place).problems]
+    report = rig.rag.ingest(place)
+    assert (2, []) == (len(report.failures), report.skipped)
+    assert all(failure.error.endswith("stays until an ingest with --prune") for failure in report.failures)
+    assert 11 == len(rig.ids())
+    report = rig.rag.ingest(place, prune=True)
+    assert ((2, 0, 2), 9) == ((report.deleted, len(report.failures), len(report.skipped)), len(rig.ids()))
+    assert [] == rig.rag.verify(place).problems
+
+
+def test_emptied_files_do_not_empty_the_collection(tmp_path: Path) -> None:
+    """The guard of prune holds for them, too: a disk may have been full."""
+    rig = Rig()
+    place = folder(tmp_path, *(f"{i}.txt" for i in range(10)))
+    rig.rag.ingest(place)
+    for path in place.iterdir():
+        path.write_bytes(b"")
+    report = rig.rag.ingest(place, prune=True)
+    assert "delete 10 of 10" in report.failures[0].error
+    assert 10 == len(rig.ids())
+
+
+def test_ignored_folders_are_read_only_if_they_are_given(tmp_path: Path) -> None:
+    """The store's own data beside the documents, whatever its name."""
+    place = folder(tmp_path, "a.txt")
+    folder(place, "store.json")
+    rag = Pipeline(embedder=FakeEmbedder(), store=FakeStore(), chunk_tokens=32, ignored=[place / "docs"])
+    assert 1 == rag.ingest(place).new
+    assert [] == rag.verify(place).problems
+    assert 1 == rag.ingest(iter([place / "docs"])).new
 
 
 def test_prune_removes_lines_that_left_a_jsonl_file(tmp_path: Path) -> None:

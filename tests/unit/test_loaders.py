@@ -1,5 +1,7 @@
+import io
 import json
 import os
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -13,13 +15,21 @@ from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.loaders import _time, find_files, load
-from pipeline.types import Document, Failure
+from pipeline.types import Document, Failure, NoText
 from tests.fakes import word_tokenizer
 
 SIMPLIFIED = "向量数据库保存文本的嵌入表示，重排模型再给候选段落打分。备份每天晚上进行一次，并复制到另一台机器。"
 TRADITIONAL = "向量資料庫保存文字的嵌入表示，重排模型再給候選段落打分。備份每天晚上進行一次，並複製到另一台機器。"
 JAPANESE = "ベクトルデータベースはテキストの埋め込みを保存します。バックアップは毎晩行われます。"
 WESTERN = "Le café est fermé à Noël; der Bär frißt Käse. Voilà – c'est “ça”, naïve façade, déjà vu."
+
+
+def archive(size: int, name: str = "x.bin") -> bytes:
+    """A ZIP archive with one file in it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        packed.writestr(name, bytes(size))
+    return buffer.getvalue()
 
 
 def one(path: Path) -> Document:
@@ -42,6 +52,7 @@ def failure(path: Path, **options: int) -> str:
         (SIMPLIFIED, "utf-8"),
         (SIMPLIFIED, "utf-8-sig"),
         (SIMPLIFIED, "utf-16"),
+        (SIMPLIFIED, "utf-32"),
         (SIMPLIFIED + "\nA line of English, too.\n", "utf-16-le"),
         (SIMPLIFIED + "\nA line of English, too.\n", "utf-16-be"),
         (SIMPLIFIED, "gb18030"),
@@ -128,8 +139,10 @@ def test_extensions_of_big5(text: str, encoding: str) -> None:
 
 
 def test_bytes_that_are_no_text_are_known() -> None:
-    """Neither decoded to rubbish nor an error."""
+    """Neither decoded to rubbish nor an error; numbers of two bytes are no Chinese in UTF-16."""
     assert [None, None] == [decode(bytes(range(256)) * 20), decode(bytes(1000))]
+    numbers = [20_000 + i * 7919 % 20_000 for i in range(2000)]
+    assert decode(struct.pack("<2000H", *numbers)) is None
 
 
 @pytest.mark.parametrize(
@@ -241,6 +254,7 @@ def test_rows_of_a_table_name_their_columns(tmp_path: Path) -> None:
         ("blank.md", b" \n\t\n", "empty file"),
         ("picture.txt", b"\x89PNG\r\n\x1a\n" + bytes(50), "PNG image, no text"),
         ("program", b"\x7fELF" + bytes(range(256)), "executable, no text"),
+        ("small.zst", b"\x28\xb5\x2f\xfd" + b"a text that is stored as it is", "zstd archive, no text"),
         ("some.zip", b"PK\x05\x06" + bytes(18), "ZIP archive, no text"),
         ("unknown.bin", bytes(range(256)) * 4, "binary file, no text"),
     ],
@@ -345,14 +359,15 @@ def test_a_text_about_pdf_is_a_text(tmp_path: Path) -> None:
 def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
     """Opening one without a writer would never return."""
     os.mkfifo(tmp_path / name)
-    assert "not a file: a pipe or device" == failure(tmp_path / name)
+    assert "pipe or device, no text" == failure(tmp_path / name)
 
 
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     """As itself, not as what it led to: else that would count as a file that is there, and would never go."""
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     (path,) = find_files([tmp_path])
-    assert [Failure((tmp_path / "link").as_posix(), "cannot be read: No such file or directory")] == list(load(path))
+    said = f"cannot be read: a link to {tmp_path.resolve() / 'gone'}, which is not there"
+    assert [Failure((tmp_path / "link").as_posix(), said)] == list(load(path))
 
 
 def test_whatever_a_reader_does_is_a_failure(tmp_path: Path) -> None:
@@ -538,13 +553,68 @@ def test_jsonl_without_lines_or_with_endless_ones(tmp_path: Path) -> None:
 
 def test_folders_are_walked_in_order_without_hidden_files(tmp_path: Path) -> None:
     """Hidden files, caches and packages of others are left out, a loop of links ends, and each file is met once."""
-    for name in ("b.txt", "a/z.txt", "a/.hidden", ".git/config", "node_modules/x.js", "__pycache__/y.py"):
+    for name in ("b.txt", "a/z.txt", "a/.hidden", "a/~$z.docx", ".git/config", "node_modules/x.js", "__pycache__/y.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     (tmp_path / "c.txt").symlink_to(tmp_path / "b.txt")
     assert ["a/z.txt", "b.txt"] == [str(path.relative_to(tmp_path)) for path in find_files([tmp_path])]
     assert [tmp_path / "a" / ".hidden"] == list(find_files([tmp_path / "a" / ".hidden"]))
+
+
+def test_a_link_to_what_it_lies_in_leads_nowhere(tmp_path: Path) -> None:
+    """Else a folder would bring all that lies beside it."""
+    (tmp_path / "docs" / "a").mkdir(parents=True)
+    for name in ("beside.txt", "docs/x.txt", "docs/a/y.txt"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "docs" / "a" / "up").symlink_to("../..")
+    (tmp_path / "docs" / "a" / "here").symlink_to(".")
+    found = find_files([tmp_path / "docs"])
+    assert ["docs/a/y.txt", "docs/x.txt"] == [str(path.relative_to(tmp_path)) for path in found]
+
+
+def test_a_virtual_environment_is_no_document(tmp_path: Path) -> None:
+    """Whatever its name: only if it is asked for."""
+    for name in ("main.py", "env/pyvenv.cfg", "env/lib/x.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [tmp_path / "main.py"] == list(find_files([tmp_path]))
+    assert 2 == len(list(find_files([tmp_path / "env"])))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(9000), "PNG image, no text"),
+        (b"BM" + bytes(range(256)) * 40, "bitmap image, no text"),
+        (bytes(range(256)) * 40, "binary file, no text"),
+        (archive(9000), "ZIP archive, no text"),
+        ((SIMPLIFIED * 40).encode(), "0 MB, more than the limit of 0.005 MB (RAG_MAX_FILE_MB)"),
+        ((SIMPLIFIED + "\n").encode("gb18030") * 90, "0 MB, more than the limit of 0.005 MB (RAG_MAX_FILE_MB)"),
+        (b"%PDF-1.4\n" + bytes(9000), "0 MB, more than the limit of 0.005 MB (RAG_MAX_FILE_MB)"),
+        (archive(9000, "word/document.xml"), "0 MB, more than the limit of 0.005 MB (RAG_MAX_FILE_MB)"),
+    ],
+    ids=["picture", "bitmap", "unknown", "archive", "text", "other encoding", "pdf", "docx"],
+)
+def test_a_large_file_without_text_is_known_as_such(tmp_path: Path, content: bytes, said: str) -> None:
+    """A film in a folder is no text that is too long."""
+    (tmp_path / "a").write_bytes(content)
+    (found,) = load(tmp_path / "a", max_bytes=5000)
+    assert isinstance(found, Failure)
+    assert (said, said.endswith("no text")) == (found.error, isinstance(found, NoText))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.docx", b"PK\x03\x04" + bytes(50)), ("a.pdf", b""), ("a.PDF", b"\xff\xd8\xff" + bytes(50))],
+)
+def test_a_damaged_document_is_not_just_a_file_without_text(tmp_path: Path, name: str, content: bytes) -> None:
+    """Its name says that there was one."""
+    (tmp_path / name).write_bytes(content)
+    (found,) = load(tmp_path / name)
+    assert isinstance(found, Failure)
+    assert not isinstance(found, NoText)
+    assert found.error.endswith(f"its name says {name[2:].upper()}: damaged?")
 
 
 def test_a_missing_path_is_refused(tmp_path: Path) -> None:

@@ -220,11 +220,11 @@ def test_another_model_is_a_problem_and_nothing_is_written_with_it() -> None:
 
 
 def test_what_differs_from_the_sources_is_told_and_left_to_ingest(tmp_path: Path) -> None:
-    """Changed, new, gone and unreadable files of the given folder; what lies elsewhere is not looked at."""
+    """Changed, new, gone, emptied and unreadable files of the given folder; what lies elsewhere is not looked at."""
     docs, elsewhere = tmp_path / "docs", tmp_path / "elsewhere"
     for place in (docs, elsewhere):
         place.mkdir()
-        for name in ("same", "changed", "gone", "empty"):
+        for name in ("same", "changed", "gone", "empty", "broken"):
             (place / f"{name}.txt").write_text(f"{name} as it was")
     rig = Rig()
     rig.rag.ingest([docs, elsewhere])
@@ -234,13 +234,20 @@ def test_what_differs_from_the_sources_is_told_and_left_to_ingest(tmp_path: Path
     (docs / "changed.txt").write_text("not as it was")
     (docs / "new.txt").write_text("new")
     (docs / "empty.txt").write_text("")
+    (docs / "broken.txt").write_bytes(b"%PDF-1.4\nnothing more")
     report = rig.rag.verify(docs, repair=True)
     names = [(problem.kind, Path(problem.source).name) for problem in report.problems]
-    wanted = [("unreadable", "empty.txt"), ("changed", "changed.txt"), ("new", "new.txt"), ("gone", "gone.txt")]
+    wanted = [
+        ("unreadable", "broken.txt"),
+        ("changed", "changed.txt"),
+        ("new", "new.txt"),
+        ("gone", "empty.txt"),
+        ("gone", "gone.txt"),
+    ]
     assert (wanted, False, []) == (names, report.clean, report.repaired)
     assert whole == rig.store.points
     rig.rag.ingest(docs, prune=True, max_delete=1)
-    (docs / "empty.txt").unlink()
+    (docs / "broken.txt").unlink()
     rig.rag.ingest(docs, prune=True, max_delete=1)
     assert rig.rag.verify(docs).clean
 

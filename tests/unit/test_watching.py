@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.core import Pipeline
 from pipeline.ingestion.changes import plan_prune
-from pipeline.types import DocumentVersion, Failure, IngestReport
+from pipeline.types import DocumentVersion, Failure, IngestReport, NoText
 from pipeline.watching.command import described
 from pipeline.watching.files import KnownFiles, Plan, Scan, Signature, places, scan
 from pipeline.watching.run import concerns
@@ -174,3 +174,7 @@ def test_an_update_is_said_in_a_line_and_each_failure_in_one() -> None:
     """What it did comes last, so that it is what stands above the prompt."""
     report = IngestReport(new=1, changed=1, deleted=3, failures=[Failure("/d/x.pdf", "damaged")], seconds=0.84)
     assert ["/d/x.pdf: damaged", "2 written, 3 removed, 1 failed (0.8 s)"] == described(report)
+    skipped = [NoText(f"/d/{name}", said) for name, said in (("a", "empty file"), *[("b", "PNG image, no text")] * 2)]
+    (line,) = described(IngestReport(skipped=skipped, seconds=1.0))
+    said = "0 written, 0 removed, 0 failed, 3 files without text (2 PNG image, 1 empty file) skipped (1.0 s)"
+    assert said == line
