@@ -166,7 +166,7 @@ def fit(pairs: Pairs, scale: ScoreScale, method: Method) -> tuple[tuple[float, f
     if method == "isotonic":
         from sklearn.isotonic import IsotonicRegression
 
-        # Probabilities of 0 and 1 would be infinite logits; this is Laplace's estimate for a value never seen.
+        # 0 and 1 would claim a certainty that no sample gives; this is Laplace's estimate for a value never seen.
         margin = 1.0 / (len(pairs) + 2)
         rising = IsotonicRegression(y_min=margin, y_max=1 - margin, out_of_bounds="clip", increasing=True)
         rising.fit(x, pairs.relevant.astype(float))
