@@ -61,14 +61,14 @@ def without_secrets(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def identity_of(model: str | None, url: str) -> str:
+def identity_of(model: str, url: str) -> str:
     """Whose scores an endpoint gives: the model at an address, fit to be shown and kept.
 
     What follows a "?" may choose the model, and may hold a key: it tells endpoints apart without being shown.
     """
     query = urlsplit(url).query
     mark = f" ({hashlib.blake2b(query.encode(), digest_size=4).hexdigest()})" if query else ""
-    return f"{model or 'unnamed model'} at {without_secrets(url)}{mark}"
+    return f"{model} at {without_secrets(url)}{mark}"
 
 
 def check_key(key: str, setting: str) -> str:

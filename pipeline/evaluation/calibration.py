@@ -96,6 +96,7 @@ def calibrate_dataset(
     embedder = build_embedder(settings)
     with ExitStack() as open_parts:
         open_parts.callback(close, embedder, reranker)
+        identity = _identity(Scorer(reranker, tokenizer=embedder.tokenizer))
         dataset, store = open_dataset(name, settings, embedder, max_queries=max_queries, say=say)
         open_parts.callback(store.close)
         rag = Pipeline(
@@ -110,9 +111,6 @@ def calibrate_dataset(
             chunk_overlap=settings.chunk_overlap,
         )
         pairs = judged_pairs(rag, dataset, say)
-    identity = Scorer(reranker, tokenizer=embedder.tokenizer).identity
-    if identity is None:
-        raise SettingsError(f"reranker {reranker.name} does not say which model it runs, so nothing can be kept for it")
     if pairs.relevant.sum() < _FEW:
         say(f"only {pairs.relevant.sum()} relevant candidates: the result is a rough guess (better: {_FEW} and more)")
     points = fit(pairs, reranker.scale, method)
@@ -130,6 +128,19 @@ def calibrate_dataset(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return Outcome(calibration, save_calibration(calibration_dir(settings), calibration), pairs, after)
+
+
+def _identity(scorer: Scorer) -> str:
+    """What the map is kept for; asked for before the work, which takes minutes."""
+    load: Callable[[], None] | None = getattr(scorer.reranker, "load", None)
+    if load is not None:  # before, a model of the hub may have no revision
+        load()
+    if scorer.identity is None:
+        raise SettingsError(
+            f"reranker {scorer.reranker.name} does not say which model it runs, so nothing can be kept for it: name "
+            "the model (RAG_RERANKER=http with RAG_RERANKER_MODEL, or the attribute identity in one of your own)"
+        )
+    return scorer.identity
 
 
 def judged_pairs(rag: Pipeline, dataset: Dataset, say: Callable[[str], None]) -> Pairs:

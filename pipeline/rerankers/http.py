@@ -139,7 +139,8 @@ class HttpReranker:
             model_setting="RAG_RERANKER_MODEL",
             timeout_setting="RAG_RERANK_TIMEOUT",
         )
-        self.identity = identity_of(model, self._url)
+        # Without a name nobody would notice that the server runs another model now.
+        self.identity = identity_of(model, self._url) if model else None
         self.max_tokens = max_tokens
         self.variant = f"of {max_tokens or 'all'} tokens"
         self._gate = gate or Gate(self._endpoint.place)
