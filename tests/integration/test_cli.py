@@ -79,6 +79,15 @@ def test_a_folder_is_kept_in_step(rag: Rag, docs: Path, points: Points) -> None:
     assert 4 == rag.json("status")["documents"]
 
 
+@pytest.mark.parametrize("reranker", ["embedded", "embedded-cross-encoder"])
+def test_a_query_where_nothing_is_ingested_says_so_and_writes_nothing(rag: Rag, reranker: str) -> None:
+    """Neither a data directory nor a cache in it: it may be the wrong directory."""
+    result = rag.json("query", "gRPC port", RAG_RERANKER=reranker, RAG_SCORE_CACHE_DISK="1")
+    assert ([], 0) == (result["hits"], result["candidates"])
+    assert "is empty: ingest documents first" in result["warnings"][0]
+    assert [] == list(rag.folder.iterdir())
+
+
 STOPPED = """
 import os, signal, sys
 from pipeline.cli import main

@@ -569,8 +569,13 @@ def test_a_collection_that_was_emptied_is_called_empty() -> None:
 
 def test_nothing_is_loaded_for_an_empty_collection() -> None:
     """There is nothing to rerank, so the note comes at once."""
+
+    class Unasked(FakeEmbedder):
+        def embed_query(self, text: str) -> NDArray[np.float32]:
+            raise AssertionError("nothing is there that its vector could find")
+
     reranker = Loading()
-    with Pipeline(embedder=FakeEmbedder(), store=FakeStore(), reranker=reranker, search="dense") as rag:
+    with Pipeline(embedder=Unasked(), store=FakeStore(), reranker=reranker, search="dense") as rag:
         assert not rag.query("apple").hits
     assert 0 == reranker.loads
 
