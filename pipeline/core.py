@@ -288,6 +288,7 @@ class Pipeline:
             SettingsError: a path does not exist, or an argument is wrong, as ``prune`` with documents alone.
             FingerprintError: the collection was made with another model or other chunking.
             StoreError, EmbedderError: that part failed; what was reported as written stays written.
+            Exception: what ``progress`` raises ends the ingest and comes out as it is; another one goes on from there.
         """
         self._check_process()
         if not 0.0 <= max_delete <= 1.0:
