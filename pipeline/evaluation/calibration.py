@@ -96,7 +96,9 @@ def calibrate_dataset(
     embedder = build_embedder(settings)
     with ExitStack() as open_parts:
         open_parts.callback(close, embedder, reranker)
-        identity = _identity(Scorer(reranker, tokenizer=embedder.tokenizer))
+        scorer = Scorer(reranker, tokenizer=embedder.tokenizer)
+        if not hasattr(reranker, "load"):  # else it may know only then: a model of the hub has no revision before
+            _identity(scorer)
         dataset, store = open_dataset(name, settings, embedder, max_queries=max_queries, say=say)
         open_parts.callback(store.close)
         rag = Pipeline(
@@ -111,6 +113,7 @@ def calibrate_dataset(
             chunk_overlap=settings.chunk_overlap,
         )
         pairs = judged_pairs(rag, dataset, say)
+    identity = _identity(scorer)
     if pairs.relevant.sum() < _FEW:
         say(f"only {pairs.relevant.sum()} relevant candidates: the result is a rough guess (better: {_FEW} and more)")
     points = fit(pairs, reranker.scale, method)
@@ -131,10 +134,7 @@ def calibrate_dataset(
 
 
 def _identity(scorer: Scorer) -> str:
-    """What the map is kept for; asked for before the work, which takes minutes."""
-    load: Callable[[], None] | None = getattr(scorer.reranker, "load", None)
-    if load is not None:  # before, a model of the hub may have no revision
-        load()
+    """What the map is kept for."""
     if scorer.identity is None:
         raise SettingsError(
             f"reranker {scorer.reranker.name} does not say which model it runs, so nothing can be kept for it: name "
