@@ -29,9 +29,10 @@ class HttpEmbedder:
     """Asks ``{url}/v1/embeddings``; the address may end in ``/v1`` already.
 
     ``tokenizer`` counts and cuts: texts are cut to ``max_tokens`` of it, prefix included, because servers refuse
-    longer ones. Blank texts, which servers refuse too, are not sent and get a vector of equal components. Without
-    ``dimension`` one call at construction finds it. ``timeout_s`` bounds one request, ``deadline_s`` one
-    :meth:`embed_documents` or :meth:`embed_query` with all its batches, tries and waits.
+    longer ones; a batch that is too large for a server goes in halves. Blank texts, which servers refuse too, are not
+    sent and get a vector of equal components. Without ``dimension`` one call at construction finds it. ``timeout_s``
+    bounds one request, ``deadline_s`` one :meth:`embed_documents` or :meth:`embed_query` with all its batches, tries
+    and waits.
 
     Raises:
         SettingsError: the key or the address cannot be one.
