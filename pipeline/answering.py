@@ -80,10 +80,18 @@ def _hits(
     standing = candidates if outcome.standing is None else outcome.standing
     if outcome.reranker is None or rerank is None:
         scores = scoring.first_stage_scores(standing)
+        order = scoring.order(standing, scores, rerank)
     else:
         weight = outcome.reranker.default_alpha if alpha is None else alpha
         scores = scoring.final_scores(standing, rerank, alpha=weight, fusion=fusion)
-    order = scoring.order(standing, scores, rerank)
+        # By the reranker's own scores: a calibration may give different ones the same probability.
+        order = scoring.order(standing, scores, rerank)
+        if outcome.calibration is not None:
+            rerank = outcome.calibration.apply(rerank, outcome.reranker.scale)
+            if weight >= 1.0:
+                scores = scoring.final_scores(standing, rerank, alpha=weight, fusion=fusion)
+            elif fusion == "linear":
+                scores = [outcome.calibration.probability(score, "probability") for score in scores]
     if rerank is not None and threshold is not None:
         order = [i for i in order if (score := rerank[i]) is not None and score.probability >= threshold]
     return [

@@ -63,9 +63,9 @@ class Calibration:
         (x0, p0), (x1, p1) = self.points[at - 1], self.points[at]
         return p0 + (p1 - p0) * (x - x0) / (x1 - x0)
 
-    def apply(self, scores: Sequence[RerankScore], scale: ScoreScale) -> list[RerankScore]:
-        """The scores with their raw values and the calibrated probabilities."""
-        return [replace(score, probability=self.probability(score.raw, scale)) for score in scores]
+    def apply(self, scores: Sequence[RerankScore | None], scale: ScoreScale) -> list[RerankScore | None]:
+        """The scores with their raw values and the calibrated probabilities; what has no score stays without."""
+        return [score and replace(score, probability=self.probability(score.raw, scale)) for score in scores]
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the file."""

@@ -52,7 +52,7 @@ def rerank_candidates(
     """
     passages = passages_of(candidates)
     asked = chain[0]
-    if quick is None or asked is None:
+    if quick is None or asked is None or not candidates:
         return rerank(query, passages, chain, until)
     try:
         standing = first_step(query, candidates, passages, quick, until)

@@ -228,12 +228,15 @@ class Pipeline:
         self._load_reranker()
 
         start = time.perf_counter()
-        vector = None if self.search_mode == "sparse" else self.embedder.embed_query(text)
+        # Where there is no collection nothing is embedded: that would load the model, and make a folder for its cache.
+        vector = self.embedder.embed_query(text) if self._checked and self.search_mode != "sparse" else None
         embedded = time.perf_counter()
-        candidates = self.store.search(
-            text, vector, limit=top_n, mode=self.search_mode, fusion=self.hybrid_fusion, where=where
-        )
-        candidates = complete_versions(candidates, self.store, self._complete)
+        candidates = []
+        if self._checked:
+            candidates = self.store.search(
+                text, vector, limit=top_n, mode=self.search_mode, fusion=self.hybrid_fusion, where=where
+            )
+            candidates = complete_versions(candidates, self.store, self._complete)
         searched = time.perf_counter()
         outcome = self._reranked(text, candidates, until, top_k)
         reranked = time.perf_counter()
@@ -322,6 +325,7 @@ class Pipeline:
             SettingsError: a path does not exist, or an argument is wrong, as ``prune`` with documents alone.
             FingerprintError: the collection was made with another model or other chunking.
             StoreError, EmbedderError: that part failed; what was reported as written stays written.
+            Exception: what ``progress`` raises ends the ingest and comes out as it is; another one goes on from there.
         """
         self._check_process()
         if not 0.0 <= max_delete <= 1.0:

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,12 +25,16 @@ M = TypeVar("M")
 _log = logging.getLogger(__name__)
 # Loading changes process-wide switches of transformers, so it is done one model at a time.
 _loading = threading.Lock()
+# How many blocks want quiet now, and what ends it.
+_switching = threading.Lock()
+_quieting = 0
+_loud = ExitStack()
 
 
 def _forget_in_child() -> None:
     """After a fork nobody would ever give back a lock that a thread of the parent held."""
-    global _loading
-    _loading = threading.Lock()
+    global _loading, _switching, _quieting
+    _loading, _switching, _quieting = threading.Lock(), threading.Lock(), 0
 
 
 begin_anew(_forget_in_child)
@@ -225,23 +229,35 @@ def _missing(name: str, why: str, instead: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no warnings of the libraries on the terminal; everything is as before afterwards."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging as transformers_logging
+    """No progress bars and no warnings of the libraries on the terminal; everything is as before afterwards.
 
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    levels = [logger.level for logger in loggers]
-    hub_bars, model_bars = not are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
-    disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    Of several at once, as where one model is converted while another is loaded, the last to end puts everything back:
+    those that began after the first have found it quiet.
+    """
+    global _quieting
+    with _switching:
+        if not _quieting:
+            _silence()
+        _quieting += 1
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if hub_bars:
-            enable_progress_bars()
-        if model_bars:
-            transformers_logging.enable_progress_bar()
+        with _switching:
+            _quieting -= 1
+            if not _quieting:
+                _loud.close()
+
+
+def _silence() -> None:
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    if not are_progress_bars_disabled():
+        _loud.callback(enable_progress_bars)
+    if transformers_logging.is_progress_bar_enabled():
+        _loud.callback(transformers_logging.enable_progress_bar)
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    for logger in map(logging.getLogger, _NOISY):
+        _loud.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)

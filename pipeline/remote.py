@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -16,9 +17,16 @@ import httpx
 from pipeline.errors import RerankerError, SettingsError
 from pipeline.retrying import RemoteError, parse_retry_after
 
+R = TypeVar("R")
 # Answers below 500 that may be others soon: time-out, a fault behind the server (text-embeddings-inference, where the
 # model fails), too early, too many.
 _PASSING = frozenset({408, 424, 425, 429})
+# What servers say that refuse a request for its size with 400 or 422, and not with 413.
+_TOO_LARGE = re.compile(
+    r"(?=.*(batch|tokens?\b|length|texts|documents|items|inputs?\b))"
+    r".*(too (long|large|many)|\bmax(imum)?\b|exceed|at most|longer|limit)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,7 @@ class Endpoint:
     url_setting: str
     model_setting: str
     timeout_setting: str
+    length_setting: str
 
     @property
     def place(self) -> str:
@@ -61,14 +70,14 @@ def without_secrets(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def identity_of(model: str | None, url: str) -> str:
+def identity_of(model: str, url: str) -> str:
     """Whose scores an endpoint gives: the model at an address, fit to be shown and kept.
 
     What follows a "?" may choose the model, and may hold a key: it tells endpoints apart without being shown.
     """
     query = urlsplit(url).query
     mark = f" ({hashlib.blake2b(query.encode(), digest_size=4).hexdigest()})" if query else ""
-    return f"{model or 'unnamed model'} at {without_secrets(url)}{mark}"
+    return f"{model} at {without_secrets(url)}{mark}"
 
 
 def check_key(key: str, setting: str) -> str:
@@ -113,6 +122,21 @@ def post_json(
     raise failure
 
 
+def in_halves(texts: Sequence[str], ask: Callable[[Sequence[str]], list[R]]) -> list[R]:
+    """Results of ``ask`` for the texts, a result for each; what is too large for one request goes in halves.
+
+    Raises:
+        RemoteError: what ``ask`` raises otherwise, or for a single text.
+    """
+    try:
+        return ask(texts)
+    except RemoteError as error:
+        if not error.too_large or len(texts) == 1:
+            raise
+    half = len(texts) // 2
+    return [result for part in (texts[:half], texts[half:]) for result in in_halves(part, ask)]
+
+
 # -------------------------------------------------------------------- errors
 
 
@@ -136,11 +160,16 @@ def status_error(
     """
     said = _detail(body, secret)
     retryable = status in _PASSING or status >= 500
+    too_large = status == 413 or (status in (400, 422) and _TOO_LARGE.match(said) is not None)
+    advice = (
+        f"a text or the query is too long for it; set {endpoint.length_setting} to what it takes" if too_large else ""
+    )
     return RemoteError(
-        f"{endpoint.place} answered {status}{f' ({said})' if said else ''}: {_advice(endpoint, status)}",
+        f"{endpoint.place} answered {status}{f' ({said})' if said else ''}: {advice or _advice(endpoint, status)}",
         status=status,
         retryable=retryable,
-        operator=not retryable,
+        operator=not retryable and not too_large,
+        too_large=too_large,
         retry_after=parse_retry_after(headers.get("retry-after"), now=time.time()) if retryable else None,
     )
 
@@ -158,7 +187,6 @@ def _advice(endpoint: Endpoint, status: int) -> str:
         402: "the account has no credit left; check its billing",
         403: f"the key may not use this model; check {endpoint.key_setting} and {endpoint.model_setting}",
         404: f"no such model or address; check {endpoint.model_setting} and {endpoint.url_setting}",
-        413: "the request is too large; send fewer or shorter texts",
         422: f"it does not accept the request; check {endpoint.model_setting}",
     }.get(status, f"check {endpoint.url_setting} and {endpoint.model_setting}")
 

@@ -42,11 +42,10 @@ class Scorer:
     """A reranker with everything that is the same for all of them.
 
     Blank passages get the lowest score and are not sent; equal ones are scored once; scores that are known come from
-    the cache; passages too long for the model are scored in windows; probabilities are calibrated where the reranker
-    is. Safe to share between threads.
+    the cache; passages too long for the model are scored in windows. Safe to share between threads.
 
     ``tokenizer`` counts for rerankers whose own tokenizer is out of reach. ``calibrations`` looks a calibration up by
-    the reranker's name, model and revision.
+    the reranker's name, model and revision; scores are as the reranker gave them, for the order is made of these.
     """
 
     def __init__(
@@ -117,11 +116,7 @@ class Scorer:
         known |= fresh
         lowest = 0.0 if self.reranker.scale == "probability" else logit(0.0)
         blank = RerankScore(lowest, 0.0)
-        scores = [known.get(passage, None if passage.whole.strip() else blank) for passage in passages]
-        calibration = self.calibration
-        if calibration is None:
-            return list(scores)
-        return [None if one is None else calibration.apply([one], self.reranker.scale)[0] for one in scores]
+        return [known.get(passage, None if passage.whole.strip() else blank) for passage in passages]
 
     def _whose(self) -> str | None:
         """Under which name scores are cached: with the settings that change them, which a calibration does not have."""
@@ -283,6 +278,8 @@ class Reranked:
     """For how many candidates a score was asked for."""
     standing: Sequence[Candidate] | None = None
     """The candidates with the ranks and scores that the reranker's are fused with; None: those of the first stage."""
+    calibration: Calibration | None = None
+    """The map from the reranker's raw scores to probabilities, if there is one; ``scores`` have its own."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -336,5 +333,11 @@ def rerank(
             failures.append(error)
             continue
         scores = dict(zip(places, found, strict=True))
-        return Reranked(scorer.reranker, [scores.get(i) for i in range(len(passages))], failures, len(places))
+        return Reranked(
+            scorer.reranker,
+            [scores.get(i) for i in range(len(passages))],
+            failures,
+            len(places),
+            calibration=scorer.calibration,
+        )
     raise ValueError("the chain of rerankers is empty")

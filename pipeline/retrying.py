@@ -31,8 +31,9 @@ class RemoteError(Exception):
 
     ``status`` is the HTTP status if there was an answer, ``retryable`` says whether the same call may succeed later,
     ``retry_after`` how many seconds the server asks to wait before that, and ``operator`` whether a setting is wrong.
-    ``final`` says that there is no use in trying again within this call, ``unconnected`` that nobody was reached, and
-    ``timed_out`` that the answer took longer than the try was given. ``fault`` is the endpoint's share in it: less than
+    ``final`` says that there is no use in trying again within this call, ``unconnected`` that nobody was reached,
+    ``timed_out`` that the answer took longer than the try was given, and ``too_large`` that fewer or shorter texts may
+    be taken. ``fault`` is the endpoint's share in it: less than
     1 where the query's deadline left it only a part of the time that a request may take, or none.
     """
 
@@ -47,12 +48,14 @@ class RemoteError(Exception):
         final: bool = False,
         unconnected: bool = False,
         timed_out: bool = False,
+        too_large: bool = False,
         fault: float = 1.0,
     ) -> None:
         super().__init__(message)
         self.final = final
         self.unconnected = unconnected
         self.timed_out = timed_out
+        self.too_large = too_large
         self.fault = fault
         self.operator = operator
         self.status = status

@@ -126,7 +126,8 @@ class Settings(BaseSettings):
         None,
         description="by reranker: `bge` has `BAAI/bge-reranker-base`, `cohere` has `rerank-v3.5`, `cross-encoder` "
         "needs a Hugging Face name or a folder, `jina` has `jina-reranker-v2-base-multilingual`, `http` sends none "
-        "unless set, the embedded ones take a folder in their own format",
+        "unless set (unset, its scores are neither remembered nor calibrated; give another name when another model "
+        "runs there), the embedded ones take a folder in their own format",
     )
     reranker_fallback: str = Field(
         "",

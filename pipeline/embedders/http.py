@@ -16,7 +16,7 @@ from pipeline import deadline
 from pipeline.embedders.vectors import unit_rows
 from pipeline.errors import EmbedderError
 from pipeline.http_client import open_client
-from pipeline.remote import Endpoint, check_key, check_url, in_input_order, post_json
+from pipeline.remote import Endpoint, check_key, check_url, in_halves, in_input_order, post_json
 from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.text import well_formed
 
@@ -30,9 +30,10 @@ class HttpEmbedder:
     """Asks ``{url}/v1/embeddings``; the address may end in ``/v1`` already.
 
     ``tokenizer`` counts and cuts: texts are cut to ``max_tokens`` of it, prefix included, because servers refuse
-    longer ones. Blank texts, which servers refuse too, are not sent and get a vector of equal components. Without
-    ``dimension`` one call at construction finds it. ``timeout_s`` bounds one request, ``deadline_s`` one
-    :meth:`embed_documents` or :meth:`embed_query` with all its batches, tries and waits.
+    longer ones; a batch that is too large for a server goes in halves. Blank texts, which servers refuse too, are not
+    sent and get a vector of equal components. Without ``dimension`` one call at construction finds it. ``timeout_s``
+    bounds one request, ``deadline_s`` one :meth:`embed_documents` or :meth:`embed_query` with all its batches, tries
+    and waits.
 
     Raises:
         SettingsError: the key or the address cannot be one.
@@ -68,6 +69,7 @@ class HttpEmbedder:
             url_setting=_URL_SETTING,
             model_setting="RAG_EMBEDDING_MODEL",
             timeout_setting="timeout_s of HttpEmbedder",
+            length_setting="RAG_CHUNK_TOKENS",
         )
         self.model = model
         # Prefixes change the vectors, so they belong to what a collection was made with.
@@ -133,17 +135,20 @@ class HttpEmbedder:
         return text if len(offsets) <= room else text[: offsets[room - 1][1]]
 
     def _vectors(self, texts: list[str], until: float) -> list[list[float]]:
+        def answered(part: Sequence[str]) -> list[list[float]]:
+            answer = self._retry.run(lambda timeout_s: self._ask(part, timeout_s), until=until)
+            return self._read(answer, len(part))
+
         try:
-            answer = self._retry.run(lambda timeout_s: self._ask(texts, timeout_s), until=until)
-            return self._read(answer, len(texts))
+            return in_halves(texts, answered)
         except RemoteError as error:
             failure = EmbedderError(str(error))
             failure.__cause__ = error.__cause__
         raise failure
 
-    def _ask(self, texts: list[str], timeout_s: float) -> Any:
+    def _ask(self, texts: Sequence[str], timeout_s: float) -> Any:
         secret = self._key.get_secret_value() if self._key else None
-        body = {"model": self.model, "input": texts}
+        body = {"model": self.model, "input": list(texts)}
         return post_json(self._http, self._url, body, endpoint=self._endpoint, secret=secret, timeout_s=timeout_s)
 
     def _read(self, answer: Any, count: int) -> list[list[float]]:

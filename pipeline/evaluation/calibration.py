@@ -96,6 +96,9 @@ def calibrate_dataset(
     embedder = build_embedder(settings)
     with ExitStack() as open_parts:
         open_parts.callback(close, embedder, reranker)
+        scorer = Scorer(reranker, tokenizer=embedder.tokenizer)
+        if not hasattr(reranker, "load"):  # else it may know only then: a model of the hub has no revision before
+            _identity(scorer)
         dataset, store = open_dataset(name, settings, embedder, max_queries=max_queries, say=say)
         open_parts.callback(store.close)
         rag = Pipeline(
@@ -110,9 +113,7 @@ def calibrate_dataset(
             chunk_overlap=settings.chunk_overlap,
         )
         pairs = judged_pairs(rag, dataset, say)
-    identity = Scorer(reranker, tokenizer=embedder.tokenizer).identity
-    if identity is None:
-        raise SettingsError(f"reranker {reranker.name} does not say which model it runs, so nothing can be kept for it")
+    identity = _identity(scorer)
     if pairs.relevant.sum() < _FEW:
         say(f"only {pairs.relevant.sum()} relevant candidates: the result is a rough guess (better: {_FEW} and more)")
     points = fit(pairs, reranker.scale, method)
@@ -130,6 +131,16 @@ def calibrate_dataset(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return Outcome(calibration, save_calibration(calibration_dir(settings), calibration), pairs, after)
+
+
+def _identity(scorer: Scorer) -> str:
+    """What the map is kept for."""
+    if scorer.identity is None:
+        raise SettingsError(
+            f"reranker {scorer.reranker.name} does not say which model it runs, so nothing can be kept for it: name "
+            "the model (RAG_RERANKER=http with RAG_RERANKER_MODEL, or the attribute identity in one of your own)"
+        )
+    return scorer.identity
 
 
 def judged_pairs(rag: Pipeline, dataset: Dataset, say: Callable[[str], None]) -> Pairs:
@@ -166,7 +177,7 @@ def fit(pairs: Pairs, scale: ScoreScale, method: Method) -> tuple[tuple[float, f
     if method == "isotonic":
         from sklearn.isotonic import IsotonicRegression
 
-        # Probabilities of 0 and 1 would be infinite logits; this is Laplace's estimate for a value never seen.
+        # 0 and 1 would claim a certainty that no sample gives; this is Laplace's estimate for a value never seen.
         margin = 1.0 / (len(pairs) + 2)
         rising = IsotonicRegression(y_min=margin, y_max=1 - margin, out_of_bounds="clip", increasing=True)
         rising.fit(x, pairs.relevant.astype(float))

@@ -58,7 +58,11 @@ def evaluate(
         list[str] | None, typer.Option(metavar="MODE", help="hybrid, dense or sparse; again for several.")
     ] = None,
     top_n: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Candidates to rerank; again for several.")
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="Candidates to rerank; again for several. A run without a reranker always lists 100 or more.",
+        ),
     ] = None,
     alpha: Annotated[
         list[float] | None, typer.Option(metavar="A", help="Weight of the rerank score; again for several.")

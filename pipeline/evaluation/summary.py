@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.evaluation.metrics import mean_metrics
 from pipeline.evaluation.run import STAGES, Evaluation, RunResult
-from pipeline.evaluation.statistics import bootstrap_interval, paired_p
+from pipeline.evaluation.statistics import bootstrap_interval, difference
 from pipeline.settings import Settings
 
 CURVE = (1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
@@ -66,18 +66,7 @@ def against(
     first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float]]:
     """By metric: the difference of the means, its 95 % interval, and p of the paired randomisation test."""
-    found = {}
-    for name in second:
-        old, new = list(first[name].values()), list(second[name].values())
-        differences = [b - a for a, b in zip(old, new, strict=True)]
-        low, high = bootstrap_interval(differences)
-        found[name] = {
-            "difference": round(float(np.mean(differences)), 5),
-            "low": round(low, 5),
-            "high": round(high, 5),
-            "p": round(paired_p(old, new), 5),
-        }
-    return found
+    return {name: difference(list(first[name].values()), list(second[name].values())) for name in second}
 
 
 def stage_one(evaluation: Evaluation, run: RunResult) -> dict[str, float]:

@@ -19,7 +19,7 @@ from pipeline.evaluation.collection import Say
 from pipeline.evaluation.metrics import metrics_at
 from pipeline.evaluation.plan import cross
 from pipeline.evaluation.run import Answer, Evaluation, RunResult, evaluate
-from pipeline.evaluation.statistics import bootstrap_interval, paired_p
+from pipeline.evaluation.statistics import difference
 from pipeline.evaluation.summary import percentiles
 from pipeline.settings import Settings, variable
 
@@ -122,7 +122,7 @@ def report(
     qrels = evaluation.dataset.qrels
     cut = threshold(best.run, qrels, tuned_on, settings.top_k)
     old, new = ([trial.run.values[metric][id_] for id_ in held_out] for trial in (trials[0], best))
-    low, high = bootstrap_interval([b - a for a, b in zip(old, new, strict=True)])
+    gain = difference(old, new)
     return {
         "dataset": evaluation.dataset.name,
         "metric": metric,
@@ -132,9 +132,9 @@ def report(
         "within_budget": len(_within(trials, tuned_on, budget_ms)),
         "now": _side(trials[0], metric, held_out),
         "chosen": _side(best, metric, held_out),
-        "difference": round(float(np.mean(new) - np.mean(old)), 5),
-        "interval_95": [round(low, 5), round(high, 5)],
-        "p": round(paired_p(old, new), 5),
+        "difference": gain["difference"],
+        "interval_95": [gain["low"], gain["high"]],
+        "p": gain["p"],
         "threshold": None
         if cut is None
         else {

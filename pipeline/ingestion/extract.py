@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ _RADICALS = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x
 )
 # The traditional form by Unicode; it is met where a font has one shape for it and the simplified character.
 _RADICALS[ord("⼾")] = "户"
+# What tells the loaders of Linux and macOS where to search for libraries.
+_SEARCHED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
 # The process that has extracted something; None before the first time.
 _extracting: int | None = None
 
@@ -108,8 +111,7 @@ def extract(kind: str, data: bytes) -> Extracted:
         data = in_utf8(data)
     elif kind == "rtf":
         data = with_numbers(data)
-    import kreuzberg
-
+    kreuzberg = _library()
     # No cache on disk, no rewriting of the text; without an ocr setting no OCR and nothing downloaded.
     config = kreuzberg.ExtractionConfig(
         use_cache=False,
@@ -141,6 +143,25 @@ def extract(kind: str, data: bytes) -> Extracted:
         metadata={"pages": pages} if isinstance(pages, int) else {},
         page_starts=page_starts,
     )
+
+
+def _library() -> Any:
+    """kreuzberg, whose import puts its folder first among those that are searched for libraries.
+
+    A system's loader reads that when a process starts, so it does nothing here, but processes that the app starts would
+    get those libraries.
+    """
+    before = {name: os.environ.get(name) for name in _SEARCHED}
+    first = "kreuzberg" not in sys.modules
+    import kreuzberg
+
+    if first:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+    return kreuzberg
 
 
 def _without_local_links(page: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.remote import reranker_error
+from pipeline.remote import in_halves, reranker_error
 from pipeline.retrying import RemoteError, RetryPolicy
 from pipeline.text import well_formed
 from pipeline.traffic import Gate, in_parts
@@ -29,8 +29,8 @@ def raw_scores(
     """One raw score a text, in input order.
 
     Blank texts, which endpoints refuse, are not sent and get ``blank``. Equal ones are sent once, and long lists in
-    parts of ``max_documents``, several at once. ``ask(query, texts, timeout_s)`` makes one request, ``read(answer,
-    count)`` takes the scores out of its answer.
+    parts of ``max_documents``, several at once; a part that is too large goes in halves. ``ask(query, texts,
+    timeout_s)`` makes one request, ``read(answer, count)`` takes the scores out of its answer.
 
     Raises:
         RerankerError: what went wrong in the end, as ``provider``'s.
@@ -40,10 +40,13 @@ def raw_scores(
     asked = well_formed(query)
     until = retry.begin()
 
+    def answered(part: Sequence[str]) -> list[float]:
+        answer = retry.run(lambda timeout_s: ask(asked, list(part), timeout_s), until=until, gate=gate)
+        return read(answer, len(part))
+
     def scores(part: Sequence[str]) -> list[float]:
         try:
-            answer = retry.run(lambda timeout_s: ask(asked, list(part), timeout_s), until=until, gate=gate)
-            return read(answer, len(part))
+            return in_halves(part, answered)
         except RemoteError as error:
             failure = reranker_error(error, provider)
         # Outside the except block, so that an exception which quotes the key is not kept as context.

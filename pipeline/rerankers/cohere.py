@@ -44,7 +44,8 @@ class CohereReranker:
     """``/v2/rerank``: relevance scores in [0, 1], taken as they are.
 
     Blank texts are not sent, because the API refuses a list of them, and get 0. Equal texts are sent once. Longer
-    lists than ``max_documents`` (the API advises against more than 1,000) are sent in parts.
+    lists than ``max_documents`` (the API advises against more than 1,000) are sent in parts, and what is too large for
+    one request in halves.
 
     ``timeout_s`` bounds one request, ``deadline_s`` a whole :meth:`score` with all its parts, tries and waits.
     ``max_tokens_per_doc`` is where the API cuts a document, so longer texts go to it in windows; None leaves it to the
@@ -87,6 +88,7 @@ class CohereReranker:
             url_setting=_URL_SETTING,
             model_setting="RAG_RERANKER_MODEL",
             timeout_setting="RAG_RERANK_TIMEOUT",
+            length_setting="RAG_COHERE_MAX_TOKENS_PER_DOC",
         )
         self.identity = identity_of(model, self._url)
         self.max_tokens = max_tokens_per_doc or _MAX_TOKENS

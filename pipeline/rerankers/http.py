@@ -88,7 +88,8 @@ class HttpReranker:
 
     Whether the endpoint answers probabilities or logits is declared by ``scores`` (None: what the shape usually
     does) and never guessed: a value outside the declared range is an error. Blank texts, which servers refuse, are
-    not sent and get the lowest score. Equal texts are sent once, and long lists in parts of ``max_documents``.
+    not sent and get the lowest score. Equal texts are sent once, long lists in parts of ``max_documents``, and what is
+    too large for one request in halves.
 
     ``timeout_s`` bounds one request, ``deadline_s`` a whole :meth:`score` with all its parts, tries and waits.
     ``max_tokens`` is the longest pair of query and text that the model behind it reads, if that is known. ``gate``
@@ -112,6 +113,7 @@ class HttpReranker:
         name: str = "http",
         url_setting: str = "RAG_RERANK_URL",
         key_setting: str = "RAG_RERANK_API_KEY",
+        length_setting: str = "RAG_RERANK_MAX_TOKENS",
         max_documents: int | None = None,
         max_tokens: int | None = None,
         gate: Gate | None = None,
@@ -138,8 +140,10 @@ class HttpReranker:
             url_setting=url_setting,
             model_setting="RAG_RERANKER_MODEL",
             timeout_setting="RAG_RERANK_TIMEOUT",
+            length_setting=length_setting,
         )
-        self.identity = identity_of(model, self._url)
+        # Without a name nobody would notice that the server runs another model now.
+        self.identity = identity_of(model, self._url) if model else None
         self.max_tokens = max_tokens
         self.variant = f"of {max_tokens or 'all'} tokens"
         self._gate = gate or Gate(self._endpoint.place)

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from pipeline.build import build_cascade
 from pipeline.closing import close
 from pipeline.evaluation.collection import Say
+from pipeline.evaluation.statistics import difference
 from pipeline.hub import quiet
 from pipeline.inference.folder import FILES
 from pipeline.interfaces import Reranker
@@ -136,7 +137,7 @@ def _compared(
     against = {"the model that it started from": values.get("before"), "the first stage alone": first}
     new_values = measuring.by_query(ready.report, values["after"])
     tests = {
-        than: measuring.difference(measuring.by_query(ready.report, old), new_values)
+        than: difference(measuring.by_query(ready.report, old), new_values)
         for than, old in against.items()
         if old is not None
     }

@@ -12,7 +12,6 @@ from pipeline.cascade import first_step, second_step
 from pipeline.errors import SettingsError
 from pipeline.evaluation.collection import Say
 from pipeline.evaluation.metrics import metrics_by_query
-from pipeline.evaluation.statistics import bootstrap_interval, paired_p
 from pipeline.reranking import Scorer
 from pipeline.scoring import final_scores, first_stage_scores, order
 from pipeline.training.sources import Source
@@ -120,18 +119,6 @@ def by_query(of: Sequence[Case], values: Sequence[float]) -> list[float]:
     for case, value in zip(of, values, strict=True):
         found.setdefault(folded(case.query), []).append(value)
     return [float(np.mean(its)) for its in found.values()]
-
-
-def difference(old: Sequence[float], new: Sequence[float]) -> dict[str, float]:
-    """Of the means, with its 95 % interval and p of the paired randomisation test; a value for each query."""
-    differences = [b - a for a, b in zip(old, new, strict=True)]
-    low, high = bootstrap_interval(differences)
-    return {
-        "difference": round(float(np.mean(differences)), 5),
-        "low": round(low, 5),
-        "high": round(high, 5),
-        "p": round(paired_p(old, new), 5),
-    }
 
 
 def verdict(test: Mapping[str, float]) -> str:

@@ -77,6 +77,12 @@ def _http(shape: Shape, **fixed: Any) -> Callable[..., Reranker]:
 
 _HTTP = ("RAG_RERANK_API_KEY", "RAG_RERANK_URL")
 _JINA = {"name": "jina", "key_setting": "RAG_JINA_API_KEY", "url_setting": "RAG_JINA_BASE_URL"}
+_JINA |= {"length_setting": "RAG_CHUNK_TOKENS"}
+_LENGTH_SETTINGS = {
+    "cohere": "RAG_COHERE_MAX_TOKENS_PER_DOC",
+    "jina": "RAG_CHUNK_TOKENS",
+    "http": "RAG_RERANK_MAX_TOKENS",
+}
 CASES = [
     ("cohere-sdk", "cohere", _cohere, "results", "relevance_score", "RAG_COHERE_API_KEY", "RAG_COHERE_BASE_URL"),
     ("jina", "jina", _http("jina", **_JINA), "results", "relevance_score", "RAG_JINA_API_KEY", "RAG_JINA_BASE_URL"),
@@ -161,7 +167,7 @@ def test_a_retry_after_beyond_the_deadline_fails_at_once(case: Case, value: str)
     assert (1, []) == (len(server.requests), case.waits)
 
 
-@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413, 422, 498, 307])
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 422, 498, 307])
 def test_refusals_are_not_tried_again(case: Case, status: int) -> None:
     """One request; the message says what the server said and what to check, and no fallback may hide it."""
     reply = Reply(status, {"message": "because"}, headers={"Location": "/elsewhere"} if status == 307 else {})
@@ -173,13 +179,60 @@ def test_refusals_are_not_tried_again(case: Case, status: int) -> None:
         402: "billing",
         403: case.key_setting,
         404: f"RAG_RERANKER_MODEL and {case.url_setting}",
-        413: "too large",
         422: "RAG_RERANKER_MODEL",
     }.get(status, case.url_setting)
     assert f"answered {status} (because)" in str(error)
     assert advice in str(error)
     assert (case.provider, status, False, True) == (error.provider, error.status, error.retryable, error.operator)
     assert 1 == len(server.requests)
+
+
+TOO_LARGE = {
+    "413": Reply(413, {"message": "because"}),
+    "413-of-a-proxy": Reply(413, body=b"<html>Request Entity Too Large</html>", content_type="text/html"),
+    "tei": Reply(422, {"error": "batch size 3 > maximum allowed batch size 1", "error_type": "Validation"}),
+    "pydantic": Reply(422, {"detail": [{"msg": "List should have at most 1 items after validation, not 3"}]}),
+    "vllm": Reply(400, {"message": "This model's maximum context length is 512 tokens. Please reduce the length."}),
+    "voyage": Reply(400, {"detail": "The max allowed tokens per submitted batch is 120000."}),
+}
+
+
+@pytest.mark.parametrize("refusal", TOO_LARGE.values(), ids=TOO_LARGE)
+@pytest.mark.parametrize("most", [1, 2])
+def test_what_is_too_large_for_one_request_goes_in_halves(case: Case, refusal: Reply, most: int) -> None:
+    """Down to one text; the caller sees the scores alone."""
+    values = dict(zip(TEXTS, [0.1, 0.6, 0.9], strict=True))
+
+    def respond(request: Request) -> Reply:
+        texts = request.json.get("texts") or request.json["documents"]
+        return case.answer([(i, values[text]) for i, text in enumerate(texts)]) if len(texts) <= most else refusal
+
+    with Loopback(respond) as server:
+        assert [0.1, 0.6, 0.9] == raws(case.make(server))
+    assert ({1: 5, 2: 3}[most], []) == (len(server.requests), case.waits)
+
+
+@pytest.mark.parametrize("refusal", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_a_single_text_that_is_too_long_names_the_setting(case: Case, refusal: Reply) -> None:
+    """A fallback may answer: no key, model or address is wrong, and perhaps this text or query alone is that long."""
+    with Loopback([refusal]) as server:
+        error = failure(case.make(server))
+    assert f"set {_LENGTH_SETTINGS[case.provider]} to what it takes" in str(error)
+    assert (case.provider, refusal.status, False, False) == (
+        error.provider,
+        error.status,
+        error.retryable,
+        error.operator,
+    )
+    assert 2 == len(server.requests)
+
+
+@pytest.mark.parametrize("says", ["max_tokens_per_doc: unknown field", "no such model", "the trial limit is exceeded"])
+def test_other_refusals_are_not_taken_for_one_of_size(case: Case, says: str) -> None:
+    """A fallback would hide a setting that is wrong."""
+    with Loopback([Reply(422, {"message": says})]) as server:
+        error = failure(case.make(server))
+    assert (True, 1) == (error.operator, len(server.requests))
 
 
 @pytest.mark.parametrize(

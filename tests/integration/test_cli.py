@@ -79,6 +79,15 @@ def test_a_folder_is_kept_in_step(rag: Rag, docs: Path, points: Points) -> None:
     assert 4 == rag.json("status")["documents"]
 
 
+@pytest.mark.parametrize("reranker", ["embedded", "embedded-cross-encoder"])
+def test_a_query_where_nothing_is_ingested_says_so_and_writes_nothing(rag: Rag, reranker: str) -> None:
+    """Neither a data directory nor a cache in it: it may be the wrong directory."""
+    result = rag.json("query", "gRPC port", RAG_RERANKER=reranker, RAG_SCORE_CACHE_DISK="1")
+    assert ([], 0) == (result["hits"], result["candidates"])
+    assert "is empty: ingest documents first" in result["warnings"][0]
+    assert [] == list(rag.folder.iterdir())
+
+
 STOPPED = """
 import os, signal, sys
 from pipeline.cli import main
@@ -479,7 +488,7 @@ def test_a_calibration_is_kept_shown_and_used(rag: Rag, tmp_path: Path) -> None:
     (tmp_path / "rooms.md").write_text("The room red north is open.")
     rag.json("ingest", str(tmp_path / "rooms.md"))
     with Loopback(rerank_server("jina")) as server:
-        needed = {"RAG_RERANKER": "http", "RAG_RERANK_URL": server.url, "RAG_TOP_N": "10"}
+        needed = {"RAG_RERANKER": "http", "RAG_RERANKER_MODEL": "m", "RAG_RERANK_URL": server.url, "RAG_TOP_N": "10"}
         before = rag.json("query", "room red north", code=0, **needed)["hits"][0]["rerank"]
         fitted = rag.json("calibrate", str(folder), "--report", str(tmp_path / "page.html"), code=0, **needed)
         after = rag.json("query", "room red north", code=0, **needed)["hits"][0]["rerank"]
@@ -520,14 +529,18 @@ def test_switching_the_reranker_needs_no_other_change(rag: Rag, docs: Path, tmp_
 
 @pytest.mark.parametrize("command", ["query", "eval", "calibrate"])
 def test_a_model_goes_to_no_reranker_but_its_own(rag: Rag, docs: Path, tmp_path: Path, command: str) -> None:
-    """With RAG_RERANKER_MODEL set for another one, ``--reranker http`` asks its endpoint for no model."""
+    """With RAG_RERANKER_MODEL set for another one, ``--reranker http`` asks its endpoint for no model.
+
+    So there is none that a calibration could be kept for.
+    """
     rag.json("ingest", str(docs))
     questions = tmp_path / "questions.jsonl"
     questions.write_text(json.dumps({"question": "Which port is for gRPC?", "relevant": ["port 6334"]}))
     with Loopback(rerank_server("jina")) as server:
         variables = {"RAG_RERANKER_MODEL": str(tmp_path / "my-reranker"), "RAG_RERANK_URL": server.url}
         done = rag(command, "gRPC" if command == "query" else str(questions), "--reranker", "http", **variables)
-    assert (0, [False]) == (done.returncode, list({"model" in request.json for request in server.requests}))
+    named = list({"model" in request.json for request in server.requests})
+    assert (done.returncode, named) == ((2, []) if command == "calibrate" else (0, [False]))
 
 
 def test_a_rejected_key_is_one_line_without_the_key(rag: Rag, docs: Path) -> None:

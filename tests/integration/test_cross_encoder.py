@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from transformers.utils import logging as transformers_logging
 
 from pipeline.embedders.sentence_transformers import SentenceTransformersEmbedder
 from pipeline.errors import EmbedderError, RerankerError, SettingsError
+from pipeline.hub import quiet
 from pipeline.rerankers.cross_encoder import CrossEncoderReranker
 from tests.hub import COMMIT, serve_model
 from tests.loopback import Loopback
@@ -150,6 +154,26 @@ def test_logits_do_not_tie(folder: Path) -> None:
     """The last layer is computed in float32: 100 different texts have 100 different logits."""
     texts = [f"json {i} {'word ' * (i % 9)}" for i in range(100)]
     assert len(set(raws(CrossEncoderReranker(str(folder), device="cpu"), QUERY, texts))) == 100
+
+
+def test_two_loads_at_once_leave_the_libraries_as_they_were() -> None:
+    """As one model is converted while another one is loaded: the one that began later ends later."""
+
+    def state() -> list[object]:
+        levels = [
+            logging.getLogger(name).level for name in ("huggingface_hub", "sentence_transformers", "transformers")
+        ]
+        return [*levels, are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()]
+
+    before = state()
+    one, other = quiet(), quiet()
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    silent = state()
+    assert [logging.ERROR] * 3 + [True, False] == silent != before
+    other.__exit__(None, None, None)
+    assert before == state()
 
 
 def test_a_model_is_loaded_once_a_process(folder: Path) -> None:

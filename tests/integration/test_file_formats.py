@@ -659,14 +659,16 @@ def test_damaged_files_never_raise(tmp_path: Path, make: Callable[[], bytes]) ->
 
 
 def test_the_extractor_says_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """No line on the terminal, no cache in the working directory or at home."""
+    """No line on the terminal, no cache in the working directory or at home, no variable for an app's own children."""
     (tmp_path / "docs").mkdir()
     for make in (docx, pptx, xlsx, epub, html, pdf):
         (tmp_path / "docs" / make.__name__).write_bytes(make())
     (tmp_path / "docs" / "broken").write_bytes(b"%PDF-1.4\nnothing")
     script = (
-        "from pathlib import Path; from pipeline.ingestion.loaders import find_files, load; "
-        "[list(load(path)) for path in find_files([Path('docs')])]"
+        "import os; from pathlib import Path; from pipeline.ingestion.loaders import find_files, load; "
+        "before = dict(os.environ); "
+        "[list(load(path)) for path in find_files([Path('docs')])]; "
+        "assert dict(os.environ) == before, os.environ"
     )
     environment = {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(

@@ -13,7 +13,7 @@ from pipeline.embedders.http import HttpEmbedder
 from pipeline.errors import EmbedderError, SettingsError
 from pipeline.retrying import RetryPolicy
 from tests.fakes import word_tokenizer
-from tests.loopback import SLOW, Fault, Loopback, Reply, openai_embeddings
+from tests.loopback import SLOW, Fault, Loopback, Reply, Request, openai_embeddings
 
 KEY = "emb-secret-Key-1234567890"
 Make = Callable[..., HttpEmbedder]
@@ -146,6 +146,24 @@ def test_refusals_say_what_to_check(make: Make, status: int, advice: str) -> Non
             embedder.embed_query("a")
     assert len(server.requests) == 1
     assert KEY not in repr(caught.value) + repr(embedder) + repr(vars(embedder))
+
+
+@pytest.mark.parametrize("status", [413, 422])
+def test_what_is_too_large_for_one_request_goes_in_halves(make: Make, waits: list[float], status: int) -> None:
+    """As to text-embeddings-inference, which takes 32 texts; a single text that is too long names the setting."""
+    too_many = Reply(status, {"error": "batch size 50 > maximum allowed batch size 2", "error_type": "Validation"})
+
+    def respond(request: Request) -> Reply:
+        texts = request.json["input"]
+        return too_many if len(texts) > 2 or "long" in texts else openai_embeddings(request)
+
+    with Loopback(respond) as server:
+        embedder = make(server.url, dimension=16)
+        vectors = embedder.embed_documents(["a", "b", "c", "d", "e"])
+        assert np.array_equal(vectors, np.stack([embedder.embed_query(text) for text in "abcde"]))
+        with pytest.raises(EmbedderError, match="too long for it; set RAG_CHUNK_TOKENS"):
+            embedder.embed_documents(["a", "long", "c"])
+    assert [] == waits
 
 
 @pytest.mark.parametrize(

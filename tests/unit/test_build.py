@@ -244,8 +244,14 @@ def test_a_rerankers_identity_holds_no_credentials(url: str, shown: str) -> None
 def test_what_follows_a_question_mark_tells_rerankers_apart() -> None:
     """It may choose the model: scores and calibrations of one are not another's."""
     urls = [f"http://localhost/rerank{query}" for query in ("", "?deployment=small", "?deployment=large")]
-    identities = {build_reranker(Settings(reranker="http", rerank_url=url)).identity for url in urls}  # type: ignore[union-attr]
-    assert 3 == len(identities)
+    asked = [Settings(reranker="http", rerank_url=url, reranker_model="m") for url in urls]
+    assert 3 == len({build_reranker(settings).identity for settings in asked})  # type: ignore[union-attr]
+
+
+def test_an_endpoint_whose_model_is_not_named_says_so() -> None:
+    """Another model may run there tomorrow: its scores would be taken for those of the one before."""
+    reranker = build_reranker(Settings(reranker="http", rerank_url="http://localhost:8080"))
+    assert getattr(reranker, "identity", "") is None
 
 
 @pytest.mark.parametrize(("name", "factory"), [("", lambda settings: None), ("mine", 5)])

@@ -14,6 +14,7 @@ from pipeline.errors import SettingsError
 from pipeline.evaluation.calibration import (
     Outcome,
     Pairs,
+    calibrate_dataset,
     calibration_error,
     cross_fitted,
     fit,
@@ -25,6 +26,7 @@ from pipeline.evaluation.calibration import (
 from pipeline.evaluation.dataset import Dataset
 from pipeline.evaluation.report.calibration import calibration_page
 from pipeline.scoring import sigmoid
+from pipeline.settings import Settings
 from pipeline.types import Document, ScoreScale
 from tests.fakes import FakeEmbedder, FakeReranker, FakeStore
 
@@ -136,6 +138,14 @@ def test_a_dataset_of_other_documents_is_refused() -> None:
     """Nothing relevant among the candidates: there is nothing to learn from."""
     with pytest.raises(SettingsError, match="no candidate is relevant"):
         judged_pairs(_rag(), _dataset(unknown=1), lambda _: None)
+
+
+def test_an_endpoint_whose_model_is_not_named_cannot_be_calibrated(tmp_path: Path) -> None:
+    """The map would be that of whatever runs there. It is said before any work."""
+    settings = Settings(reranker="http", rerank_url="http://127.0.0.1:9", data_dir=tmp_path)
+    with pytest.raises(SettingsError, match=r"http does not say which model it runs.*RAG_RERANKER_MODEL"):
+        calibrate_dataset("no such dataset", settings, say=lambda _: None)
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_the_report_shows_both_sides_and_loads_nothing() -> None:

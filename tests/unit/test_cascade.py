@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.calibration import Calibration
 from pipeline.cascade import Cascade, first_step
 from pipeline.core import Pipeline
 from pipeline.errors import RerankerError
@@ -145,6 +146,26 @@ def test_with_alpha_one_the_full_reranker_alone_orders_its_share() -> None:
     result = pipeline(preferring(3, 7, 1, 0), full, top_k=4, alpha=1.0).query(QUERY)
     assert [0, 3, 7, 1] == ids(result.hits)
     assert [hit.rerank.probability for hit in result.hits if hit.rerank] == [hit.score for hit in result.hits]
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_calibrations_of_both_steps_change_no_order(alpha: float) -> None:
+    """Nor what is read; what was not read stays below in its score, too."""
+    flat = Calibration("", "isotonic", ((-9.0, 0.1), (-2.0, 0.4), (2.9, 0.4), (3.0, 0.9)), "", 1, 1, 1, None, 0.9, "")
+
+    def hits(**calibrations: Calibration) -> list[Hit]:
+        quick, full = preferring(3, 7, 1, 0, name="quick", default_alpha=0.6), preferring(1, 3, name="full")
+        for reranker in (quick, full):
+            reranker.identity = "m@1"  # type: ignore[attr-defined]
+        known = {f"{name} m@1": calibration for name, calibration in calibrations.items()}
+        return pipeline(quick, full, top_k=12, least=3, alpha=alpha, calibrations=known.get).query(QUERY).hits
+
+    plain, mapped = hits(), hits(quick=flat, full=flat)
+    assert ids(plain) == ids(mapped)
+    assert plain == hits(quick=flat)
+    scores = [hit.score for hit in mapped]
+    assert sorted(scores, reverse=True) == scores
+    assert min(scores[:4]) >= max(scores[4:])
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7])

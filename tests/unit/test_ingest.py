@@ -610,6 +610,26 @@ def test_progress_is_told_files_documents_and_chunks(tmp_path: Path) -> None:
     assert (2, 2, 2, 2) == max((step.files_done, step.files_total, step.documents, step.chunks) for step in steps)
 
 
+@pytest.mark.parametrize("error", [ValueError("full"), KeyboardInterrupt("mine")], ids=repr)
+def test_what_progress_raises_comes_out_as_it_is(error: BaseException) -> None:
+    """As where a program cancels an ingest: it ends, what is written is whole, and another one goes on from there."""
+    rig = Rig()
+    items = [Document(id=f"d{i}", text=text(f"word{i}", 5)) for i in range(300)]
+
+    def cancel(step: Progress) -> None:
+        if step.chunks:
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        rig.rag.ingest(items, progress=cancel)
+    assert error is caught.value
+    assert 0 < len(rig.ids()) < 300
+    assert [] == rig.rag.verify().problems
+    report = rig.rag.ingest(items)
+    assert 300 == report.new + report.unchanged == len(rig.ids())
+    assert report.unchanged
+
+
 def test_a_generator_is_read_as_it_goes() -> None:
     """A million documents need not exist at once: reading waits for writing."""
     alive, most = 0, 0

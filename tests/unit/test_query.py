@@ -2,25 +2,30 @@ import json
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.calibration import Calibration
 from pipeline.core import Pipeline
 from pipeline.errors import FingerprintError, RerankerError, SettingsError
+from pipeline.scoring import logit
 from pipeline.types import (
     Document,
     DocumentVersion,
     ExportReport,
     Failure,
     Fingerprint,
+    Hit,
     ImportReport,
     IngestReport,
     Problem,
     ReindexReport,
     RerankScore,
+    StageFusion,
     VerifyReport,
 )
 from tests.fakes import FakeEmbedder, FakeReranker, FakeStore
@@ -53,6 +58,49 @@ def test_the_reranker_decides_the_order_and_the_first_stage_stays_visible() -> N
     assert result.hits[0].first_stage.rank > 1
     assert result.hits[0].rerank is not None
     assert result.hits[0].score == result.hits[0].rerank.probability
+
+
+PLATEAUS = Calibration(
+    "fake m@1",
+    "isotonic",
+    ((-3.0, 0.05), (-2.6, 0.3), (-2.0, 0.3), (1.0, 0.3), (2.0, 0.9)),
+    "d",
+    1,
+    1,
+    1,
+    None,
+    0.9,
+    "",
+)
+SOFTER = replace(PLATEAUS, method="platt", points=((0.5, -1.0),))
+
+
+@pytest.mark.parametrize("calibration", [PLATEAUS, SOFTER], ids=lambda one: str(one.method))
+@pytest.mark.parametrize("fusion", get_args(StageFusion))
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0])
+def test_a_calibration_changes_no_order(alpha: float, fusion: StageFusion, calibration: Calibration) -> None:
+    """Several raw scores may share one probability. The score goes along, and falls with the rank."""
+
+    def hits(calibrations: Mapping[str, Calibration]) -> list[Hit]:
+        reranker = FakeReranker({TEXTS["apple"]: -2.5, TEXTS["pear"]: 0.9, TEXTS["car"]: 0.5, TEXTS["苹果"]: -2.1})
+        reranker.identity = "m@1"  # type: ignore[attr-defined]
+        rag = pipeline(reranker, calibrations=calibrations.get, alpha=alpha, fusion=fusion)
+        return rag.query("apple fruit").hits
+
+    plain, mapped = hits({}), hits({"fake m@1": calibration})
+    assert [hit.document_id for hit in plain] == [hit.document_id for hit in mapped]
+    scores = [hit.score for hit in mapped]
+    assert sorted(scores, reverse=True) == scores
+    judged = [(old.rerank, new.rerank) for old, new in zip(plain, mapped, strict=True) if old.rerank and new.rerank]
+    assert 4 == len(judged)
+    for old, new in judged:
+        assert replace(old, probability=calibration.probability(old.raw, "logit")) == new
+    if fusion == "rrf":
+        assert [hit.score for hit in plain] == scores
+    elif alpha == 1.0:
+        assert [new.probability for _, new in judged] == scores
+    else:
+        assert [calibration.probability(logit(hit.score), "logit") for hit in plain] == pytest.approx(scores)
 
 
 def test_equal_rerank_scores_keep_the_order_of_the_first_stage() -> None:
@@ -521,8 +569,13 @@ def test_a_collection_that_was_emptied_is_called_empty() -> None:
 
 def test_nothing_is_loaded_for_an_empty_collection() -> None:
     """There is nothing to rerank, so the note comes at once."""
+
+    class Unasked(FakeEmbedder):
+        def embed_query(self, text: str) -> NDArray[np.float32]:
+            raise AssertionError("nothing is there that its vector could find")
+
     reranker = Loading()
-    with Pipeline(embedder=FakeEmbedder(), store=FakeStore(), reranker=reranker, search="dense") as rag:
+    with Pipeline(embedder=Unasked(), store=FakeStore(), reranker=reranker, search="dense") as rag:
         assert not rag.query("apple").hits
     assert 0 == reranker.loads
 

@@ -176,19 +176,16 @@ def test_a_tokenizer_that_cuts_or_pads_counts_whole_texts(
     assert tokenizer.truncation or tokenizer.padding
 
 
-def test_probabilities_are_calibrated_and_raw_scores_are_not() -> None:
-    """The map belongs to this model; the cache keeps what the model gave."""
+def test_a_calibration_belongs_to_one_model_and_comes_beside_its_own_scores() -> None:
+    """The order and the cache are of what the model gave."""
     halved = Calibration("fake model@1", "platt", ((1.0, -1.0),), "d", 1, 1, 1, None, 0.9, "")
-    cache = ScoreCache()
     maps = {"fake model@1": halved}
-    plain = scorer(Named(), cache=cache).score("apple", passages("an apple"))[0]
-    mapped = scorer(Named(), cache=cache, calibrations=maps.get).score("apple", passages("an apple"))[0]
-    other = scorer(Named("model@2"), calibrations=maps.get).score("apple", passages("an apple"))[0]
-    assert plain is not None
-    assert mapped is not None
-    assert plain == other
-    assert (plain.raw, halved.probability(plain.raw, "logit")) == (mapped.raw, mapped.probability)
-    assert mapped.probability < plain.probability
+    plain, mapped, other = (
+        rerank("apple", passages("an apple"), [scorer(reranker, calibrations=known)])
+        for reranker, known in ((Named(), None), (Named(), maps.get), (Named("model@2"), maps.get))
+    )
+    assert plain.scores == mapped.scores == other.scores
+    assert [None, halved, None] == [one.calibration for one in (plain, mapped, other)]
 
 
 @pytest.mark.parametrize(

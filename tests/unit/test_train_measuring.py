@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from pipeline.errors import SettingsError
+from pipeline.evaluation.statistics import difference
 from pipeline.reranking import Scorer
 from pipeline.score_cache import ScoreCache
 from pipeline.settings import Settings
@@ -95,7 +96,7 @@ def test_it_is_measured_with_the_fusion_of_queries(fusion: StageFusion, alpha: f
 )
 def test_the_verdict_asks_whether_it_may_be_chance(new: list[float], expected: str) -> None:
     """A higher mean alone is not better."""
-    assert expected == measuring.verdict(measuring.difference([0.5] * 30, new))
+    assert expected == measuring.verdict(difference([0.5] * 30, new))
 
 
 def test_nothing_relevant_among_the_candidates_is_an_error() -> None:
