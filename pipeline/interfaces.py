@@ -87,7 +87,9 @@ class Reranker(Protocol):
         """One score for each text, in input order; an empty list for no texts.
 
         Raises:
-            RerankerError: the model or endpoint failed; says whether a retry may help.
+            RerankerError: the model or endpoint failed; says whether a retry may help. That, and Python's own
+                TimeoutError and ConnectionError, is what a fallback answers for; anything else is taken for a mistake
+                in the program and comes out as it is.
         """
         ...
 

@@ -197,7 +197,15 @@ class Scorer:
     def _judged(self, query: str, cut: Sequence[Sequence[Window]]) -> list[RerankScore]:
         """One score a passage: that of its best window."""
         texts = [window.text for one in cut for window in one]
-        scores = self.reranker.score(query, texts)
+        try:
+            scores = self.reranker.score(query, texts)
+        except (TimeoutError, ConnectionError) as error:  # of one that somebody else wrote: ours say it themselves
+            name = self.reranker.name
+            raise RerankerError(
+                f"reranker {name} failed: {type(error).__name__}{f': {error}' if str(error) else ''}",
+                provider=name,
+                retryable=True,
+            ) from error
         if not isinstance(scores, Sequence) or not all(isinstance(score, RerankScore) for score in scores):
             raise RerankerError(
                 f"reranker {self.reranker.name} gave no list of RerankScore, but {_shown(scores)}",

@@ -372,6 +372,31 @@ def test_the_first_stage_is_a_fallback_that_never_fails() -> None:
     )
 
 
+class Raising(FakeReranker):
+    """Somebody's own, which does not know this package's errors."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(name="own")
+        self.error = error
+
+    def score(self, query: str, texts: Any) -> list[RerankScore]:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [TimeoutError("my server is away"), ConnectionResetError()])
+def test_a_rerankers_own_timeout_is_covered_by_a_fallback(error: Exception) -> None:
+    """As that of the ones here."""
+    result = pipeline(Raising(error), fallbacks=[None]).query("apple fruit")
+    assert result.degraded
+    assert f"reranker own failed: {type(error).__name__}" in " ".join(result.warnings)
+
+
+def test_a_rerankers_own_mistake_is_never_covered() -> None:
+    """It comes out as it is, or nobody would ever mend it."""
+    with pytest.raises(ZeroDivisionError):
+        pipeline(Raising(ZeroDivisionError()), fallbacks=[None]).query("apple")
+
+
 def test_without_a_fallback_the_failure_is_an_error() -> None:
     """Nothing is hidden."""
     with pytest.raises(RerankerError, match="remote is down"):
