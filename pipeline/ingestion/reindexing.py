@@ -152,7 +152,7 @@ def rollback(store: Store) -> RollbackReport:
         if older.fingerprint() is None:
             raise StoreError(f"{kept.name} was removed meanwhile, by rag gc: nothing was switched")
         _refuse_switched(store, generations, current.name)
-        generations.switch(kept.name)
+        generations.switch(kept.name, back=True)
     return RollbackReport(kept.name, current.name, kept.fingerprint, behind)
 
 
@@ -205,14 +205,16 @@ def _current(store: Store, found: Iterable[Generation]) -> Generation:
 
 
 def _later(found: Sequence[Generation]) -> Generation | None:
-    """The kept collection if it was made after the one in use, as after a rollback.
+    """The kept collection if a rollback left it.
 
-    It may hold what was ingested before that, and would lose it if it caught up with an older one.
+    It may hold what was ingested before that, and would lose it if it caught up with the one in use. Where an earlier
+    version of this package rolled back only the order tells: then it was made after the one in use.
     """
     states = [one.state for one in found]
-    if "kept" in states and states.index("kept") > states.index("current"):
-        return found[states.index("kept")]
-    return None
+    if "kept" not in states:
+        return None
+    kept = found[states.index("kept")]
+    return kept if kept.rolled_back or states.index("kept") > states.index("current") else None
 
 
 def _begun(found: Sequence[Generation], fingerprint: Fingerprint) -> str | None:

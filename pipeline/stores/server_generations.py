@@ -3,7 +3,8 @@
 Qdrant does not let an alias have a collection's name, and collections that were made before there was reindexing have
 the plain name. So the plain name stays that of the first collection, and which one is in use is told by the alias
 ``<name>.current``; without it it is the plain one, and there is nothing to migrate. ``<name>.kept`` leads to the one
-that a rollback goes back to. Both are set in one request, which Qdrant carries out as a whole.
+that a rollback goes back to, and if a rollback left it ``<name>.left``, too. They are set in one request, which Qdrant
+carries out as a whole.
 
 A store finds out once which collection is in use and then names that one, never the alias: behind an alias the vectors
 of one model would from one request to the next be compared with those of another. Each collection made by a reindex
@@ -49,6 +50,10 @@ def _kept_alias(collection: str) -> str:
     return f"{collection}.kept"
 
 
+def _left_alias(collection: str) -> str:
+    return f"{collection}.left"
+
+
 class ServerGenerations:
     """See :class:`pipeline.interfaces.Generations`."""
 
@@ -69,14 +74,14 @@ class ServerGenerations:
     def all(self) -> list[Generation]:
         aliases = self._aliases()
         current = aliases.get(current_alias(self._collection), self._collection)
-        kept = aliases.get(_kept_alias(self._collection))
+        kept, left = (aliases.get(alias(self._collection)) for alias in (_kept_alias, _left_alias))
         found = []
         for name in self._names():
             stored = self._metadata(name)
             if stored is None:
                 continue  # removed in between, or somebody else's
             state = "current" if name == current else "kept" if name == kept else "leftover"
-            found.append(Generation(name, state, Fingerprint.from_dict(stored), _builder(stored)))  # type: ignore[arg-type]
+            found.append(Generation(name, state, Fingerprint.from_dict(stored), _builder(stored), name == left))  # type: ignore[arg-type]
         return found
 
     def _names(self) -> list[str]:
@@ -141,14 +146,14 @@ class ServerGenerations:
         """A server knows no lock for its writers: who writes looks before each batch whether it is still in use."""
         return nullcontext()
 
-    def switch(self, to: str) -> None:
+    def switch(self, to: str, *, back: bool = False) -> None:
         aliases = self._aliases()
-        current, kept = current_alias(self._collection), _kept_alias(self._collection)
+        current, kept, left = (alias(self._collection) for alias in (current_alias, _kept_alias, _left_alias))
         before = aliases.get(current, self._collection)
         if to == before:
             raise StoreError(f"{to} is in use already: nothing was switched")
-        operations: list[Any] = [_delete(alias) for alias in (current, kept) if alias in aliases]
-        operations += [_create(current, to), _create(kept, before)]
+        operations: list[Any] = [_delete(alias) for alias in (current, kept, left) if alias in aliases]
+        operations += [_create(current, to), _create(kept, before), *([_create(left, before)] if back else [])]
         self._server.patiently("switch", lambda: self._client.update_collection_aliases(operations))
         self._follow()
 

@@ -262,6 +262,27 @@ def test_reindex_after_a_rollback_keeps_what_came_before_it(open_: Open) -> None
     close(left)
 
 
+def test_what_a_rollback_left_is_not_caught_up_with_although_it_is_the_older_one(open_: Open) -> None:
+    """After a reindex back the first collection is in use again, and may be the one that a rollback leaves."""
+    first, new = open_(), open_("new")
+    first.ingest(documents(5))
+    new.reindex()
+    leave(first)
+    leave(new)
+    back = open_()
+    back.reindex()
+    back.ingest([Document("late", "a latecomer")])
+    assert ("documents.2", 1) == ((report := rollback(back.store)).collection, report.behind)
+    leave(back)
+    again = open_()
+    report_again = again.reindex()
+    assert ("documents.3", "documents.2") == (report_again.collection, report_again.kept)
+    assert "documents, from which there was a rollback, is left as it is: 1 documents" in report_again.warnings[0]
+    left = generations_of(again.store).open("documents")
+    assert {"late"} == {version.document_id for version in left.versions(["late"])}
+    close(left)
+
+
 def test_a_collection_that_was_in_use_is_not_taken_for_a_half_built_one(open_: Open) -> None:
     """After a rollback from it and a reindex to something else it may still hold what is nowhere else."""
     new, _ = rolled_back(open_)
@@ -328,9 +349,9 @@ def test_gc_does_not_come_between_the_steps_of_a_rollback(open_: Open, monkeypat
     kind = type(generations_of(new.store))
     switch, removed = kind.switch, []
 
-    def after_gc(self: Any, to: str) -> None:
+    def after_gc(self: Any, to: str, **options: Any) -> None:
         removed.extend(collect_garbage(new.store).removed)
-        switch(self, to)
+        switch(self, to, **options)
 
     monkeypatch.setattr(kind, "switch", after_gc)
     rollback(new.store)
