@@ -27,7 +27,7 @@ from pipeline.retrying import RetryPolicy
 from pipeline.stores import bm25, common, filters, hybrid, payload, server_requests, server_settings
 from pipeline.stores.connection import Connection, patience
 from pipeline.stores.server_errors import DeniedError, MissingCollectionError
-from pipeline.stores.server_generations import METADATA_KEY, ServerGenerations, builder_note, current_alias
+from pipeline.stores.server_generations import METADATA_KEY, ServerGenerations, current_alias, own_note, switcher
 from pipeline.stores.storage import INDEXING_KIB, Cluster, Storage
 from pipeline.types import (
     Candidate,
@@ -171,18 +171,29 @@ class ServerStore:
         return None
 
     def _refuse_left(self) -> None:
-        """A change must not go into a collection that is in use no longer."""
+        """A change must not go into a collection that is in use no longer; while that may be decided it waits."""
         if self._chosen:
             return
-        if self._known is None:  # then what is looked up now is what is in use
-            self._fingerprint(self._server.patiently)
+        if self._fingerprint(self._server.patiently) is None:
             return
-        info = self._look_up(self._server.patiently)
-        stored = (info.config.metadata or {}).get(METADATA_KEY, {}) if info is not None else {}
-        if stored.get("generation", self.collection) != self._at:
-            raise StoreError(
-                f"{self.name} was switched to another collection (rag reindex or rag rollback) since this program "
-                "opened it; this was not written. Start again with the settings that rag status shows"
+        while True:
+            info = self._look_up(self._server.patiently)
+            stored = (info.config.metadata or {}).get(METADATA_KEY, {}) if info is not None else {}
+            if stored.get("generation", self.collection) != self._at:
+                raise StoreError(
+                    f"{self.name} was switched to another collection (rag reindex or rag rollback) since this program "
+                    "opened it; this was not written. Start again with the settings that rag status shows"
+                )
+            if switcher(stored) is None:
+                return
+            self._server.patiently("write to", self._look_for_switcher)
+
+    def _look_for_switcher(self) -> None:
+        info = self._client.get_collection(self._name)
+        if other := switcher((info.config.metadata or {}).get(METADATA_KEY, {})):
+            raise StoreUnavailableError(
+                f"{self.name} waits for {other}, which is about to switch to another collection (rag reindex or rag "
+                "rollback)"
             )
 
     def _gone(self) -> StoreError:
@@ -218,7 +229,7 @@ class ServerStore:
             self._server.close()
 
     def _metadata(self, fingerprint: Fingerprint) -> dict[str, Any]:
-        return fingerprint.to_dict() | ({"generation": self._at, "builder": builder_note()} if self._chosen else {})
+        return fingerprint.to_dict() | ({"generation": self._at, "builder": own_note()} if self._chosen else {})
 
     # ------------------------------------------------------------------ writing
 

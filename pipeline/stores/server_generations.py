@@ -11,7 +11,8 @@ of one model would from one request to the next be compared with those of anothe
 knows its own name (``generation`` in its metadata), so that this takes no more than looking the alias up.
 
 Who builds one notes that in its metadata, with the time, again and again: a note of more than two minutes ago is that
-of a builder who is dead. Clocks of machines that share a server must agree to that.
+of a builder who is dead. Clocks of machines that share a server must agree to that. In the same way who is about to
+switch to another one notes that in the one in use, and who writes to it waits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from qdrant_client import QdrantClient, models
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from pipeline.interfaces import Store
 
 METADATA_KEY = "two_stage_rag"
+_BUILDER, _SWITCHER = "builder", "switcher"
+"""Keys of the notes."""
 _NOTE_EVERY_S = 30.0
 _NOTE_HOLDS_S = 120.0
 
@@ -111,17 +114,22 @@ class ServerGenerations:
 
     @contextmanager
     def building(self, name: str) -> Iterator[None]:
-        stop = threading.Event()
         other = _builder(self._metadata(name) or {})
         if other is not None:
             raise StoreLockedError(f"{name} at {self._server.address} is being built by {other}: wait until it is done")
+        with self._noting(name, _BUILDER):
+            yield
+
+    @contextmanager
+    def _noting(self, name: str, key: str) -> Iterator[None]:
+        stop = threading.Event()
 
         def note() -> None:
             while not stop.wait(_NOTE_EVERY_S):
                 with suppress(StoreError):  # the next time, or never: then the builder notices by itself
-                    self._note(name, builder_note())
+                    self._note(name, key, own_note())
 
-        self._note(name, builder_note())
+        self._note(name, key, own_note())
         thread = threading.Thread(target=note, name="rag-reindex-note", daemon=True)
         thread.start()
         try:
@@ -130,21 +138,21 @@ class ServerGenerations:
             stop.set()
             thread.join()
             with suppress(StoreError):
-                self._note(name, None)
+                self._note(name, key, None)
 
-    def _note(self, name: str, builder: Mapping[str, Any] | None) -> None:
-        """Says in the metadata who builds it. Before it is made there is nothing to note anything in.
+    def _note(self, name: str, key: str, own: Mapping[str, Any] | None) -> None:
+        """Says in the metadata who is at work. Before it is made there is nothing to note anything in.
 
         Another program may then be the one that makes it: its note is left alone.
         """
         stored = self._metadata(name)
-        if stored is not None and _builder(stored) in (None, _named(builder_note())):
-            metadata = {METADATA_KEY: {**stored, "builder": builder}}
+        if stored is not None and _noted(stored, key) in (None, _named(own_note())):
+            metadata = {METADATA_KEY: {**stored, key: own}}
             self._server.patiently("note in", lambda: self._client.update_collection(name, metadata=metadata))
 
     def frozen(self) -> AbstractContextManager[None]:
-        """A server knows no lock for its writers: who writes looks before each batch whether it is still in use."""
-        return nullcontext()
+        """A server knows no lock for its writers: who writes looks for this note before each batch, and waits."""
+        return self._noting(self.current(), _SWITCHER)
 
     def switch(self, to: str, *, back: bool = False) -> None:
         aliases = self._aliases()
@@ -177,14 +185,24 @@ def _delete(alias: str) -> models.DeleteAliasOperation:
     return models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
 
 
-def builder_note() -> dict[str, Any]:
+def own_note() -> dict[str, Any]:
     """This process as the builder of a collection, from now on for two minutes."""
     return {"pid": os.getpid(), "host": socket.gethostname(), "at": time.time()}
 
 
 def _builder(stored: Mapping[str, Any]) -> str | None:
-    """Who is building the collection, if the note about it is fresh and, on this machine, the process alive."""
-    note = stored.get("builder")
+    """Who is building the collection."""
+    return _noted(stored, _BUILDER)
+
+
+def switcher(stored: Mapping[str, Any]) -> str | None:
+    """Who is about to use another collection instead of this one."""
+    return _noted(stored, _SWITCHER)
+
+
+def _noted(stored: Mapping[str, Any], key: str) -> str | None:
+    """Who is at work, if the note about it is fresh and, on this machine, the process alive."""
+    note = stored.get(key)
     if not isinstance(note, Mapping) or time.time() - note["at"] > _NOTE_HOLDS_S:
         return None
     if note["host"] == socket.gethostname() and not alive(note["pid"]):

@@ -468,9 +468,7 @@ def test_queries_are_answered_between_two_updates(rag: Rag, docs: Path, watched:
     # On a slow machine it says how far an update is, too, and that the query has the store that it waits for.
     slow = (" files, ", f"the embedded store in {rag.folder / 'data'}")
     assert ["12 written, 0 removed, 0 failed", "1 written, 0 removed, 0 failed", "0 written, 1 removed, 0 failed"] == [
-        text.removeprefix("rag: ").partition(" (")[0]
-        for text in said[1:-1]
-        if not any(words in text for words in slow)
+        text.removeprefix("rag: ").partition(" (")[0] for text in said[1:-1] if not any(words in text for words in slow)
     ]
     assert "rag: stopped watching" == said[-1]
 
