@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
 from pipeline.ingestion.agreement import make_ready
+from pipeline.ingestion.beside import Beside, beside
 from pipeline.ingestion.changes import any_within, by_document, plan_prune
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.copies import Related, Sharing, chunk_ids, related
@@ -61,9 +62,11 @@ class _Work:
     chunks: list[Chunk]
     stale: dict[str, set[str]]
     """Document id -> content hashes of the other versions that were in the store when it was compared. What another
-    ingest has brought since is not among them: two that go on at once would remove each other's, and leave nothing."""
+    program has brought since is not among them: two that go on at once would remove each other's, and leave nothing."""
     current: dict[str, str]
     """Document id -> content hash of the version that those are removed for, if this ingest writes it."""
+    alone: dict[str, str]
+    """Document id -> content hash of what is written and no file, so that it can have no copies."""
 
 
 @dataclass
@@ -97,6 +100,8 @@ class IngestRun:
     _pending: list[Chunk] = field(default_factory=list)
     _stale: dict[str, set[str]] = field(default_factory=dict)
     _current: dict[str, str] = field(default_factory=dict)
+    _alone: dict[str, str] = field(default_factory=dict)
+    _beside: Beside = field(default_factory=lambda: Beside(threading.Lock()))
     _handed_on: int = 0
     _ready: bool = False
     _watch: Stopwatch = field(default_factory=Stopwatch)
@@ -106,6 +111,10 @@ class IngestRun:
         self, items: Iterable[Document | str | Path], *, prune: bool = False, max_delete: float = 0.2
     ) -> IngestReport:
         """Runs the ingest and says what it did."""
+        with beside(self.store.name) as self._beside:
+            return self._execute(items, prune=prune, max_delete=max_delete)
+
+    def _execute(self, items: Iterable[Document | str | Path], *, prune: bool, max_delete: float) -> IngestReport:
         # What can be looked through beforehand is refused before anything of it is written.
         if prune and isinstance(items, Sequence) and all(isinstance(item, Document) for item in items):
             raise SettingsError(_NOTHING_TO_PRUNE)
@@ -214,6 +223,8 @@ class IngestRun:
                     replaced.add(before)
             if write:
                 yield from self._queue(document)
+                if not document.from_file:
+                    self._alone[document.id] = content_hash
             if stale:
                 replaced |= self._stale.get(document.id, set())
                 self._stale[document.id] = replaced - {content_hash}
@@ -238,9 +249,9 @@ class IngestRun:
 
     def _cut(self) -> _Work:
         """What waits, which is then in work."""
-        work = _Work(self._pending, self._stale, self._current)
+        work = _Work(self._pending, self._stale, self._current, self._alone)
         self._handed_on += len(self._pending)
-        self._pending, self._stale, self._current = [], {}, {}
+        self._pending, self._stale, self._current, self._alone = [], {}, {}, {}
         return work
 
     def _embed(self, write: Callable[[tuple[_Work, NDArray[np.float32] | None]], None], work: _Work) -> None:
@@ -250,7 +261,7 @@ class IngestRun:
             with self._watch.working("embedding"):
                 vectors = self.embedder.embed_documents([chunk.full_text for chunk in work.chunks])
             write((work, vectors))
-        elif work.stale:
+        elif work.stale or work.alone:
             write((work, None))
 
     def _foretell(self, work: _Work) -> None:
@@ -270,23 +281,44 @@ class IngestRun:
             if vectors is not None:
                 self.store.upsert(work.chunks, vectors)
                 self._written += len(work.chunks)
-            if work.stale:
-                self._deleted_chunks += self.store.delete_versions(self._replaced(work))
+            with self._beside.turn:
+                self._replace(work)
         self._report()
 
-    def _replaced(self, work: _Work) -> dict[str, set[str]]:
-        """What may be removed, as the versions that take its place are all there: somebody may have removed a part of
-        one that was being written."""
-        versions = self.store.versions(list(work.current)) if work.current else ()
-        there = {(version.document_id, version.content_hash) for version in versions if version.complete}
-        torn = [id_ for id_, hash_ in work.current.items() if (id_, hash_) not in there]
+    def _replace(self, work: _Work) -> None:
+        """Removes what other versions take the place of, and tells the ingests beside this one."""
+        brought = {
+            id_: hash_
+            for id_ in {*work.stale, *work.alone}
+            if (hash_ := self._beside.brought.pop(id_, None)) is not None
+        }
+        stale, current = dict(work.stale), dict(work.current)
+        for id_, hash_ in brought.items():
+            if id_ in work.alone:
+                stale[id_] = stale.get(id_, set()) | {hash_} - {work.alone[id_]}
+                current[id_] = work.alone[id_]
+            elif id_ not in current and hash_ != self._seen[id_]:
+                del stale[id_]  # what was found to be current here was replaced meanwhile
+        torn = self._torn(current)
         for id_ in torn:
-            self._failures.append(
-                Failure(
-                    id_, "chunks of it were removed while it was written; what was there before stays: ingest again"
+            del stale[id_]
+            if id_ not in brought:
+                self._failures.append(
+                    Failure(
+                        id_, "chunks of it were removed while it was written; what was there before stays: ingest again"
+                    )
                 )
-            )
-        return {id_: hashes for id_, hashes in work.stale.items() if id_ not in torn}
+        if stale:
+            self._deleted_chunks += self.store.delete_versions(stale)
+        now = {id_: self._seen[id_] for id_ in stale} | work.alone
+        self._beside.tell({id_: hash_ for id_, hash_ in now.items() if id_ not in torn})
+
+    def _torn(self, written: dict[str, str]) -> set[str]:
+        """Which of these documents are not all there in this version, so that nothing may go for them: somebody may
+        have removed a part of what was being written."""
+        versions = self.store.versions(list(written)) if written else ()
+        there = {(version.document_id, version.content_hash) for version in versions if version.complete}
+        return {id_ for id_, hash_ in written.items() if (id_, hash_) not in there}
 
     def _prune(self, roots: list[str], max_delete: float) -> set[str]:
         """Which documents have to go, or paths of copies, because their sources are gone."""
