@@ -53,11 +53,11 @@ class Related:
         self.versions: dict[str, list[DocumentVersion]] = defaultdict(list)
         """Path of a file -> versions that are its own or name it as a copy."""
         self.holders: dict[str, int] = defaultdict(int)
-        """Content hash -> how many documents hold it as a whole."""
+        """Content hash -> how many documents of files hold it as a whole."""
         for version in versions:
             for path in (version.document_id, *version.copies):
                 self.versions[path].append(version)
-            self.holders[version.content_hash] += version.complete
+            self.holders[version.content_hash] += version.complete and _of_a_file(version)
 
 
 @dataclass
@@ -150,7 +150,7 @@ class Sharing:
         hashes = iter(self.due)
         while batch := list(islice(hashes, _AT_ONCE)):
             groups: dict[str, list[DocumentVersion]] = defaultdict(list)
-            for version in store.related([], batch):
+            for version in filter(_of_a_file, store.related([], batch)):
                 groups[version.content_hash].append(version)
             for content_hash, versions in groups.items():
                 known = {source for version in versions if version.complete for source in version.sources}
@@ -245,6 +245,11 @@ def _renamed(chunk: Chunk, path: str, copies: tuple[str, ...]) -> Chunk:
 def as_copy(chunk: Chunk, paths: Sequence[str]) -> Chunk:
     """A chunk with copies as that of these of them: its own file has another content by now."""
     return _renamed(chunk, paths[0], tuple(paths[1:]))
+
+
+def _of_a_file(version: DocumentVersion) -> bool:
+    """Whether it may have copies: a file's document has its source as its id. Others may be equal and are all kept."""
+    return version.document_id == version.source
 
 
 def _name(path: str) -> str:
