@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -135,7 +135,10 @@ class Sharing:
             if len(written) < len(gaining):
                 continue
             if all(_write(store, embed, plan, {*plan.copies}) for plan in plans if plan.lost):
-                return moved, sum(store.delete_chunks(plan.doomed) for plan in plans if plan.doomed)
+                doomed: dict[str, set[str]] = defaultdict(set)
+                for version in chain.from_iterable(plan.doomed for plan in plans):
+                    doomed[version.document_id].add(version.content_hash)
+                return moved, store.delete_versions(doomed) if doomed else 0
         raise StoreError(
             f"{store.name}: another program keeps changing documents of files with equal content: run this again when "
             "it is done"
@@ -178,8 +181,8 @@ class SharingPlan:
     """Chunks that get another name, or are completed: of the others only the copies change."""
     lost: frozenset[str] = frozenset()
     """Copies that the document has now and shall not have."""
-    doomed: tuple[str, ...] = ()
-    """Chunk ids."""
+    doomed: tuple[DocumentVersion, ...] = ()
+    """What is to be removed."""
 
 
 def _plan(content_hash: str, versions: Sequence[DocumentVersion], sources: Set[str]) -> SharingPlan:
@@ -187,8 +190,9 @@ def _plan(content_hash: str, versions: Sequence[DocumentVersion], sources: Set[s
     complete = sorted((version for version in versions if version.complete), key=lambda version: version.document_id)
     if not complete or not sources:
         # Without a complete one there is nothing to write; what is still a source's own will be completed by ingest.
-        doomed = [version for version in versions if not sources & {*version.sources}]
-        return SharingPlan(content_hash, doomed=chunk_ids(doomed))
+        return SharingPlan(
+            content_hash, doomed=tuple(version for version in versions if not sources & {*version.sources})
+        )
     kept = next((version for version in complete if version.document_id in sources), None)
     document_id = min(sources) if kept is None else kept.document_id
     copies = frozenset(sources - {document_id})
@@ -200,7 +204,7 @@ def _plan(content_hash: str, versions: Sequence[DocumentVersion], sources: Set[s
         moved=complete[0].count if kept is None or kept.torn else 0,
         gains=kept is None or kept.torn or not copies <= {*kept.copies},
         lost=frozenset() if kept is None else frozenset(kept.copies) - copies,
-        doomed=chunk_ids(version for version in versions if version.document_id != document_id),
+        doomed=tuple(version for version in versions if version.document_id != document_id),
     )
 
 

@@ -22,12 +22,21 @@ from pipeline.ingestion.agreement import make_ready
 from pipeline.ingestion.beside import Beside, beside
 from pipeline.ingestion.changes import any_within, by_document, plan_prune
 from pipeline.ingestion.chunking import Chunker
-from pipeline.ingestion.copies import Related, Sharing, chunk_ids, related
+from pipeline.ingestion.copies import Related, Sharing, related
 from pipeline.ingestion.loaders import MAX_BYTES, is_still_there
 from pipeline.ingestion.reading import hash_of, read
 from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
-from pipeline.types import METADATA_LEVELS, Chunk, Document, Failure, Fingerprint, IngestProfile, IngestReport
+from pipeline.types import (
+    METADATA_LEVELS,
+    Chunk,
+    Document,
+    DocumentVersion,
+    Failure,
+    Fingerprint,
+    IngestProfile,
+    IngestReport,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +98,7 @@ class IngestRun:
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("new", "changed", "unchanged"), 0))
     _written: int = 0
     _deleted_chunks: int = 0
-    _would_delete: set[str] = field(default_factory=set)
+    _would_delete: dict[tuple[str, str], int] = field(default_factory=dict)
     _failures: list[Failure] = field(default_factory=list)
     _warnings: list[str] = field(default_factory=list)
     _repeated: set[str] = field(default_factory=set)
@@ -269,8 +278,7 @@ class IngestRun:
         self._written += len(work.chunks)
         if work.stale:
             stored = self.store.versions(list(work.stale))
-            stale = (version for version in stored if version.content_hash in work.stale[version.document_id])
-            self._would_delete.update(chunk_ids(stale))
+            self._foretell_removal(v for v in stored if v.content_hash in work.stale[v.document_id])
 
     def _write(self, embedded: tuple[_Work, NDArray[np.float32] | None]) -> None:
         work, vectors = embedded
@@ -361,10 +369,16 @@ class IngestRun:
         """What :meth:`_settle` would do."""
         for plan in self._sharing.plans(self.store, now=self._seen, gone=gone):
             self._written += plan.moved
-            self._would_delete.update(plan.doomed)
+            self._foretell_removal(plan.doomed)
         if gone:
-            self._would_delete.update(chunk_ids(self.store.versions(sorted(gone))))
-        self._deleted_chunks = len(self._would_delete)
+            self._foretell_removal(self.store.versions(sorted(gone)))
+        self._deleted_chunks = sum(self._would_delete.values())
+
+    def _foretell_removal(self, versions: Iterable[DocumentVersion]) -> None:
+        """Counts their chunks once, for whatever reasons they would go."""
+        self._would_delete.update(
+            {(version.document_id, version.content_hash): version.present for version in versions}
+        )
 
     def _report(self, message: str = "") -> None:
         if self.progress is not None:
