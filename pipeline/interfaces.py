@@ -178,6 +178,10 @@ class Store(Protocol):
         """Documents and chunks in the collection."""
         ...
 
+    def digest(self) -> str:
+        """Of documents' ids and content hashes: the same as long as nobody writes or removes a document."""
+        ...
+
     def optimize(self, progress: Callable[[str], None] | None = None) -> None:
         """Builds what index is due; may take minutes. ``progress`` is told what is being done."""
         ...

@@ -330,15 +330,26 @@ class ServerStore:
         """Documents and chunks in the collection."""
         if self.fingerprint() is None:
             return StoreCount(0, 0)
+        chunks, counts = self._chunks_of_each("document_id")
+        return StoreCount(len(counts), chunks)
+
+    def digest(self) -> str:
+        """Of the documents' ids and content hashes, and the number of chunks of each."""
+        if self.fingerprint() is None:
+            return ""
+        return common.digest(pair for field in common.DIGESTED for pair in self._chunks_of_each(field)[1].items())
+
+    def _chunks_of_each(self, field: str) -> tuple[int, dict[Any, int]]:
+        """How many chunks there are, and how many have each value of a field."""
+        name = self._name
         try:
-            name = self._name
             chunks = self._server.once("count", lambda: self._client.count(name, exact=True)).count
             facet = self._server.once(
-                "count", lambda: self._client.facet(name, "document_id", limit=max(1, chunks), exact=True)
+                "count", lambda: self._client.facet(name, field, limit=max(1, chunks), exact=True)
             )
         except MissingCollectionError as error:
             raise self._gone() from error
-        return StoreCount(sum(hit.count > 0 for hit in facet.hits), chunks)
+        return chunks, {hit.value: hit.count for hit in facet.hits if hit.count}
 
     def search(
         self,

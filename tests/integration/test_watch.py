@@ -25,7 +25,7 @@ from pipeline.interfaces import Store
 from pipeline.stores.connection import connect
 from pipeline.stores.edge import EdgeStore
 from pipeline.stores.server import ServerStore
-from pipeline.types import IngestReport
+from pipeline.types import Document, IngestReport
 from pipeline.watching.run import watch
 from tests.fakes import FakeEmbedder
 from tests.integration.conftest import ROOT, Rag
@@ -383,6 +383,23 @@ def test_what_somebody_else_removes_from_the_collection_comes_back(docs: Path, s
         shutil.rmtree(store)
         put(docs / "new.md", "Something else.")
         assert 13 == watching.report().new
+
+
+def test_what_somebody_else_puts_in_the_place_of_something_is_noticed(docs: Path, store: Path) -> None:
+    """There are as many documents and chunks then as before."""
+    with Watching(store, docs) as watching:
+        watching.report()
+        with pipeline(store, FakeEmbedder(dimension=32)) as rag:
+            assert 1 == rag.delete([str(docs / NAMES[0])])
+            rag.ingest([Document("elsewhere", "From elsewhere.")])
+        put(docs / "new.md", "Something new.")
+        assert 2 == watching.report().new
+        with pipeline(store, FakeEmbedder(dimension=32)) as rag:
+            rag.ingest([Document(str(docs / NAMES[1]), "Not what the file holds.", from_file=True)])
+        put(docs / "new.md", "Something else.")
+        assert 2 == watching.report().changed
+    with pipeline(store, FakeEmbedder(dimension=32)) as rag:
+        assert ["This is 01.md."] == [one.text for one in rag.store.chunks([str(docs / NAMES[1])])]
 
 
 def test_a_collection_that_is_made_anew_with_another_model_ends_it(docs: Path, store: Path) -> None:
