@@ -184,6 +184,10 @@ class Store(Protocol):
         """Documents and chunks in the collection."""
         ...
 
+    def digest(self) -> str:
+        """Of documents' ids and content hashes: the same as long as nobody writes or removes a document."""
+        ...
+
     def optimize(self, progress: Callable[[str], None] | None = None) -> None:
         """Builds what index is due; may take minutes. ``progress`` is told what is being done."""
         ...
@@ -224,8 +228,10 @@ class Generations(Protocol):
         """Keeps other writers off the collection in use, as far as the store can; queries go on."""
         ...
 
-    def switch(self, to: str) -> None:
+    def switch(self, to: str, *, back: bool = False) -> None:
         """Uses this one from now on, in one step, and keeps the one before. The store itself goes along.
+
+        ``back``: as a rollback, which is remembered of the one that is kept then.
 
         Other stores that are open stay with the one before and answer from it, but refuse to write.
 

@@ -564,12 +564,14 @@ class Generation:
 
     ``current``: in use. ``kept``: in use before, and what a rollback goes back to. ``leftover``: half-built, or kept
     no longer. ``fingerprint`` is None where not even that was written. ``builder`` says who is building it now.
+    ``rolled_back``: a rollback left it, so it may hold what is nowhere else.
     """
 
     name: str
     state: GenerationState
     fingerprint: Fingerprint | None
     builder: str | None = None
+    rolled_back: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As ``rag status --json`` prints it."""

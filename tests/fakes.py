@@ -197,6 +197,9 @@ class FakeStore:
     def count(self) -> StoreCount:
         return StoreCount(len({chunk.document_id for chunk, _ in self.points.values()}), len(self.points))
 
+    def digest(self) -> str:
+        return repr(sorted((chunk.document_id, chunk.content_hash) for chunk, _ in self.points.values()))
+
     def optimize(self, progress: Callable[[str], None] | None = None) -> None:
         if progress is not None:
             progress("nothing to do")

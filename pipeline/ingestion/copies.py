@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -53,11 +53,11 @@ class Related:
         self.versions: dict[str, list[DocumentVersion]] = defaultdict(list)
         """Path of a file -> versions that are its own or name it as a copy."""
         self.holders: dict[str, int] = defaultdict(int)
-        """Content hash -> how many documents hold it as a whole."""
+        """Content hash -> how many documents of files hold it as a whole."""
         for version in versions:
             for path in (version.document_id, *version.copies):
                 self.versions[path].append(version)
-            self.holders[version.content_hash] += version.complete
+            self.holders[version.content_hash] += version.complete and _of_a_file(version)
 
 
 @dataclass
@@ -135,7 +135,10 @@ class Sharing:
             if len(written) < len(gaining):
                 continue
             if all(_write(store, embed, plan, {*plan.copies}) for plan in plans if plan.lost):
-                return moved, sum(store.delete_chunks(plan.doomed) for plan in plans if plan.doomed)
+                doomed: dict[str, set[str]] = defaultdict(set)
+                for version in chain.from_iterable(plan.doomed for plan in plans):
+                    doomed[version.document_id].add(version.content_hash)
+                return moved, store.delete_versions(doomed) if doomed else 0
         raise StoreError(
             f"{store.name}: another program keeps changing documents of files with equal content: run this again when "
             "it is done"
@@ -150,7 +153,7 @@ class Sharing:
         hashes = iter(self.due)
         while batch := list(islice(hashes, _AT_ONCE)):
             groups: dict[str, list[DocumentVersion]] = defaultdict(list)
-            for version in store.related([], batch):
+            for version in filter(_of_a_file, store.related([], batch)):
                 groups[version.content_hash].append(version)
             for content_hash, versions in groups.items():
                 known = {source for version in versions if version.complete for source in version.sources}
@@ -178,8 +181,8 @@ class SharingPlan:
     """Chunks that get another name, or are completed: of the others only the copies change."""
     lost: frozenset[str] = frozenset()
     """Copies that the document has now and shall not have."""
-    doomed: tuple[str, ...] = ()
-    """Chunk ids."""
+    doomed: tuple[DocumentVersion, ...] = ()
+    """What is to be removed."""
 
 
 def _plan(content_hash: str, versions: Sequence[DocumentVersion], sources: Set[str]) -> SharingPlan:
@@ -187,8 +190,9 @@ def _plan(content_hash: str, versions: Sequence[DocumentVersion], sources: Set[s
     complete = sorted((version for version in versions if version.complete), key=lambda version: version.document_id)
     if not complete or not sources:
         # Without a complete one there is nothing to write; what is still a source's own will be completed by ingest.
-        doomed = [version for version in versions if not sources & {*version.sources}]
-        return SharingPlan(content_hash, doomed=chunk_ids(doomed))
+        return SharingPlan(
+            content_hash, doomed=tuple(version for version in versions if not sources & {*version.sources})
+        )
     kept = next((version for version in complete if version.document_id in sources), None)
     document_id = min(sources) if kept is None else kept.document_id
     copies = frozenset(sources - {document_id})
@@ -200,7 +204,7 @@ def _plan(content_hash: str, versions: Sequence[DocumentVersion], sources: Set[s
         moved=complete[0].count if kept is None or kept.torn else 0,
         gains=kept is None or kept.torn or not copies <= {*kept.copies},
         lost=frozenset() if kept is None else frozenset(kept.copies) - copies,
-        doomed=chunk_ids(version for version in versions if version.document_id != document_id),
+        doomed=tuple(version for version in versions if version.document_id != document_id),
     )
 
 
@@ -245,6 +249,11 @@ def _renamed(chunk: Chunk, path: str, copies: tuple[str, ...]) -> Chunk:
 def as_copy(chunk: Chunk, paths: Sequence[str]) -> Chunk:
     """A chunk with copies as that of these of them: its own file has another content by now."""
     return _renamed(chunk, paths[0], tuple(paths[1:]))
+
+
+def _of_a_file(version: DocumentVersion) -> bool:
+    """Whether it may have copies: a file's document has its source as its id. Others may be equal and are all kept."""
+    return version.document_id == version.source
 
 
 def _name(path: str) -> str:

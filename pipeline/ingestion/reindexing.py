@@ -94,15 +94,16 @@ def reindex(
         copy.catch_up()
         new.optimize(copy.tell)
         with generations.frozen():
-            before = copy.catch_up()
+            copy.catch_up()
+            # On a server a writer may have been in the middle of a request. What is not here at the switch would be
+            # here never, if this program ended with it.
+            brought = copy.catch_up()
             check()
             generations.switch(name)
-        # On a server a writer may have been in the middle of a request; from now on none writes here any more.
-        copy.catch_up(since=before)
         warnings = copy.warnings() + collection.left_to_copies(by_document(old.versions()).values())
         if later is not None:
             with closing(generations.open(later.name)) as left:
-                behind = len(_differing(_ledger(left), before))
+                behind = len(_differing(_ledger(left), brought))
             if behind:
                 warnings.append(
                     f"{later.name}, from which there was a rollback, is left as it is: {behind} documents there are "
@@ -152,7 +153,7 @@ def rollback(store: Store) -> RollbackReport:
         if older.fingerprint() is None:
             raise StoreError(f"{kept.name} was removed meanwhile, by rag gc: nothing was switched")
         _refuse_switched(store, generations, current.name)
-        generations.switch(kept.name)
+        generations.switch(kept.name, back=True)
     return RollbackReport(kept.name, current.name, kept.fingerprint, behind)
 
 
@@ -205,14 +206,16 @@ def _current(store: Store, found: Iterable[Generation]) -> Generation:
 
 
 def _later(found: Sequence[Generation]) -> Generation | None:
-    """The kept collection if it was made after the one in use, as after a rollback.
+    """The kept collection if a rollback left it.
 
-    It may hold what was ingested before that, and would lose it if it caught up with an older one.
+    It may hold what was ingested before that, and would lose it if it caught up with the one in use. Where an earlier
+    version of this package rolled back only the order tells: then it was made after the one in use.
     """
     states = [one.state for one in found]
-    if "kept" in states and states.index("kept") > states.index("current"):
-        return found[states.index("kept")]
-    return None
+    if "kept" not in states:
+        return None
+    kept = found[states.index("kept")]
+    return kept if kept.rolled_back or states.index("kept") > states.index("current") else None
 
 
 def _begun(found: Sequence[Generation], fingerprint: Fingerprint) -> str | None:
@@ -283,36 +286,35 @@ class _Copy:
     _incomplete: set[str] = field(default_factory=set)
     _total: int = 0
 
-    def catch_up(self, since: Ledger | None = None) -> Ledger:
+    def catch_up(self) -> Ledger:
         """Writes what is missing or other in the new collection, and removes what the old one no longer holds.
 
-        With ``since``, an earlier ledger of the old one, only what has changed there after it. Returns its ledger.
+        Returns the old one's ledger.
         """
         ledger = _ledger(self.old)
         there = by_document(self.new.versions())
-        if since is None:
-            due = {id_: version for id_, version in ledger.items() if not _holds(there.get(id_, []), version)}
-            gone = there.keys() - ledger.keys()
-        else:
-            changed = _differing(since, ledger)
-            due = {id_: ledger[id_] for id_ in changed & ledger.keys()}
-            gone = changed - ledger.keys()
+        due = {id_: version for id_, version in ledger.items() if not _holds(there.get(id_, []), version)}
+        gone = there.keys() - ledger.keys()
         self._total = self.documents + len(due)
         pending: list[Pair] = []
         ids = list(due)
         for first in range(0, len(ids), _DOCUMENTS):
             some = {id_: due[id_] for id_ in ids[first : first + _DOCUMENTS]}
-            if since is None:
-                self.check()
+            self.check()
             # What is left of one may be cut in another way than what is written now.
-            broken = [id_ for id_, version in some.items() if _has_part(there.get(id_, []), version)]
+            broken = {
+                id_: {version.content_hash} for id_, version in some.items() if _has_part(there.get(id_, []), version)
+            }
             if broken:
-                self.new.delete_documents(broken)
+                self.new.delete_versions(broken)
             for chunks in self._documents(some):
-                pending += chunks
-                while len(pending) >= _CHUNKS:
-                    self._write(pending[:_CHUNKS])
-                    del pending[:_CHUNKS]
+                # As whole documents: programs that opened the kept collection go on answering from it.
+                step = len(chunks) if len(chunks) <= self.new.whole_chunks else _CHUNKS
+                for start in range(0, len(chunks), step):
+                    pending += chunks[start : start + step]
+                    if len(pending) >= _CHUNKS:
+                        self._write(pending)
+                        pending = []
             self._write(pending)
             pending = []
             # Only now, when all of the new version is there.
@@ -326,8 +328,7 @@ class _Copy:
             self.documents += len(some)
             self.tell()
         if gone:
-            if since is None:
-                self.check()
+            self.check()
             self.new.delete_documents(sorted(gone))
         return ledger
 

@@ -19,14 +19,25 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
 from pipeline.ingestion.agreement import make_ready
+from pipeline.ingestion.beside import Beside, beside
 from pipeline.ingestion.changes import any_within, by_document, plan_prune
 from pipeline.ingestion.chunking import Chunker
-from pipeline.ingestion.copies import Related, Sharing, chunk_ids, related
+from pipeline.ingestion.copies import Related, Sharing, related
 from pipeline.ingestion.loaders import MAX_BYTES, is_still_there
 from pipeline.ingestion.reading import hash_of, read
 from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
-from pipeline.types import METADATA_LEVELS, Chunk, Document, Failure, Fingerprint, IngestProfile, IngestReport, NoText
+from pipeline.types import (
+    METADATA_LEVELS,
+    Chunk,
+    Document,
+    DocumentVersion,
+    Failure,
+    Fingerprint,
+    IngestProfile,
+    IngestReport,
+    NoText,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,9 +72,11 @@ class _Work:
     chunks: list[Chunk]
     stale: dict[str, set[str]]
     """Document id -> content hashes of the other versions that were in the store when it was compared. What another
-    ingest has brought since is not among them: two that go on at once would remove each other's, and leave nothing."""
+    program has brought since is not among them: two that go on at once would remove each other's, and leave nothing."""
     current: dict[str, str]
     """Document id -> content hash of the version that those are removed for, if this ingest writes it."""
+    alone: dict[str, str]
+    """Document id -> content hash of what is written and no file, so that it can have no copies."""
 
 
 @dataclass
@@ -88,7 +101,7 @@ class IngestRun:
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("new", "changed", "unchanged"), 0))
     _written: int = 0
     _deleted_chunks: int = 0
-    _would_delete: set[str] = field(default_factory=set)
+    _would_delete: dict[tuple[str, str], int] = field(default_factory=dict)
     _failures: list[Failure] = field(default_factory=list)
     _skipped: list[NoText] = field(default_factory=list)
     _warnings: list[str] = field(default_factory=list)
@@ -100,6 +113,8 @@ class IngestRun:
     _pending: list[Chunk] = field(default_factory=list)
     _stale: dict[str, set[str]] = field(default_factory=dict)
     _current: dict[str, str] = field(default_factory=dict)
+    _alone: dict[str, str] = field(default_factory=dict)
+    _beside: Beside = field(default_factory=lambda: Beside(threading.Lock()))
     _handed_on: int = 0
     _ready: bool = False
     _watch: Stopwatch = field(default_factory=Stopwatch)
@@ -109,6 +124,10 @@ class IngestRun:
         self, items: Iterable[Document | str | Path], *, prune: bool = False, max_delete: float = 0.2
     ) -> IngestReport:
         """Runs the ingest and says what it did."""
+        with beside(self.store.name) as self._beside:
+            return self._execute(items, prune=prune, max_delete=max_delete)
+
+    def _execute(self, items: Iterable[Document | str | Path], *, prune: bool, max_delete: float) -> IngestReport:
         # What can be looked through beforehand is refused before anything of it is written.
         if prune and isinstance(items, Sequence) and all(isinstance(item, Document) for item in items):
             raise SettingsError(_NOTHING_TO_PRUNE)
@@ -219,6 +238,8 @@ class IngestRun:
                     replaced.add(before)
             if write:
                 yield from self._queue(document)
+                if not document.from_file:
+                    self._alone[document.id] = content_hash
             if stale:
                 replaced |= self._stale.get(document.id, set())
                 self._stale[document.id] = replaced - {content_hash}
@@ -255,9 +276,9 @@ class IngestRun:
 
     def _cut(self) -> _Work:
         """What waits, which is then in work."""
-        work = _Work(self._pending, self._stale, self._current)
+        work = _Work(self._pending, self._stale, self._current, self._alone)
         self._handed_on += len(self._pending)
-        self._pending, self._stale, self._current = [], {}, {}
+        self._pending, self._stale, self._current, self._alone = [], {}, {}, {}
         return work
 
     def _embed(self, write: Callable[[tuple[_Work, NDArray[np.float32] | None]], None], work: _Work) -> None:
@@ -267,7 +288,7 @@ class IngestRun:
             with self._watch.working("embedding"):
                 vectors = self.embedder.embed_documents([chunk.full_text for chunk in work.chunks])
             write((work, vectors))
-        elif work.stale:
+        elif work.stale or work.alone:
             write((work, None))
 
     def _foretell(self, work: _Work) -> None:
@@ -275,8 +296,7 @@ class IngestRun:
         self._written += len(work.chunks)
         if work.stale:
             stored = self.store.versions(list(work.stale))
-            stale = (version for version in stored if version.content_hash in work.stale[version.document_id])
-            self._would_delete.update(chunk_ids(stale))
+            self._foretell_removal(v for v in stored if v.content_hash in work.stale[v.document_id])
 
     def _write(self, embedded: tuple[_Work, NDArray[np.float32] | None]) -> None:
         work, vectors = embedded
@@ -287,23 +307,44 @@ class IngestRun:
             if vectors is not None:
                 self.store.upsert(work.chunks, vectors)
                 self._written += len(work.chunks)
-            if work.stale:
-                self._deleted_chunks += self.store.delete_versions(self._replaced(work))
+            with self._beside.turn:
+                self._replace(work)
         self._report()
 
-    def _replaced(self, work: _Work) -> dict[str, set[str]]:
-        """What may be removed, as the versions that take its place are all there: somebody may have removed a part of
-        one that was being written."""
-        versions = self.store.versions(list(work.current)) if work.current else ()
-        there = {(version.document_id, version.content_hash) for version in versions if version.complete}
-        torn = [id_ for id_, hash_ in work.current.items() if (id_, hash_) not in there]
+    def _replace(self, work: _Work) -> None:
+        """Removes what other versions take the place of, and tells the ingests beside this one."""
+        brought = {
+            id_: hash_
+            for id_ in {*work.stale, *work.alone}
+            if (hash_ := self._beside.brought.pop(id_, None)) is not None
+        }
+        stale, current = dict(work.stale), dict(work.current)
+        for id_, hash_ in brought.items():
+            if id_ in work.alone:
+                stale[id_] = stale.get(id_, set()) | {hash_} - {work.alone[id_]}
+                current[id_] = work.alone[id_]
+            elif id_ not in current and hash_ != self._seen[id_]:
+                del stale[id_]  # what was found to be current here was replaced meanwhile
+        torn = self._torn(current)
         for id_ in torn:
-            self._failures.append(
-                Failure(
-                    id_, "chunks of it were removed while it was written; what was there before stays: ingest again"
+            del stale[id_]
+            if id_ not in brought:
+                self._failures.append(
+                    Failure(
+                        id_, "chunks of it were removed while it was written; what was there before stays: ingest again"
+                    )
                 )
-            )
-        return {id_: hashes for id_, hashes in work.stale.items() if id_ not in torn}
+        if stale:
+            self._deleted_chunks += self.store.delete_versions(stale)
+        now = {id_: self._seen[id_] for id_ in stale} | work.alone
+        self._beside.tell({id_: hash_ for id_, hash_ in now.items() if id_ not in torn})
+
+    def _torn(self, written: dict[str, str]) -> set[str]:
+        """Which of these documents are not all there in this version, so that nothing may go for them: somebody may
+        have removed a part of what was being written."""
+        versions = self.store.versions(list(written)) if written else ()
+        there = {(version.document_id, version.content_hash) for version in versions if version.complete}
+        return {id_ for id_, hash_ in written.items() if (id_, hash_) not in there}
 
     def _prune(self, roots: list[str], max_delete: float) -> set[str]:
         """Which documents have to go, or paths of copies, because their sources are gone."""
@@ -347,10 +388,16 @@ class IngestRun:
         """What :meth:`_settle` would do."""
         for plan in self._sharing.plans(self.store, now=self._seen, gone=gone):
             self._written += plan.moved
-            self._would_delete.update(plan.doomed)
+            self._foretell_removal(plan.doomed)
         if gone:
-            self._would_delete.update(chunk_ids(self.store.versions(sorted(gone))))
-        self._deleted_chunks = len(self._would_delete)
+            self._foretell_removal(self.store.versions(sorted(gone)))
+        self._deleted_chunks = sum(self._would_delete.values())
+
+    def _foretell_removal(self, versions: Iterable[DocumentVersion]) -> None:
+        """Counts their chunks once, for whatever reasons they would go."""
+        self._would_delete.update(
+            {(version.document_id, version.content_hash): version.present for version in versions}
+        )
 
     def _report(self, message: str = "") -> None:
         if self.progress is not None:

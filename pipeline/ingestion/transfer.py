@@ -126,11 +126,16 @@ def import_from(
                 # An incomplete one must not take the place of what is there.
                 others = [v for v in versions if v.content_hash != first.content_hash and len(document) == first.count]
                 shared = any(v.copies or v.torn for v in others)
-                if shared or len(named) > len(versions) or held.holders.get(first.content_hash, 0) > len(same):
+                holders = held.holders.get(first.content_hash, 0) if first.document_id == first.source else 0
+                if shared or len(named) > len(versions) or holders > len(same):
                     # What it replaces is other files', too, or its name is that of a copy, or another has the content.
                     sharing.note(first.document_id, {first.content_hash, *(v.content_hash for v in named)})
                     now[first.document_id] = first.content_hash
-                if any(set(copies) == set(v.copies) for v in same):
+                # Or it is there under the name of an equal file, which names this one.
+                joined = [v for v in named if v.complete and not v.torn and v.content_hash == first.content_hash]
+                if any(set(copies) == set(v.copies) for v in same) or any(
+                    {first.document_id, *copies} <= {*v.copies, v.document_id} for v in joined if v not in versions
+                ):
                     unchanged += 1
                 else:
                     written += 1

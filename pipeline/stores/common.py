@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -166,6 +167,16 @@ def stale_ids(points: Iterable[tuple[str, Mapping[str, Any]]], stale: Mapping[st
         for point_id, payload in points
         if payload["content_hash"] in doomed.get(payload["document_id"], frozenset())
     ]
+
+
+DIGESTED = ("document_id", "content_hash")
+"""Fields whose values, with the number of chunks of each, tell one state of a collection from another."""
+
+
+def digest(counts: Iterable[tuple[object, int]]) -> str:
+    """Of values and how many chunks have each, in whatever order; what no chunk has is as good as absent."""
+    listed = sorted(f"{count} {value}" for value, count in counts if count)
+    return hashlib.blake2b("\n".join(listed).encode(), digest_size=16).hexdigest()
 
 
 def check_vectors(chunks: Sequence[Chunk], vectors: NDArray[np.float32], dimension: int) -> None:

@@ -268,11 +268,17 @@ class EdgeStore:
         if self.fingerprint() is None:
             return StoreCount(0, 0)
         with self._engine("count") as (_, engine):
-            chunks = engine.count(edge.CountRequest(exact=True))
-            facet = edge.FacetRequest("document_id", limit=max(1, chunks), exact=True)
-            # Values whose last chunk was deleted are still listed, with a count of 0.
-            documents = sum(hit.count > 0 for hit in engine.facet(facet).hits)
-            return StoreCount(documents, chunks)
+            chunks, counts = _chunks_of_each(engine, "document_id")
+            return StoreCount(len(counts), chunks)
+
+    def digest(self) -> str:
+        """Of the documents' ids and content hashes, and the number of chunks of each."""
+        if self.fingerprint() is None:
+            return ""
+        with self._engine("count") as (_, engine):
+            return common.digest(
+                pair for field in common.DIGESTED for pair in _chunks_of_each(engine, field)[1].items()
+            )
 
     def search(
         self,
@@ -384,6 +390,14 @@ class EdgeStore:
                     return
         finally:
             shards.release(shard)
+
+
+def _chunks_of_each(engine: edge.EdgeShard, field: str) -> tuple[int, dict[Any, int]]:
+    """How many chunks there are, and how many have each value of a field."""
+    chunks = engine.count(edge.CountRequest(exact=True))
+    facet = edge.FacetRequest(field, limit=max(1, chunks), exact=True)
+    # Values whose last chunk was deleted are still listed, with a count of 0.
+    return chunks, {hit.value: hit.count for hit in engine.facet(facet).hits if hit.count}
 
 
 def _index(engine: edge.EdgeShard, clause: filters.Clause) -> None:

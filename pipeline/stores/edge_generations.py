@@ -1,8 +1,8 @@
 """Collections of the embedded store side by side, and which of them is in use.
 
 Beside ``documents/`` a reindex makes ``documents.2/``, ``documents.3/``, each a store of its own. The file
-``documents.json`` says which one is in use and which one a rollback goes back to; it is replaced in one step. Without
-it ``documents/`` is in use: that is every store that was never reindexed.
+``documents.json`` says which one is in use, which one a rollback goes back to, and whether a rollback left that one; it
+is replaced in one step. Without it ``documents/`` is in use: that is every store that was never reindexed.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def in_use(path: Path) -> Path:
     return path.parent / _pointer(path)[0]
 
 
-def _pointer(path: Path) -> tuple[str, str | None]:
-    """Names of the collection in use and of the kept one."""
+def _pointer(path: Path) -> tuple[str, str | None, bool]:
+    """Names of the collection in use and of the kept one, and whether a rollback left that one."""
     file = path.with_name(f"{path.name}.json")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         current, kept = value["current"], value["kept"]
         if any(name is not None and naming.number(path.name, name) is None for name in (current, kept)):
             raise ValueError(f"{current!r} and {kept!r} do not belong to {path.name}")
-        return str(current), kept
+        return str(current), kept, bool(value.get("rolled_back"))
     except (FileNotFoundError, NotADirectoryError):
-        return path.name, None
+        return path.name, None, False
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"cannot read {file} ({error}), which names the collection in use: check its permissions; if it is "
@@ -64,11 +64,12 @@ class EdgeGenerations:
         self._follow = follow
 
     def all(self) -> list[Generation]:
-        current, kept = _pointer(self._path)
+        current, kept, rolled_back = _pointer(self._path)
         found = []
         for name in self._names():
             state = "current" if name == current else "kept" if name == kept else "leftover"
-            found.append(Generation(name, state, self._open(name).fingerprint()))  # type: ignore[arg-type]
+            left = state == "kept" and rolled_back
+            found.append(Generation(name, state, self._open(name).fingerprint(), rolled_back=left))  # type: ignore[arg-type]
         return found
 
     def _names(self) -> list[str]:
@@ -108,11 +109,11 @@ class EdgeGenerations:
         finally:
             shards.release(shard)
 
-    def switch(self, to: str) -> None:
+    def switch(self, to: str, *, back: bool = False) -> None:
         current = self.current()
         if to == current:
             raise StoreError(f"{to} is in use already: nothing was switched")
-        self._point(to, current)
+        self._point(to, current, rolled_back=back)
         self._follow()
 
     def remove(self, name: str, *, dry_run: bool = False) -> None:
@@ -123,7 +124,7 @@ class EdgeGenerations:
         lock.acquire()
         try:
             # Again: who switches to it has it open, so only from now on this cannot change.
-            current, kept = _pointer(self._path)
+            current, kept, _ = _pointer(self._path)
             if name == current:
                 raise StoreError(f"{name} is the collection in use: it is not removed")
             if dry_run:
@@ -138,9 +139,9 @@ class EdgeGenerations:
         finally:
             lock.release()
 
-    def _point(self, current: str, kept: str | None) -> None:
+    def _point(self, current: str, kept: str | None, *, rolled_back: bool = False) -> None:
         file = self._path.with_name(f"{self._path.name}.json")
         try:
-            write_atomically(file, json.dumps({"current": current, "kept": kept}))
+            write_atomically(file, json.dumps({"current": current, "kept": kept, "rolled_back": rolled_back}))
         except OSError as error:
             raise StoreError(f"cannot write {file} ({error.strerror}): nothing was switched") from error

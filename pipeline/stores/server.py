@@ -27,7 +27,7 @@ from pipeline.retrying import RetryPolicy
 from pipeline.stores import bm25, common, filters, hybrid, payload, server_requests, server_settings
 from pipeline.stores.connection import Connection, patience
 from pipeline.stores.server_errors import DeniedError, MissingCollectionError
-from pipeline.stores.server_generations import METADATA_KEY, ServerGenerations, builder_note, current_alias
+from pipeline.stores.server_generations import METADATA_KEY, ServerGenerations, current_alias, own_note, switcher
 from pipeline.stores.storage import INDEXING_KIB, Cluster, Storage
 from pipeline.types import (
     Candidate,
@@ -171,18 +171,29 @@ class ServerStore:
         return None
 
     def _refuse_left(self) -> None:
-        """A change must not go into a collection that is in use no longer."""
+        """A change must not go into a collection that is in use no longer; while that may be decided it waits."""
         if self._chosen:
             return
-        if self._known is None:  # then what is looked up now is what is in use
-            self._fingerprint(self._server.patiently)
+        if self._fingerprint(self._server.patiently) is None:
             return
-        info = self._look_up(self._server.patiently)
-        stored = (info.config.metadata or {}).get(METADATA_KEY, {}) if info is not None else {}
-        if stored.get("generation", self.collection) != self._at:
-            raise StoreError(
-                f"{self.name} was switched to another collection (rag reindex or rag rollback) since this program "
-                "opened it; this was not written. Start again with the settings that rag status shows"
+        while True:
+            info = self._look_up(self._server.patiently)
+            stored = (info.config.metadata or {}).get(METADATA_KEY, {}) if info is not None else {}
+            if stored.get("generation", self.collection) != self._at:
+                raise StoreError(
+                    f"{self.name} was switched to another collection (rag reindex or rag rollback) since this program "
+                    "opened it; this was not written. Start again with the settings that rag status shows"
+                )
+            if switcher(stored) is None:
+                return
+            self._server.patiently("write to", self._look_for_switcher)
+
+    def _look_for_switcher(self) -> None:
+        info = self._client.get_collection(self._name)
+        if other := switcher((info.config.metadata or {}).get(METADATA_KEY, {})):
+            raise StoreUnavailableError(
+                f"{self.name} waits for {other}, which is about to switch to another collection (rag reindex or rag "
+                "rollback)"
             )
 
     def _gone(self) -> StoreError:
@@ -218,7 +229,7 @@ class ServerStore:
             self._server.close()
 
     def _metadata(self, fingerprint: Fingerprint) -> dict[str, Any]:
-        return fingerprint.to_dict() | ({"generation": self._at, "builder": builder_note()} if self._chosen else {})
+        return fingerprint.to_dict() | ({"generation": self._at, "builder": own_note()} if self._chosen else {})
 
     # ------------------------------------------------------------------ writing
 
@@ -328,15 +339,26 @@ class ServerStore:
         """Documents and chunks in the collection."""
         if self.fingerprint() is None:
             return StoreCount(0, 0)
+        chunks, counts = self._chunks_of_each("document_id")
+        return StoreCount(len(counts), chunks)
+
+    def digest(self) -> str:
+        """Of the documents' ids and content hashes, and the number of chunks of each."""
+        if self.fingerprint() is None:
+            return ""
+        return common.digest(pair for field in common.DIGESTED for pair in self._chunks_of_each(field)[1].items())
+
+    def _chunks_of_each(self, field: str) -> tuple[int, dict[Any, int]]:
+        """How many chunks there are, and how many have each value of a field."""
+        name = self._name
         try:
-            name = self._name
             chunks = self._server.once("count", lambda: self._client.count(name, exact=True)).count
             facet = self._server.once(
-                "count", lambda: self._client.facet(name, "document_id", limit=max(1, chunks), exact=True)
+                "count", lambda: self._client.facet(name, field, limit=max(1, chunks), exact=True)
             )
         except MissingCollectionError as error:
             raise self._gone() from error
-        return StoreCount(sum(hit.count > 0 for hit in facet.hits), chunks)
+        return chunks, {hit.value: hit.count for hit in facet.hits if hit.count}
 
     def search(
         self,

@@ -27,7 +27,7 @@ from pipeline.ingestion.changes import is_within
 from pipeline.ingestion.loaders import NOT_READ, is_there, left_out, real_source
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Store
-from pipeline.types import Failure, IngestReport, NoText, StoreCount
+from pipeline.types import Failure, IngestReport, NoText
 from pipeline.watching import DEBOUNCE_MS
 from pipeline.watching.files import EVERYTHING, KnownFiles, places, scan
 
@@ -157,8 +157,8 @@ class _Updates:
         self._max_delete = max_delete
         self._showing = showing or (lambda: nullcontext(lambda _: None))
         self._known = KnownFiles()
-        self._left: StoreCount | None = None
-        """What was in the collection after the last update."""
+        self._left = ""
+        """Digest of the collection after the last update."""
 
     @property
     def unsettled(self) -> bool:
@@ -177,7 +177,7 @@ class _Updates:
             self._rag.store.close()
             with closing(self._open_store()) as store, self._showing() as show, self._until_stopped():
                 self._rag.store = store
-                if plan.unread and store.count() != self._left:
+                if plan.unread and store.digest() != self._left:
                     plan = EVERYTHING  # somebody else changed the collection: it may lack what was read before
                 report = self._rag.ingest(
                     there,
@@ -186,7 +186,7 @@ class _Updates:
                     unread=plan.unread | self.ignored,
                     progress=partial(self._step, show),
                 )
-                self._left = store.count()
+                self._left = store.digest()
         away = [path for path in self._paths if path not in there]
         gone = [Failure(str(path), "is not there; what is stored of it stays until it is back") for path in away]
         report = replace(report, failures=[*report.failures, *gone])

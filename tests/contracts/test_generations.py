@@ -17,12 +17,14 @@ from qdrant_client import QdrantClient
 from pipeline.closing import close
 from pipeline.core import Pipeline
 from pipeline.errors import EmbedderError, FingerprintError, SettingsError, StoreError, StoreLockedError
-from pipeline.ingestion.reindexing import collect_garbage, generations_of, rollback
+from pipeline.ingestion.reindexing import _Copy, collect_garbage, generations_of, rollback
 from pipeline.interfaces import Store
+from pipeline.retrying import RetryPolicy
 from pipeline.stores.edge import EdgeStore
 from pipeline.stores.locking import DirectoryLock
 from pipeline.stores.server import ServerStore
-from pipeline.types import Document, Fingerprint, RollbackReport
+from pipeline.stores.server_generations import ServerGenerations
+from pipeline.types import Chunk, Document, Fingerprint, RollbackReport
 from tests.fakes import FakeEmbedder, FakeStore
 
 Open = Callable[..., Pipeline]
@@ -203,6 +205,99 @@ def test_what_is_ingested_meanwhile_is_there_after_the_switch(open_: Open) -> No
     assert new.verify().clean
 
 
+def test_a_write_of_before_the_switch_is_there_although_the_program_is_killed_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a server a request may take its time; what is brought after the switch would be lost with the program."""
+    client = QdrantClient(":memory:")
+    old = Pipeline(embedder=FakeEmbedder(32, "old"), store=ServerStore(client, "documents"))
+    new = Pipeline(embedder=FakeEmbedder(48, "new"), store=ServerStore(client, "documents"))
+    old.ingest(documents(5))
+    catch_up, switch = _Copy.catch_up, ServerGenerations.switch
+    looks = []
+
+    def and_a_write_arrives(self: _Copy) -> Any:
+        ledger = catch_up(self)
+        looks.append(len(ledger))
+        if len(looks) == 2:  # it had looked whether it may before it was told to wait
+            monkeypatch.setattr(old.store, "_refuse_left", lambda: None)
+            old.ingest([Document("late", "a latecomer")])
+        return ledger
+
+    def killed(self: Any, to: str, **options: Any) -> None:
+        switch(self, to, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Copy, "catch_up", and_a_write_arrives)
+    monkeypatch.setattr(ServerGenerations, "switch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        new.reindex()
+    assert new.reindex().kept is None
+    assert "late" == best(new, "latecomer")
+
+
+@pytest.mark.parametrize("switched", [True, False])
+def test_who_writes_to_a_server_waits_while_another_collection_may_come_into_use(switched: bool) -> None:
+    """What it writes then would be in neither or in both; if there was no switch it goes on."""
+    client = QdrantClient(":memory:")
+    waiting, decided = threading.Event(), threading.Event()
+
+    def sleep(_: float) -> None:
+        waiting.set()
+        assert decided.wait(60)
+
+    store = ServerStore(client, "documents", retry=RetryPolicy(deadline_s=600, sleep=sleep))
+    rag = Pipeline(embedder=FakeEmbedder(), store=store)
+    rag.ingest(documents(2))
+    generations = generations_of(ServerStore(client, "documents"))
+    generations.open("documents.2").ensure_ready(rag.fingerprint)
+    raised: list[str] = []
+
+    def write() -> None:
+        try:
+            rag.ingest([Document("late", "a latecomer")])
+        except StoreError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=write)
+    with generations.frozen():
+        thread.start()
+        assert waiting.wait(60)
+        assert 2 == generations.open("documents").count().documents
+        if switched:
+            generations.switch("documents.2")
+    decided.set()
+    thread.join()
+    assert [switched] * len(raised) == ["was switched to another collection" in error for error in raised]
+    assert switched == bool(raised)
+    assert (2 if switched else 3) == generations.open("documents").count().documents
+    assert 0 == generations.open("documents.2").count().documents
+
+
+def test_a_kept_collection_is_caught_up_with_by_whole_documents(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that has it open goes on answering from it."""
+    monkeypatch.setattr("pipeline.ingestion.reindexing._CHUNKS", 3)
+    old, new = open_(), open_("new")
+    old.ingest(documents(1))
+    new.reindex()
+    new.ingest(documents(6))
+    back = open_()
+    written: list[list[Chunk]] = []
+    kind = type(back.store)
+    upsert = kind.upsert
+
+    def note(self: Any, chunks: Sequence[Chunk], vectors: Any) -> None:
+        written.append(list(chunks))
+        upsert(self, chunks, vectors)
+
+    monkeypatch.setattr(kind, "upsert", note)
+    assert ("documents", 5) == ((report := back.reindex()).collection, report.documents)
+    assert len(written) > 1
+    for chunks in written:
+        assert all(chunk.count > 1 for chunk in chunks)
+        assert len(chunks) == sum({chunk.document_id: chunk.count for chunk in chunks}.values())
+
+
 def test_goes_on_where_it_was_cut_off(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second run embeds only what the first has not written; until it is done the old collection is in use."""
     monkeypatch.setattr("pipeline.ingestion.reindexing._DOCUMENTS", 10)
@@ -258,6 +353,27 @@ def test_reindex_after_a_rollback_keeps_what_came_before_it(open_: Open) -> None
     assert ("documents.3", "documents") == (report.collection, report.kept)
     assert "documents.2, from which there was a rollback, is left as it is: 2 documents" in report.warnings[0]
     left = generations_of(open_("new").store).open("documents.2")
+    assert {"late"} == {version.document_id for version in left.versions(["late"])}
+    close(left)
+
+
+def test_what_a_rollback_left_is_not_caught_up_with_although_it_is_the_older_one(open_: Open) -> None:
+    """After a reindex back the first collection is in use again, and may be the one that a rollback leaves."""
+    first, new = open_(), open_("new")
+    first.ingest(documents(5))
+    new.reindex()
+    leave(first)
+    leave(new)
+    back = open_()
+    back.reindex()
+    back.ingest([Document("late", "a latecomer")])
+    assert ("documents.2", 1) == ((report := rollback(back.store)).collection, report.behind)
+    leave(back)
+    again = open_()
+    report_again = again.reindex()
+    assert ("documents.3", "documents.2") == (report_again.collection, report_again.kept)
+    assert "documents, from which there was a rollback, is left as it is: 1 documents" in report_again.warnings[0]
+    left = generations_of(again.store).open("documents")
     assert {"late"} == {version.document_id for version in left.versions(["late"])}
     close(left)
 
@@ -328,9 +444,9 @@ def test_gc_does_not_come_between_the_steps_of_a_rollback(open_: Open, monkeypat
     kind = type(generations_of(new.store))
     switch, removed = kind.switch, []
 
-    def after_gc(self: Any, to: str) -> None:
+    def after_gc(self: Any, to: str, **options: Any) -> None:
         removed.extend(collect_garbage(new.store).removed)
-        switch(self, to)
+        switch(self, to, **options)
 
     monkeypatch.setattr(kind, "switch", after_gc)
     rollback(new.store)

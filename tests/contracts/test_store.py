@@ -176,6 +176,7 @@ def test_no_collection_is_no_error(empty: Store) -> None:
     assert [] == list(empty.versions())
     assert [] == list(empty.versions(["doc"]))
     assert StoreCount(0, 0) == empty.count()
+    assert empty.digest() == empty.digest()
     assert 0 == empty.delete_documents(["doc"])
     assert 0 == empty.delete_versions({"doc": {"v1"}})
     empty.optimize()
@@ -289,6 +290,22 @@ def test_large_batch(store: Store) -> None:
     assert set(ids) == {item.document_id for item in store.versions([*ids, *ids])}
     assert 2_400 == store.delete_documents(ids)
     assert StoreCount(100, 200) == store.count()
+
+
+def test_the_digest_tells_one_state_from_another(store: Store) -> None:
+    """Also where there are as many documents and chunks as before; and not one state from itself."""
+    write(store, [chunk("one", "a"), chunk("two", "b")])
+    before = store.digest()
+    write(store, [chunk("three", "c")])
+    more = store.digest()
+    store.delete_documents(["b"])
+    other = store.digest()
+    write(store, [chunk("two", "b")])
+    store.delete_documents(["c"])
+    assert before == store.digest()
+    write(store, [replace(chunk("two", "b"), content_hash="v2")])
+    store.delete_versions({"b": {"v1"}})
+    assert 4 == len({before, more, other, store.digest()})
 
 
 def test_wrong_vectors_are_refused(store: Store) -> None:

@@ -378,6 +378,35 @@ def test_what_others_keep_changing_is_not_removed(rig: Rig) -> None:
     assert {"b": [], "c": []} == rig.stored()
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "lost"),
+    [
+        ({"a": TEXT}, {"a": OTHER}, "a"),
+        ({"a": TEXT, "b": OTHER}, {"a": TEXT}, "b"),
+        ({"a": TEXT, "b": OTHER}, {"a": TEXT, "b": TEXT}, "b"),
+        ({"a": TEXT, "b": TEXT}, {"c": OTHER}, "a"),
+        ({"b": TEXT, "c": OTHER}, {"b": OTHER, "c": OTHER}, "b"),
+    ],
+    ids=["changed", "gone", "now a copy", "gone with its copy", "changed to a copy"],
+)
+def test_chunks_that_are_deleted_are_those_that_were_there(
+    rig: Rig, before: dict[str, str], after: dict[str, str], lost: str
+) -> None:
+    """Of a document that is not complete there are fewer than it says."""
+    rig.write(**before)
+    rig.rag.ingest(rig.folder)
+    rig.store.delete_chunks(
+        [id_ for id_, (chunk, _) in rig.store.points.items() if chunk.document_id == rig.path(lost)][:2]
+    )
+    for name in before:
+        (rig.folder / f"{name}.md").unlink()
+    rig.write(**after)
+    there = set(rig.store.points)
+    foretold = rig.rag.ingest(rig.folder, prune=True, max_delete=1.0, dry_run=True)
+    done = rig.rag.ingest(rig.folder, prune=True, max_delete=1.0)
+    assert len(there - set(rig.store.points)) == done.chunks_deleted == foretold.chunks_deleted > 0
+
+
 def test_a_dry_run_touches_nothing_and_tells_what_would_be_done(rig: Rig) -> None:
     """Files that were moved, changed, shrunk, removed, or are no longer a copy: it counts as the run itself does."""
     rig.write(

@@ -822,36 +822,83 @@ def test_chunks_shorter_than_asked_for_are_said() -> None:
             assert said == (rag.chunk_tokens < wanted)
 
 
-def test_two_ingests_of_a_document_at_once_leave_it_whole() -> None:
-    """Each removes what it saw at the beginning, not what the other brought; the next ingest leaves one version."""
+class Together(FakeStore):
+    """A store of one of two pipelines that write at the same moment."""
+
+    def __init__(self, name: str, points: dict[str, tuple[Chunk, NDArray[np.float32]]], meeting: threading.Barrier):
+        super().__init__()
+        self.name, self.points, self.meeting = name, points, meeting
+        self.meet = True
+
+    def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+        if self.meet:
+            self.meeting.wait()  # both have compared
+        super().upsert(chunks, vectors)
+        if self.meet:
+            self.meeting.wait()  # both have written, and neither has removed anything
+
+
+def at_once(names: Sequence[str], items: Sequence[Any]) -> tuple[list[Rig], list[IngestReport]]:
+    """Two pipelines on one collection, whose stores have these names, ingest one of the items each."""
+    first = Rig()
+    first.rag.ingest([Document(id="a", text="the first")])
     meeting = threading.Barrier(2, timeout=10)
-
-    class Together(FakeStore):
-        meet = False
-
-        def upsert(self, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
-            if self.meet:
-                meeting.wait()  # both have compared
-            super().upsert(chunks, vectors)
-            if self.meet:
-                meeting.wait()  # both have written, and neither has removed anything
-
-    store = Together()
-    rigs = [Rig(store), Rig(store)]
-    rigs[0].rag.ingest([Document(id="a", text="the first")])
-    store.meet = True
+    rigs = [Rig(Together(name, first.store.points, meeting)) for name in names]
+    reports: list[IngestReport] = []
     threads = [
-        threading.Thread(target=rig.rag.ingest, args=([Document(id="a", text=words)],))
-        for rig, words in zip(rigs, ("the second", "the third"), strict=True)
+        threading.Thread(target=lambda rig=rig, item=item: reports.append(rig.rag.ingest(item)))
+        for rig, item in zip(rigs, items, strict=True)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {"the second", "the third"} == {chunk.text for chunk, _ in store.points.values()}
-    store.meet = False
+    for rig in rigs:
+        rig.store.meet = False  # type: ignore[attr-defined]
+    return rigs, reports
+
+
+SECOND_AND_THIRD = [[Document(id="a", text=words)] for words in ("the second", "the third")]
+
+
+def texts(rig: Rig) -> list[str]:
+    return sorted(chunk.text for chunk, _ in rig.store.points.values())
+
+
+def test_two_programs_that_ingest_a_document_at_once_leave_it_whole() -> None:
+    """Each removes what it saw at the beginning, not what the other brought; the next ingest leaves one version."""
+    rigs, _ = at_once(["one program's", "another's"], SECOND_AND_THIRD)
+    assert ["the second", "the third"] == texts(rigs[0])
     rigs[0].rag.ingest([Document(id="a", text="the third")])
-    assert ["the third"] == [chunk.text for chunk, _ in store.points.values()]
+    assert ["the third"] == texts(rigs[0])
+
+
+def test_two_threads_that_ingest_a_document_at_once_leave_one_version() -> None:
+    """Of one program the one who comes last removes what the other has brought."""
+    rigs, reports = at_once(["the same", "the same"], SECOND_AND_THIRD)
+    assert 1 == len(texts(rigs[0]))
+    assert [[], []] == [report.failures for report in reports]
+    assert 2 == sum(report.chunks_deleted for report in reports)
+
+
+def test_two_threads_that_each_remove_what_the_other_finds_current_leave_one_version() -> None:
+    """Neither writes anything, as both versions are there."""
+    rig, other = Rig(), Rig()
+    other.store.points = rig.store.points
+    rig.rag.ingest([Document(id="a", text="the second")])
+    second = dict(rig.store.points)
+    rig.rag.ingest([Document(id="a", text="the third")])
+    rig.store.points.update(second)
+
+    def meanwhile(document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
+        found = list(FakeStore.versions(rig.store, document_ids))
+        del rig.store.versions
+        other.rag.ingest([Document(id="a", text="the second")])
+        return iter(found)
+
+    rig.store.versions = meanwhile  # type: ignore[method-assign]
+    rig.rag.ingest([Document(id="a", text="the third")])
+    assert ["the second"] == texts(rig)
 
 
 def test_what_is_nothing_to_ingest_is_named() -> None:

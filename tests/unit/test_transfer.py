@@ -230,6 +230,34 @@ def test_copies_meet_what_is_there(tmp_path: Path) -> None:
     assert "Newer text of b alone." == found.chunks[0].text
 
 
+@pytest.mark.parametrize("here", ["a.txt", "c.txt"])
+def test_a_second_import_of_what_is_there_under_another_name_writes_nothing(tmp_path: Path, here: str) -> None:
+    """Whichever of the names the document has then."""
+    for name in (here, "b.txt"):
+        (tmp_path / name).write_text(text("pumps"))
+    one, other = Rig(), Rig()
+    one.rag.ingest(tmp_path / "b.txt")
+    one.rag.export_to(tmp_path / "f")
+    other.rag.ingest(tmp_path / here)
+    assert 1 == other.rag.import_from(tmp_path / "f").written
+    before = other.chunks()
+    again = other.rag.import_from(tmp_path / "f")
+    assert (0, 1, 0, 0) == (again.written, again.unchanged, again.chunks_written, again.chunks_deleted)
+    assert before == other.chunks()
+    (version,) = other.rag.documents()
+    assert {str(tmp_path / here), str(tmp_path / "b.txt")} == {*version.sources}
+
+
+def test_equal_documents_that_are_no_files_are_all_kept(tmp_path: Path) -> None:
+    """However often they are imported; also beside one whose id is their common source."""
+    documents = [Document(id=id_, text=text("pumps"), source="manual") for id_ in ("one", "manual", "two")]
+    one, other = Rig(*documents), Rig()
+    one.rag.export_to(tmp_path / "f")
+    for _ in range(2):
+        other.rag.import_from(tmp_path / "f")
+        assert one.chunks() == other.chunks()
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
 def test_a_file_that_was_cut_off_is_imported_as_far_as_it_goes(tmp_path: Path, packed: bool, share: float) -> None:
