@@ -7,20 +7,25 @@ The imports that cost time are inside the commands, so that ``rag --help`` answe
 
 from __future__ import annotations
 
-import io
+import errno
 import json
 import logging
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline import maintenance
-from pipeline.console import Json, print_json, stderr, stdout
+from pipeline.console import Json, make_streams_lenient, print_failure, print_json, stderr, stdout
+from pipeline.errors import RagError, SettingsError
 from pipeline.evaluation import command as evaluation
 from pipeline.training import command as training
 from pipeline.watching import command as watching
@@ -30,8 +35,22 @@ if TYPE_CHECKING:
     from pipeline.ingestion.run import Progress
     from pipeline.settings import Settings
 
+COMMANDS = (
+    *("ingest", "query", "watch", "status", "verify", "doctor"),
+    *("export", "import", "reindex", "rollback", "gc"),
+    *("eval", "tune", "calibrate", "train-reranker"),
+)
+"""In the order of the help."""
+
+
+class _InOrder(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=COMMANDS.index)
+
+
 app = typer.Typer(
     name="rag",
+    cls=_InOrder,
     help="Two-stage retrieval: hybrid recall in Qdrant, then a reranker. Settings: RAG_... variables and .env.",
     no_args_is_help=True,
     add_completion=False,
@@ -40,50 +59,60 @@ app = typer.Typer(
 )
 
 _INTERRUPTED = 130
+# Run again, these go on where they were.
+_GOING_ON = frozenset({"ingest", "watch", "import", "reindex", "gc", "eval", "tune", "calibrate", "train-reranker"})
 
 
 def main() -> None:
-    """Entry point of the console script: one line on stderr for every error that is ours."""
-    from pipeline.errors import RagError, SettingsError
-
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A file name may hold what no encoding has; written out as \udce9 it is valid JSON, too.
-            stream.reconfigure(errors="backslashreplace")
-    # What takes long the first time (downloads, conversions) is said, and what goes another way than asked for.
-    logging.basicConfig(format="rag: %(message)s", level=logging.WARNING)
-    logging.getLogger("pipeline").setLevel(logging.INFO)
-    try:
-        app(prog_name="rag")
-    except SettingsError as error:
-        _fail(error, 2)
-    except RagError as error:
-        _fail(error, 1)
-    except KeyboardInterrupt:
-        _say_stopped()
-        sys.exit(_INTERRUPTED)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED:  # typer ends so, without a word, where it is interrupted
-            _say_stopped()
-        raise
-    except BrokenPipeError:
-        # The reader (head, less) went away; Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-
-
-def _say_stopped() -> None:
-    print("rag: stopped; what was written stays, run it again to go on", file=sys.stderr)
-
-
-def _fail(error: Exception, code: int) -> None:
-    if _debug:
-        raise error
-    print(f"rag: error: {' '.join(str(error).split())}", file=sys.stderr)
+    """One line on stderr for every error that is ours, and the exit code."""
+    code = _run()
+    failure = print_failure()
+    # A reader that went away (head, less) has had enough.
+    if failure is not None and not isinstance(failure, BrokenPipeError):
+        why = "it is closed" if failure.errno == errno.EBADF else failure.strerror
+        print(f"rag: error: not all of the output could be written to stdout: {why}", file=sys.stderr)
+        code = code or 1
     sys.exit(code)
 
 
+def _run() -> int:
+    try:
+        make_streams_lenient()
+        # What takes long the first time (downloads, conversions) is said, and what goes another way than asked for.
+        logging.basicConfig(format="rag: %(message)s", level=logging.WARNING)
+        logging.getLogger("pipeline").setLevel(logging.INFO)
+        app(prog_name="rag")
+    except SettingsError as error:
+        return _failed(error, 2)
+    except RagError as error:
+        return _failed(error, 1)
+    except KeyboardInterrupt:
+        return _stopped()
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:  # typer ends so, without a word, where it is interrupted
+            return _stopped()
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
+
+
+def _stopped() -> int:
+    if not _running and sys.argv[1:2] == ["watch"]:  # it goes on until then, and has not begun
+        print("rag: stopped", file=sys.stderr)
+        return 0
+    written = (_running in _GOING_ON and "--dry-run" not in sys.argv) or "--repair" in sys.argv
+    print(f"rag: stopped{'; what was written stays, run it again to go on' if written else ''}", file=sys.stderr)
+    return _INTERRUPTED
+
+
+def _failed(error: Exception, code: int) -> int:
+    if _debug:
+        raise error
+    print(f"rag: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
 _debug = False
+_running = ""  # which command; none has begun
 
 
 def _print_version(wanted: bool) -> None:
@@ -96,13 +125,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    global _debug
-    _debug = debug
+    global _debug, _running
+    _debug, _running = debug, ctx.invoked_subcommand or ""
 
 
 @app.command()
@@ -123,7 +153,7 @@ def ingest(
     profile: Annotated[bool, typer.Option("--profile", help="Say how the time was spent.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read files and folders, and bring the collection up to date with them."""
+    """Bring the collection up to date with files and folders."""
     from pipeline.display import print_profile, print_report
 
     with _opened() as (rag, progress):
@@ -139,19 +169,44 @@ def ingest(
         sys.exit(1)
 
 
-@app.command()
+@app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Each hit has its final score, 0 to 1, the probability that the reranker gives it, and its place in the "
+    'first stage: "first stage #5 ↑1" was the fifth there and is one higher now; "↓1": one lower; "=": the same.',
+)
 def query(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="The question.")],
-    top_n: Annotated[int | None, typer.Option(metavar="N", help="Candidates of the first stage.")] = None,
-    top_k: Annotated[int | None, typer.Option(metavar="K", help="Hits to print.")] = None,
-    reranker: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of RAG_RERANKER.")] = None,
-    threshold: Annotated[
-        float | None, typer.Option(metavar="P", help="Drop hits with a lower rerank probability.")
+    ctx: typer.Context,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The question, in quotes.")],
+    top_n: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Candidates of the first stage, instead of RAG_TOP_N (50 unless set)."),
     ] = None,
-    alpha: Annotated[float | None, typer.Option(metavar="A", help="Weight of the rerank score, 0 to 1.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="K", help="Hits to print, instead of RAG_TOP_K (5 unless set).")
+    ] = None,
+    reranker: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Instead of RAG_RERANKER (embedded unless set).")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P", help="Drop hits with a lower rerank probability, instead of RAG_THRESHOLD (none unless set)."
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            metavar="A",
+            help="Weight of the rerank score, 0 to 1, instead of RAG_ALPHA (unless set, each reranker's own).",
+        ),
+    ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Filter on metadata; again for any of several; also >, >=, <, <=."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Filter on metadata, in quotes: --where 'year>=2020'; also >, <, <= and =, with = again for any of "
+            "several. 2020 is a number and true a truth value; the text is 'year=\"2020\"'.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -159,13 +214,22 @@ def query(
     from pipeline.core import Pipeline
     from pipeline.display import print_result
 
-    conditions = parse_where(where or [])
+    if ctx.args:
+        whole = shlex.join(["rag", "query", " ".join([text, *ctx.args])])
+        raise SettingsError(f"rag query takes one TEXT: put the question in quotes, as in {whole}")
+    text = as_typed(text)
+    if not _is_unicode(text):
+        raise SettingsError("the query is not in UTF-8: set a locale that is, such as LC_ALL=C.UTF-8")
+    asked = [as_typed(condition) for condition in where or []]
+    conditions = parse_where(asked)
     settings = _settings()
     # What they say of a query that went another way is in its result.
     for part in ("pipeline.reranking", "pipeline.cascade"):
         logging.getLogger(part).setLevel(logging.ERROR)
     with Pipeline.from_settings(settings if reranker is None else settings.with_reranker(reranker)) as rag:
         result = rag.query(text, top_n=top_n, top_k=top_k, threshold=threshold, alpha=alpha, where=conditions)
+        if conditions and not result.candidates and rag.store.count().chunks:
+            result = replace(result, warnings=[*result.warnings, *how_read(asked)])
         # Before the pipeline is closed: with a deadline that waits for a reranker that is still loading.
         if as_json:
             print_json(result.to_dict(exact=True))
@@ -244,7 +308,10 @@ def verify(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check that the collection holds what its ledger says, and what PATH holds. Exit code 0: it does."""
+    """Check that the collection is whole, and in step with PATH.
+
+    Exit code 0: it is.
+    """
     from pipeline.display import print_verification
 
     with _opened() as (rag, progress):
@@ -280,7 +347,7 @@ def export_collection(
 def import_collection(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What rag export wrote.")], as_json: Json = False
 ) -> None:
-    """Bring the documents of an exported file into the collection."""
+    """Bring an exported file into the collection."""
     from pipeline.display import print_transfer
 
     with _opened() as (rag, progress):
@@ -310,37 +377,86 @@ def doctor(as_json: Json = False) -> None:
         sys.exit(1)
 
 
+_OPERATORS = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt"}
+# The document's own, which are texts. Of a file both are its path.
+_OWN = frozenset({"source", "document_id"})
+
+
 def parse_where(conditions: list[str]) -> dict[str, Any]:
     """``["lang=en", "year>=2020"]`` -> ``{"lang": "en", "year": {"gte": 2020}}``.
 
     A value that is JSON (2020, 1.5, true, "2020" in quotes) is taken as such, anything else as text. The same key
-    with ``=`` more than once means any of the values.
+    with ``=`` more than once means any of the values. A ``source`` or ``document_id`` is text, or any path that leads
+    to the file.
 
     Raises:
         SettingsError: a condition is not of this form.
     """
-    import re
-
-    from pipeline.errors import SettingsError
-
-    operators = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt"}
     where: dict[str, Any] = {}
     for condition in conditions:
-        match = re.fullmatch(r"\s*([^=<>!]+?)\s*(>=|<=|==?|>|<)\s*(.*)", condition, re.DOTALL)
-        if match is None:
-            raise SettingsError(f"--where {condition!r}: expected KEY=VALUE, or KEY with >=, <=, > or < and a value")
-        key, operator, text = match.groups()
-        value = _json_or_text(text)
+        key, operator, text = _parts(condition)
+        values = _names(text) if key in _OWN and operator not in _OPERATORS else [_json_or_text(text)]
         ranged = isinstance(where.get(key), dict)
-        if key in where and ranged != (operator in operators):
+        if key in where and ranged != (operator in _OPERATORS):
             raise SettingsError(f"--where: {key} has both = and a range")
-        if operator in operators:
-            where.setdefault(key, {})[operators[operator]] = value
-        elif key in where:
-            where[key] = [*(where[key] if isinstance(where[key], list) else [where[key]]), value]
-        else:
-            where[key] = value
+        if operator in _OPERATORS:
+            where.setdefault(key, {})[_OPERATORS[operator]] = values[0]
+            continue
+        if key in where:
+            values = [*(where[key] if isinstance(where[key], list) else [where[key]]), *values]
+        where[key] = values if len(values) > 1 else values[0]
     return where
+
+
+def how_read(conditions: list[str]) -> list[str]:
+    """What values were taken for, where they might have been meant otherwise: for a search that finds nothing."""
+    notes = []
+    for condition in conditions:
+        key, operator, text = _parts(condition)
+        value = _json_or_text(text)
+        if isinstance(value, str) or (key in _OWN and operator not in _OPERATORS):
+            continue
+        if operator in _OPERATORS:
+            meant = f"a date is written 2024-01-01: --where '{key}{operator}2024-01-01'"
+        else:
+            meant = f"a text is written in quotes: --where '{key}=\"{text}\"'"
+        notes.append(f"{text} was read as a {'truth value' if isinstance(value, bool) else 'number'}; {meant}")
+    return notes
+
+
+def _parts(condition: str) -> tuple[str, str, str]:
+    """Key, operator and value."""
+    match = re.fullmatch(r"\s*([^=<>!]+?)\s*(>=|<=|==?|>|<)\s*(.*)", condition, re.DOTALL)
+    if match is None:
+        raise SettingsError(
+            f"--where {condition!r}: expected KEY=VALUE, or KEY with >=, <=, > or < and a value, all of it in quotes, "
+            "as the shell has a meaning of its own for > and <: --where 'year>=2020'"
+        )
+    key, operator, text = match.groups()
+    return key, operator, text
+
+
+def _names(text: str) -> list[Any]:
+    from pipeline.ingestion.loaders import real_source
+
+    value = _json_or_text(text)
+    name = value if isinstance(value, str) else text
+    return list(dict.fromkeys([name, real_source(Path(name))]))
+
+
+def as_typed(text: str) -> str:
+    """An argument as it was typed. Where the locale is not in UTF-8, Python makes lone surrogates of what it cannot
+    decode; what is no UTF-8 either, as a file's name may be, stays so."""
+    if _is_unicode(text):
+        return text
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        return text
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _json_or_text(text: str) -> Any:

@@ -103,13 +103,18 @@ def _hit(hit: Hit, query: str) -> Group:
     if hit.rerank is not None:
         parts.append(f"rerank {hit.rerank.probability:.3f}")
     parts.append(f"first stage #{hit.first_stage.rank} {arrow}")
-    head = Text.assemble((f"{hit.rank}. ", "bold"), (_line(hit.chunk.title or hit.source), "bold cyan"))
+    head = Text.assemble((f"{hit.rank}. ", "bold"), (_line(_heading(hit)), "bold cyan"))
     below = [
         Text("  ".join(parts), style="dim"),
         Text(_line(hit.source), style="dim", overflow="fold"),
         snippet(_matched(hit), query),
     ]
     return Group(head, Padding(Group(*below), (0, 0, 1, 3)))
+
+
+def _heading(hit: Hit) -> str:
+    """The title; else the document's id, unless that is the path of a file, of which the source is shown."""
+    return hit.chunk.title or (hit.source if hit.document_id in hit.sources else hit.document_id)
 
 
 def _line(text: str) -> str:
@@ -230,19 +235,29 @@ def ingest_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
             yield show
         return
     last, said = time.monotonic(), ""
+    counted: Progress | None = None
+    latest: Progress | None = None
 
     def say(step: Progress) -> None:
-        nonlocal last, said
+        nonlocal last, said, counted, latest
         now = time.monotonic()
         if step.message:
             if step.message != said:
                 said = step.message
                 console.print(said, highlight=False)
-        elif now - last >= _PLAIN_EVERY_S:
-            last = now
-            console.print(
-                f"{step.files_done}/{step.files_total} files, {step.documents} documents, {step.chunks} chunks written",
-                highlight=False,
-            )
+            return
+        latest = step
+        if now - last >= _PLAIN_EVERY_S:
+            last, counted = now, step
+            _print_counts(console, step)
 
     yield say
+    if counted is not None and latest is not None and counted != latest:  # else its last line and the report differ
+        _print_counts(console, latest)
+
+
+def _print_counts(console: Console, step: Progress) -> None:
+    console.print(
+        f"{step.files_done}/{step.files_total} files, {step.documents} documents, {step.chunks} chunks written",
+        highlight=False,
+    )

@@ -37,10 +37,11 @@ def reindex(
     chunk_overlap: Annotated[int | None, typer.Option(metavar="N", help="Instead of RAG_CHUNK_OVERLAP.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make the collection anew for another embedding model or chunk size, from the stored texts.
+    """Make the collection anew for another model or chunk size.
 
-    On a server queries go on with the old one meanwhile; the embedded store is closed to other processes until the end.
-    Killed and run again it goes on; on a server it is refused to another machine for up to two minutes.
+    That is the embedding model; the texts are those that are stored. On a server queries go on with the old collection
+    meanwhile; the embedded store is closed to other processes until the end. Killed and run again it goes on; on a
+    server it is refused to another machine for up to two minutes.
     """
     from pipeline.core import Pipeline
     from pipeline.display import ingest_progress
@@ -75,7 +76,7 @@ def reindex(
 
 
 def rollback(as_json: Json = False) -> None:
-    """Go back to the collection that was in use before the last reindex."""
+    """Go back to the collection before the last reindex."""
     from pipeline.ingestion.reindexing import rollback as run
 
     with _store() as store:
@@ -100,10 +101,11 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove the collections that a reindex left: the kept one, and half-built ones.
+    """Remove the collections that are not in use.
 
-    After that there is no rag rollback. What a running reindex builds stays, and in the embedded store what a program
-    has open; on a server such a program gets an error from then on.
+    That is what a reindex left: the kept one, and half-built ones. After that there is no rag rollback. What a running
+    reindex builds stays, and in the embedded store what a program has open; on a server such a program gets an error
+    from then on.
     """
     from pipeline.ingestion.reindexing import collect_garbage
 

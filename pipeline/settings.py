@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from dotenv.parser import parse_stream
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import SettingsError
@@ -23,6 +25,8 @@ PREFIX = "RAG_"
 # Variables of the test suite; they configure no pipeline.
 TEST_PREFIX = "RAG_TEST_"
 
+# How the bounds of a field are said.
+_BOUNDS = {"ge": "at least", "gt": "over", "le": "at most"}
 _ENVIRONMENT = "the environment"
 _KUBERNETES = re.compile(
     r"RAG_(SERVICE_.*|PORT(_.*)?|.*_SERVICE_HOST|.*_SERVICE_PORT(_.*)?|.*_PORT_[0-9]+_(TCP|UDP|SCTP)(_.*)?)"
@@ -49,9 +53,7 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(Path(".rag"), description="where the embedded store and caches live")
-    collection: str = Field(
-        "documents", pattern=r"^[A-Za-z0-9_\-]{1,100}$", description="collection name: letters, digits, `_`, `-`"
-    )
+    collection: str = Field("documents", description="collection name: letters, digits, `_`, `-`")
     qdrant_url: str | None = Field(
         None, description="empty: the embedded store; else the address of a Qdrant server, cluster or cloud"
     )
@@ -271,6 +273,13 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise SettingsError(_explain(error, given=set(values))) from error
 
+    @field_validator("collection")
+    @classmethod
+    def _a_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
+            raise ValueError(f"{name!r:.120} is no name for a collection, which has 1 to 100 of A-Z, a-z, 0-9, _ and -")
+        return name
+
     @field_validator("data_dir")
     @classmethod
     def _at_home(cls, data_dir: Path) -> Path:
@@ -319,6 +328,9 @@ def variable(field: str) -> str:
 def _refuse_unknown_arguments(values: dict[str, Any]) -> None:
     for name in values:
         if name not in Settings.model_fields:
+            field = name.lower().removeprefix(PREFIX.lower())
+            if field in Settings.model_fields:
+                raise SettingsError(f"Settings has no field {name!r}: in Python write {field}")
             raise SettingsError(f"Settings has no field {name!r}.{_suggestion(name, set(Settings.model_fields))}")
 
 
@@ -359,16 +371,38 @@ def _is_of_kubernetes(name: str) -> bool:
 
 def _explain(error: ValidationError, *, given: set[str]) -> str:
     lines = []
-    for problem in error.errors(include_url=False, include_input=False):
+    for problem in error.errors(include_url=False):
         place = str(problem["loc"][0]) if problem["loc"] else ""
         message = problem["msg"].removeprefix("Value error, ")
         if not place:
-            lines.append(message)
+            lines.append(message + _as_arguments(message, given))
             continue
         field = place.lower().removeprefix(PREFIX.lower())
-        name = place if place in given or field not in Settings.model_fields else variable(field)
-        lines.append(f"{name}: {message[0].lower()}{message[1:]}")
+        known = Settings.model_fields.get(field)
+        name = place if place in given or known is None else variable(field)
+        lines.append(f"{name}: {_wrong(message, problem, known)}")
     return "; ".join(lines)
+
+
+def _as_arguments(message: str, given: set[str]) -> str:
+    """What the variables in a message are called by those who gave arguments."""
+    fields = [name.removeprefix(PREFIX).lower() for name in re.findall(rf"\b{PREFIX}\w+", message)]
+    return f"; in Python these are {' and '.join(fields)}" if given.intersection(fields) else ""
+
+
+def _wrong(message: str, problem: Mapping[str, Any], field: FieldInfo | None) -> str:
+    """What is wrong with a value, which is shown unless it is a secret, and what is allowed."""
+    message = message[0].lower() + message[1:].partition(", unable to")[0]
+    if field is None or SecretStr in (field.annotation, *get_args(field.annotation)):
+        return message
+    bounds = [
+        f"{_BOUNDS[kind]} {value}"
+        for kind in _BOUNDS
+        for one in field.metadata
+        if (value := getattr(one, kind, None)) is not None
+    ]
+    allowed = f" (allowed: {', '.join(bounds)})" if bounds else ""
+    return re.sub(r"^input\b", lambda _: f"{problem['input']!r:.100}", message) + allowed
 
 
 def markdown_table() -> str:

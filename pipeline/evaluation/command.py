@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from pipeline.console import Json, print_json, sayer, stderr, stdout
 from pipeline.errors import SettingsError
@@ -29,6 +29,21 @@ class _RunUnlessNamed(TyperGroup):
         return super().parse_args(ctx, args)
 
 
+class _NameOfGroup(typer.Context):
+    @property
+    def command_path(self) -> str:
+        return self.parent.command_path if self.parent is not None else super().command_path
+
+
+class _Evaluate(TyperCommand):
+    """As it is typed in messages: without its own name."""
+
+    context_class = _NameOfGroup
+
+    def collect_usage_pieces(self, _: Any) -> list[str]:
+        return ["[OPTIONS]", "DATASET"]
+
+
 app = typer.Typer(cls=_RunUnlessNamed, add_completion=False, rich_markup_mode=None)
 
 
@@ -39,6 +54,7 @@ def _group() -> None:
 
 @app.command(
     RUN,
+    cls=_Evaluate,
     epilog="rag eval compare A B compares two saved runs, query by query. Values that are given more than once are "
     "crossed: two rerankers and two --top-n are four runs.",
 )
@@ -47,8 +63,9 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="DATASET",
-            help="A folder in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/test.tsv), a questions.jsonl about "
-            'the ingested collection ({"question", "relevant": [ids, paths or an answer]}), or irds:NAME.',
+            help="Needed, but for --make-questions: a folder in BEIR's layout (corpus.jsonl, queries.jsonl, "
+            'qrels/test.tsv), a questions.jsonl about the ingested collection ({"question", "relevant": [ids, paths or '
+            "an answer]}), or irds:NAME.",
         ),
     ] = None,
     reranker: Annotated[
@@ -206,7 +223,10 @@ def tune(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Find the best settings within a time budget, and print them as lines for .env."""
+    """Find the best settings within a time budget.
+
+    They are printed as lines for .env.
+    """
     from pipeline.evaluation.terminal import print_tuned
     from pipeline.evaluation.tune import tune as run
     from pipeline.settings import Settings
@@ -248,7 +268,10 @@ def calibrate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a reranker's probabilities mean what they say, so that a threshold survives a switch."""
+    """Make a reranker's probabilities mean what they say.
+
+    A threshold then survives a switch of the reranker.
+    """
     from pipeline.evaluation.calibration import calibrate_dataset
     from pipeline.evaluation.terminal import print_calibration
     from pipeline.settings import Settings

@@ -21,6 +21,7 @@ from pipeline.types import (
     Document,
     DocumentVersion,
     Failure,
+    LedgerEntry,
     Problem,
     ProblemKind,
     VerifyReport,
@@ -96,8 +97,7 @@ def verify(
     def say(message: str) -> None:
         tell(Progress(0, 0, 0, 0, message))
 
-    say("reading the ledger")
-    ledger = Ledger(store.ledger())
+    ledger = Ledger(_said(store.ledger(), lambda: say("reading the ledger")))
     sources = Sources(
         max_bytes,
         held=lambda source: any_within(chain.from_iterable(ledger.documents.values()), source),
@@ -128,6 +128,14 @@ def verify(
         repaired=[problem for problem in before if (problem.kind, problem.document_id) not in still],
         seconds=time.perf_counter() - start,
     )
+
+
+def _said(entries: Iterable[LedgerEntry], say: Callable[[], None]) -> Iterator[LedgerEntry]:
+    """Says so where there is something: a store that is missing or in use by others is not being read."""
+    for place, entry in enumerate(entries):
+        if not place:
+            say()
+        yield entry
 
 
 def find_problems(ledger: Ledger, sources: Sources) -> list[Problem]:

@@ -44,7 +44,10 @@ def train_reranker(
     seed: Annotated[int, typer.Option(metavar="N", help="Equal seeds split, draw and train alike.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a reranker on labelled queries, and say whether it is better."""
+    """Train a reranker on labelled queries.
+
+    At the end it says whether the new one is better.
+    """
     from pipeline.settings import Settings
     from pipeline.training.fitting import Plan
     from pipeline.training.run import train_reranker as run

@@ -6,7 +6,6 @@ The imports that cost time are inside the command.
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.console import print_json, sayer, stderr
+from pipeline.console import print_failure, print_json, sayer, stderr
 from pipeline.watching import DEBOUNCE_MS
 
 if TYPE_CHECKING:
@@ -37,42 +36,45 @@ def watch(
     ] = DEBOUNCE_MS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each update.")] = False,
 ) -> None:
-    """Keep the collection in step with files and folders, until Ctrl-C.
+    """Keep the collection in step with files and folders.
 
-    First one ingest with --prune. Then after each change the files that changed are read and those that are gone are
-    removed; files are told apart by times and sizes, and JSONL files are read all together. The embedded store is open
-    during an update only, so rag query works in between. Network folders may need WATCHFILES_FORCE_POLLING=1.
+    That goes on until Ctrl-C. First one ingest with --prune. Then after each change the files that changed are read and
+    those that are gone are removed; files are told apart by times and sizes, and JSONL files are read all together. The
+    embedded store is open during an update only, so rag query works in between. Network folders may need
+    WATCHFILES_FORCE_POLLING=1.
     """
-    from pipeline.build import build_store, own_folders
-    from pipeline.core import Pipeline
-    from pipeline.display import ingest_progress
-    from pipeline.errors import RagError
-    from pipeline.settings import Settings
-    from pipeline.watching import run
+    with stopped_by_signals() as stop:  # before what takes a second to import, so that it ends in order from the start
+        from pipeline.build import build_store, own_folders
+        from pipeline.core import Pipeline
+        from pipeline.display import ingest_progress
+        from pipeline.errors import RagError
+        from pipeline.settings import Settings
+        from pipeline.watching import run
 
-    say = sayer(stderr())
-    settings = Settings()
-    with stopped_by_signals() as stop, Pipeline.from_settings(settings, rerank=False) as rag:
-        outcomes = run.watch(
-            rag,
-            partial(build_store, settings),
-            paths,
-            stop=stop,
-            max_delete=max_delete,
-            debounce_ms=debounce_ms,
-            ignored=own_folders(settings),
-            showing=partial(ingest_progress, stderr()),
-        )
-        say(f"rag: watching {', '.join(map(str, paths))} (Ctrl-C to stop)")
-        for outcome in outcomes:
-            if isinstance(outcome, RagError):
-                say(f"rag: not updated, will try again: {' '.join(str(outcome).split())}")
-                continue
-            for line in described(outcome):
-                say(f"rag: {line}")
-            if as_json:
-                print_json(outcome.to_dict(exact=True))
-                sys.stdout.flush()
+        say = sayer(stderr())
+        settings = Settings()
+        with Pipeline.from_settings(settings, rerank=False) as rag:
+            outcomes = run.watch(
+                rag,
+                partial(build_store, settings),
+                paths,
+                stop=stop,
+                max_delete=max_delete,
+                debounce_ms=debounce_ms,
+                ignored=own_folders(settings),
+                showing=partial(ingest_progress, stderr()),
+            )
+            say(f"rag: watching {', '.join(map(str, paths))} (Ctrl-C to stop)")
+            for outcome in outcomes:
+                if isinstance(outcome, RagError):
+                    say(f"rag: not updated, will try again: {' '.join(str(outcome).split())}")
+                    continue
+                for line in described(outcome):
+                    say(f"rag: {line}")
+                if as_json:
+                    print_json(outcome.to_dict(exact=True))
+                    if print_failure():
+                        break
     say("rag: stopped watching")
 
 

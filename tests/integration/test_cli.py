@@ -119,6 +119,95 @@ def test_ctrl_c_says_what_stays(rag: Rag, tmp_path: Path) -> None:
     assert 700 == again["unchanged"] + again["new"]
 
 
+EARLY = """
+import os, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Interrupting:
+    at = sys.argv.pop(1)
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.at:
+            self.at = ""
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from pipeline.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("at", "arguments", "code", "said"),
+    [
+        ("typer", ["ingest", "."], 130, "rag: stopped"),
+        ("pipeline.core", ["query", "x"], 130, "rag: stopped"),
+        ("pipeline.ingestion.reindexing", ["gc", "--dry-run"], 130, "rag: stopped"),
+        ("typer", ["watch", "."], 0, "rag: stopped"),
+        ("pipeline.core", ["watch", "."], 0, "rag: stopped watching"),
+    ],
+)
+def test_ctrl_c_while_a_command_starts(rag: Rag, at: str, arguments: list[str], code: int, said: str) -> None:
+    """Imports take a second. What writes nothing does not speak of what was written, and a watch goes on until then."""
+    script = [sys.executable, "-c", EARLY, at, *arguments]
+    stopped = subprocess.run(script, cwd=rag.folder, env=rag.environment, capture_output=True, text=True)
+    assert (code, said) == (stopped.returncode, stopped.stderr.splitlines()[-1])
+    assert "Traceback" not in stopped.stderr
+
+
+@pytest.mark.parametrize("state", ["closed", "for reading"])
+@pytest.mark.parametrize("arguments", [["query", "port"], ["query", "port", "--json"], ["status"]])
+def test_what_cannot_be_printed_is_a_failure(rag: Rag, docs: Path, arguments: list[str], state: str) -> None:
+    """As on a full disk: one line, and exit code 1. What a command does besides is done to its end."""
+
+    def run(*words: str) -> subprocess.CompletedProcess[bytes]:
+        with open(os.devnull, "rb") as readable:  # noqa: PTH123  to give its number
+            return subprocess.run(
+                [sys.executable, "-m", "pipeline", *words],
+                cwd=rag.folder,
+                env=rag.environment,
+                stdout=readable,
+                stderr=subprocess.PIPE,
+                preexec_fn=(lambda: os.close(1)) if state == "closed" else None,
+            )
+
+    line = b"rag: error: not all of the output could be written to stdout: it is closed"
+    done = run("ingest", str(docs))
+    assert (1, line) == (done.returncode, done.stderr.splitlines()[-1])
+    failed = run(*arguments)
+    assert (1, [line]) == (failed.returncode, failed.stderr.splitlines())
+    assert 5 == rag.json("status")["documents"]
+
+
+def test_a_reader_that_has_had_enough_is_no_failure(rag: Rag, docs: Path) -> None:
+    """As head, after the first line. Only the command itself fails, if it does."""
+
+    def run(*words: str) -> tuple[int, bool]:
+        ours, theirs = os.pipe()
+        os.close(ours)
+        with os.fdopen(theirs, "wb") as unread:
+            command = [sys.executable, "-m", "pipeline", *words]
+            done = subprocess.run(command, cwd=rag.folder, env=rag.environment, stdout=unread, stderr=subprocess.PIPE)
+        return done.returncode, b"rror" in done.stderr
+
+    for words in (["ingest", str(docs)], ["query", "port"], ["query", "port", "--json"], ["status"], ["--help"]):
+        assert (0, False) == run(*words), words
+    (docs / "empty.txt").touch()
+    assert (1, False) == run("ingest", str(docs))
+
+
+def test_messages_that_nobody_reads_stop_nothing(rag: Rag, docs: Path) -> None:
+    """As with ``2>&1 | head``."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "wb") as unread:
+        command = [sys.executable, "-m", "pipeline", "verify", str(docs)]
+        rag.json("ingest", str(docs))
+        done = subprocess.run(command, cwd=rag.folder, env=rag.environment, stdout=subprocess.PIPE, stderr=unread)
+    assert (0, b"5 documents, 5 chunks: clean") == (done.returncode, done.stdout.strip())
+
+
 DYING = """
 import os, signal, sys
 from pipeline import Pipeline, Settings
@@ -266,6 +355,20 @@ def test_filters_on_metadata(rag: Rag, tmp_path: Path) -> None:
     assert {"1", "4"} == found("year=2016", "year=2019")
     assert {"8", "9"} == found("year>=2023")
     assert {"1", "3", "5", "7", "9"} == found("tag.lang=en")
+    assert 10 == len(found("source=m.jsonl"))
+    assert {"7"} == found("document_id=7")
+    assert set() == found("year=1.10")
+    nothing = rag.json("query", "release notes", "--where", "tag.lang=1")["warnings"]
+    assert [True, False] == ["passes the filter" in warning for warning in nothing]
+    assert "--where 'tag.lang=\"1\"'" in nothing[1]
+
+
+def test_a_question_in_a_locale_that_does_not_know_it(rag: Rag, docs: Path) -> None:
+    """Python then has lone surrogates in its place, of which every text is as far away as any other."""
+    rag.json("ingest", str(docs))
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = rag.json("query", "集合多久备份一次?", "--where", "language=zh", code=0, **plain)
+    assert ("集合多久备份一次?", "备份.md") == (result["query"], Path(result["hits"][0]["source"]).name)
 
 
 def test_none_answers_in_first_stage_order(rag: Rag, docs: Path) -> None:
@@ -385,6 +488,7 @@ def test_the_ranking_for_people_shows_both_ranks_and_sources(rag: Rag, docs: Pat
     assert 0 == done.returncode
     assert "\x1b" not in done.stdout
     assert re.search(r"^1\. network\.txt\n +score 0\.\d+ .*first stage #\d", done.stdout, re.M)
+    assert not re.search(r"[ \t]$", done.stdout, re.M)
     assert "network.txt" in done.stdout
 
 

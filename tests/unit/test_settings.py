@@ -112,6 +112,43 @@ def test_a_value_out_of_range_names_the_variable_and_what_is_allowed(
         Settings()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("RAG_TOP_K", "abc", "RAG_TOP_K: 'abc' should be a valid integer (allowed: at least 1, at most 1000)"),
+        ("RAG_DEADLINE_MS", "0", "RAG_DEADLINE_MS: '0' should be greater than 0 (allowed: over 0)"),
+        ("RAG_SEARCH", "模糊", "RAG_SEARCH: '模糊' should be 'hybrid', 'dense' or 'sparse'"),
+        (
+            "RAG_COLLECTION",
+            "中文",
+            "RAG_COLLECTION: '中文' is no name for a collection, which has 1 to 100 of A-Z, a-z, 0-9, _ and -",
+        ),
+    ],
+)
+def test_the_value_is_shown_with_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    """In words; it may come from a file that one does not think of."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        Settings()
+    assert said == str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 101, "", "a.b", "a\n", "文"])
+def test_a_name_of_a_collection_that_no_store_takes(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"collection: .* is no name for a collection"):
+        Settings(collection=name)
+
+
+def test_arguments_are_called_what_they_are_in_python() -> None:
+    """Also where a message is about two variables, or somebody writes the variable itself."""
+    with pytest.raises(SettingsError, match=r"RAG_TOP_K .*; in Python these are top_k and top_n$"):
+        Settings(top_k=100)
+    with pytest.raises(SettingsError, match=r"'RAG_TOP_K': in Python write top_k$"):
+        Settings(RAG_TOP_K=3)
+
+
 def test_no_more_copies_must_have_a_write_than_there_are() -> None:
     """Else no write would ever count; alone, the number of copies is the server's."""
     assert (2, 2) == (
@@ -165,6 +202,9 @@ def test_a_key_never_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings()
     assert "sk-very-secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+    with pytest.raises(SettingsError) as caught:
+        Settings(cohere_api_key=["sk-very-secret"], top_k=3)
+    assert "cohere_api_key: input should be a valid string" == str(caught.value)
 
 
 def test_updated_checks_again() -> None:

@@ -55,7 +55,10 @@ def test_a_collection_as_ingest_leaves_it_is_clean() -> None:
     rig = Rig()
     report = rig.rag.verify()
     assert (True, False, 0) == (report.clean, report.exists, report.chunks)
+    steps: list[Progress] = []
     assert not rig.rag.verify(repair=True).exists
+    assert not rig.rag.verify(progress=steps.append).exists
+    assert not any(step.message for step in steps)  # there is no ledger to be said to be read
     assert [("new", "a")] == kinds(rig.rag.verify([OLD]))
     rig.rag.ingest([OLD, OTHER])
     report = rig.rag.verify([OLD, OTHER])
