@@ -204,8 +204,8 @@ def query(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Filter on metadata, in quotes: --where 'year>=2020'; also >, <, <= and =, with = again for any of "
-            "several. 2020 is a number and true a truth value; the text is 'year=\"2020\"'.",
+            help="Filter on metadata, in quotes: --where 'year>=2020'; also >, <, <=, = and !=; = again for any of "
+            "several, != for none of them. 2020 is a number and true a truth value; the text is 'year=\"2020\"'.",
         ),
     ] = None,
     as_json: Json = False,
@@ -386,26 +386,30 @@ def parse_where(conditions: list[str]) -> dict[str, Any]:
     """``["lang=en", "year>=2020"]`` -> ``{"lang": "en", "year": {"gte": 2020}}``.
 
     A value that is JSON (2020, 1.5, true, "2020" in quotes) is taken as such, anything else as text. The same key
-    with ``=`` more than once means any of the values. A ``source`` or ``document_id`` is text, or any path that leads
-    to the file.
+    with ``=`` more than once means any of the values, with ``!=`` none of them. A ``source`` or ``document_id`` is text,
+    or any path that leads to the file.
 
     Raises:
         SettingsError: a condition is not of this form.
     """
-    where: dict[str, Any] = {}
+    found: dict[str, list[tuple[str, Any]]] = {}
     for condition in conditions:
         key, operator, text = _parts(condition)
         values = _names(text) if key in _OWN and operator not in _OPERATORS else [_json_or_text(text)]
-        ranged = isinstance(where.get(key), dict)
-        if key in where and ranged != (operator in _OPERATORS):
-            raise SettingsError(f"--where: {key} has both = and a range")
-        if operator in _OPERATORS:
-            where.setdefault(key, {})[_OPERATORS[operator]] = values[0]
-            continue
-        if key in where:
-            values = [*(where[key] if isinstance(where[key], list) else [where[key]]), *values]
-        where[key] = values if len(values) > 1 else values[0]
-    return where
+        found.setdefault(key, []).extend((operator, value) for value in values)
+    return {key: _condition(key, asked) for key, asked in found.items()}
+
+
+def _condition(key: str, asked: list[tuple[str, Any]]) -> Any:
+    """What is asked of one key, operators and values, as in Python."""
+    kinds = sorted({"a range" if operator in _OPERATORS else operator for operator, _ in asked})
+    if len(kinds) > 1:
+        raise SettingsError(f"--where: {key} has both {kinds[0]} and {kinds[1]}")
+    if kinds == ["a range"]:
+        return {_OPERATORS[operator]: value for operator, value in asked}
+    values = [value for _, value in asked]
+    wanted = values if len(values) > 1 else values[0]
+    return {"not": wanted} if kinds == ["!="] else wanted
 
 
 def how_read(conditions: list[str]) -> list[str]:
@@ -419,21 +423,21 @@ def how_read(conditions: list[str]) -> list[str]:
         if operator in _OPERATORS:
             meant = f"a date is written 2024-01-01: --where '{key}{operator}2024-01-01'"
         else:
-            meant = f"a text is written in quotes: --where '{key}=\"{text}\"'"
+            meant = f"a text is written in quotes: --where '{key}{operator}\"{text}\"'"
         notes.append(f"{text} was read as a {'truth value' if isinstance(value, bool) else 'number'}; {meant}")
     return notes
 
 
 def _parts(condition: str) -> tuple[str, str, str]:
     """Key, operator and value."""
-    match = re.fullmatch(r"\s*([^=<>!]+?)\s*(>=|<=|==?|>|<)\s*(.*)", condition, re.DOTALL)
+    match = re.fullmatch(r"\s*([^=<>!]+?)\s*(>=|<=|==?|!=|>|<)\s*(.*)", condition, re.DOTALL)
     if match is None:
         raise SettingsError(
-            f"--where {condition!r}: expected KEY=VALUE, or KEY with >=, <=, > or < and a value, all of it in quotes, "
-            "as the shell has a meaning of its own for > and <: --where 'year>=2020'"
+            f"--where {condition!r}: expected KEY=VALUE, or KEY with !=, >=, <=, > or < and a value, all of it in "
+            "quotes, as the shell has a meaning of its own for !, > and <: --where 'year>=2020'"
         )
     key, operator, text = match.groups()
-    return key, operator, text
+    return key, "=" if operator == "==" else operator, text
 
 
 def _names(text: str) -> list[Any]:

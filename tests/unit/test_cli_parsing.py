@@ -43,7 +43,7 @@ def test_where_conditions(conditions: list[str], expected: dict[str, Any]) -> No
     assert expected == parse_where(conditions)
 
 
-@pytest.mark.parametrize("condition", ["lang", "=en", "", "year!=3", "year != 3"])
+@pytest.mark.parametrize("condition", ["lang", "=en", "", "year!3", "!=3"])
 def test_a_malformed_condition_is_refused(condition: str) -> None:
     """The message shows the form."""
     with pytest.raises(SettingsError, match="KEY=VALUE"):
@@ -54,6 +54,14 @@ def test_equality_and_range_on_one_key_are_refused() -> None:
     """They contradict or repeat each other."""
     with pytest.raises(SettingsError, match="both"):
         parse_where(["year=2020", "year>2019"])
+
+
+def test_a_negation_is_of_all_that_is_asked_so() -> None:
+    """And goes with nothing else on one key."""
+    assert {"lang": {"not": "en"}} == parse_where(["lang!=en"])
+    assert {"year": {"not": [2020, "x"]}, "draft": False} == parse_where(["year != 2020", "draft=false", "year!=x"])
+    with pytest.raises(SettingsError, match="lang has both != and ="):
+        parse_where(["lang=en", "lang!=zh"])
 
 
 def test_an_unquoted_condition_is_said_to_need_quotes() -> None:
