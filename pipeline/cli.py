@@ -386,8 +386,8 @@ def parse_where(conditions: list[str]) -> dict[str, Any]:
     """``["lang=en", "year>=2020"]`` -> ``{"lang": "en", "year": {"gte": 2020}}``.
 
     A value that is JSON (2020, 1.5, true, "2020" in quotes) is taken as such, anything else as text. The same key
-    with ``=`` more than once means any of the values, with ``!=`` none of them. A ``source`` or ``document_id`` is text,
-    or any path that leads to the file.
+    with ``=`` more than once means any of the values, with ``!=`` none. A ``source`` or ``document_id`` is text, or any
+    path that leads to the file.
 
     Raises:
         SettingsError: a condition is not of this form.
