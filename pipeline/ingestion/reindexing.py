@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -84,8 +84,8 @@ def reindex(
         _refuse_switched(store, generations, current.name)
 
     with (
+        _at_work(generations.open(current.name)) as old,
         generations.building(name),
-        closing(generations.open(current.name)) as old,
         closing(generations.open(name)) as new,
     ):
         check()  # another reindex may have made this collection and be using it by now
@@ -118,6 +118,14 @@ def reindex(
         warnings=warnings,
         seconds=time.perf_counter() - start,
     )
+
+
+@contextmanager
+def _at_work(store: Store) -> Iterator[Store]:
+    """The store, opened in earnest: if another process has it, that is found before anything is made beside it."""
+    with closing(store):
+        store.count()
+        yield store
 
 
 def rollback(store: Store) -> RollbackReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,18 @@ def test_from_ingest_to_gc(rag: Rag) -> None:
     again = rag("rollback")
     assert 2 == again.returncode
     assert "no collection is kept" in again.stderr
+    assert ["documents"] == [one["name"] for one in rag.json("status")["generations"]]
+
+
+def test_a_refused_reindex_leaves_nothing(rag: Rag) -> None:
+    """Where another process has the store, that is found before anything is made beside it."""
+    (rag.folder / "short.txt").write_text("The museum opens at nine.")
+    assert 1 == rag.json("ingest", "short.txt")["documents"]["new"]
+    with closing(EdgeStore(rag.folder / "data" / "collections" / "documents")) as held:
+        assert 1 == held.count().documents
+        refused = rag("reindex", "--chunk-tokens", "64", "--chunk-overlap", "16")
+    assert 1 == refused.returncode
+    assert "is in use by process" in refused.stderr
     assert ["documents"] == [one["name"] for one in rag.json("status")["generations"]]
 
 
