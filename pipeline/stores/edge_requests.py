@@ -109,8 +109,8 @@ def condition(clauses: Sequence[filters.Clause]) -> edge.Filter | None:
     if not clauses:
         return None
     return edge.Filter(
-        must=[_any_of(clause) for clause in clauses if not clause.negated],
-        must_not=[_any_of(clause) for clause in clauses if clause.negated],
+        must=[_any_of(clause) for clause in clauses if not clause.negated] or None,
+        must_not=[_any_of(clause) for clause in clauses if clause.negated] or None,
     )
 
 
