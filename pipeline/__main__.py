@@ -8,7 +8,8 @@ def main() -> None:
     try:
         from pipeline.cli import main as run
     except KeyboardInterrupt:
-        print("rag: stopped", file=sys.stderr)
+        if sys.stderr is not None:
+            print("rag: stopped", file=sys.stderr)
         sys.exit(0 if sys.argv[1:2] == ["watch"] else 130)  # a watch goes on until then
     run()
 

@@ -9,7 +9,7 @@ import atexit
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import TypeVar, Unpack
 
@@ -397,11 +397,18 @@ def _look_up(what: str, name: str, known: Mapping[str, Factory], group: str) -> 
     """First the built-in and registered ones, then installed packages' entry points."""
     if name in known:
         return known[name]
-    for point in entry_points(group=group):
+    installed: EntryPoints = entry_points(group=group)
+    for point in installed:
         if point.name == name:
-            factory: Factory = point.load()
+            try:
+                factory: Factory = point.load()
+            except Exception as error:
+                raise SettingsError(
+                    f"the {what} {name!r} ({point.value}) cannot be loaded: {type(error).__name__}: {error}"
+                ) from error
             return factory
-    raise SettingsError(f"no {what} is called {name!r}; there are: {', '.join(sorted(known))}")
+    names = ", ".join(sorted({*known, *installed.names}))
+    raise SettingsError(f"no {what} is called {name!r}; there are: {names}")
 
 
 def _check_registered(what: str, name: str, factory: object, built_in: Container[str]) -> None:

@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -106,7 +107,8 @@ def _stopped() -> int:
 
 def _failed(error: Exception, code: int) -> int:
     if _debug:
-        raise error
+        traceback.print_exception(error)
+        return code
     print(f"rag: error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
@@ -430,7 +432,7 @@ def how_read(conditions: list[str]) -> list[str]:
 
 def _parts(condition: str) -> tuple[str, str, str]:
     """Key, operator and value."""
-    match = re.fullmatch(r"\s*([^=<>!]+?)\s*(>=|<=|==?|!=|>|<)\s*(.*)", condition, re.DOTALL)
+    match = re.fullmatch(r"\s*([^=<>!]+?)\s*(>=|<=|==?|!=|>|<)(?!\s*[=<>])\s*(.*)", condition, re.DOTALL)
     if match is None:
         raise SettingsError(
             f"--where {condition!r}: expected KEY=VALUE, or KEY with !=, >=, <=, > or < and a value, all of it in "

@@ -55,6 +55,8 @@ def make_streams_lenient() -> None:
     :func:`print_failure` tells it at the end. Characters that a stream's encoding lacks are written as escapes.
     """
     global _printed
+    if sys.stdin is None:  # else the null device that takes the place of stdout would get the number of stdin
+        os.open(os.devnull, os.O_RDONLY)
     sys.stdout, _printed = _lenient(sys.stdout, os.O_RDONLY)
     sys.stderr, _ = _lenient(sys.stderr, os.O_WRONLY)
 

@@ -32,6 +32,7 @@ from pipeline.ingestion.verify import verify as verify_store
 from pipeline.interfaces import Embedder, Reranker, Store
 from pipeline.reranking import Reranked, Scorer, without_errors
 from pipeline.score_cache import ScoreCache
+from pipeline.text import well_formed
 from pipeline.types import (
     Candidate,
     Document,
@@ -272,10 +273,9 @@ class Pipeline:
 
     def _unread(self, text: str) -> list[str]:
         """A warning where the embedding model does not read all of the query."""
-        most = self.embedder.max_tokens
-        if (
-            self.search_mode == "sparse" or len(text) <= most - _PROMPT_TOKENS
-        ):  # a token is hardly less than a character
+        most, text = self.embedder.max_tokens, well_formed(text)
+        # A token is hardly ever less than a byte.
+        if self.search_mode == "sparse" or len(text.encode()) <= most - _PROMPT_TOKENS:
             return []
         tokens = len(without_limits(self.embedder.tokenizer).encode(text).ids)
         if tokens <= most:
@@ -377,7 +377,7 @@ class Pipeline:
         With ``where`` those of which a chunk passes it, as in :meth:`query`. Memory grows with the number of documents.
 
         Raises:
-            SettingsError: ``where`` cannot be understood.
+            SettingsError: at the first document, if ``where`` cannot be understood.
         """
         self._check_process()
         return collection.documents(self.store, where)
@@ -398,7 +398,7 @@ class Pipeline:
         """Removes documents by their ids; returns how many of them were there. Unknown ids are no error.
 
         Of files with equal content, which are stored once, only those that are named go. With ``where`` in the place of
-        ids all documents go whose metadata pass it, as in :meth:`documents`, under all their names.
+        ids all documents go of which every chunk passes it, under all their names.
 
         Raises:
             SettingsError: an id is no string, and what was given before it may be removed; or ``where`` cannot be

@@ -151,9 +151,9 @@ def print_report(console: Console, report: IngestReport) -> None:
 
 
 def describe_skipped(report: IngestReport) -> str:
-    """How many files hold no text, and what they are: ``12 files without text (10 PNG image, 2 empty file)``."""
+    """How many files hold no text, and what they are: ``12 files without text (PNG image: 10, empty file: 2)``."""
     kinds = Counter(file.error.removesuffix(", no text") for file in report.skipped)
-    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    listed = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
     return f"{len(report.skipped)} {'file' if len(report.skipped) == 1 else 'files'} without text ({listed})"
 
 

@@ -130,4 +130,6 @@ def _run(name: str, check: Callable[[], str]) -> Check:
         detail = check()
     except RagError as error:
         return Check(name, False, str(error))
+    except Exception as error:  # noqa: BLE001  of a part that somebody else wrote: the other checks are to be made
+        return Check(name, False, f"{type(error).__name__}: {error}")
     return Check(name, True, f"{detail}  ({(time.perf_counter() - start) * 1e3:.0f} ms)")

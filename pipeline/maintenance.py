@@ -30,7 +30,9 @@ def reindex(
     embedder: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Instead of RAG_EMBEDDER: sentence-transformers for a Hugging Face model, or http."
+            metavar="NAME",
+            help="Instead of RAG_EMBEDDER: sentence-transformers for a Hugging Face model, http, or a name that an "
+            "installed package declares.",
         ),
     ] = None,
     chunk_tokens: Annotated[int | None, typer.Option(metavar="N", help="Instead of RAG_CHUNK_TOKENS.")] = None,

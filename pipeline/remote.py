@@ -24,7 +24,7 @@ _PASSING = frozenset({408, 424, 425, 429})
 # What servers say that refuse a request for its size with 400 or 422, and not with 413.
 _TOO_LARGE = re.compile(
     r"(?=.*(batch|tokens?\b|length|texts|documents|items|inputs?\b))"
-    r".*(too (long|large|many)|\bmax(imum)?\b|exceed|at most|longer|limit)",
+    r".*(too (long|large|many)|\bmax(imum)?\b|exceed|at most|(longer|larger|less|fewer|more) than)",
     re.IGNORECASE,
 )
 
@@ -252,6 +252,8 @@ def _detail(body: object, secret: str | None) -> str:
     """What a server says in an error's body: the message field of the usual shapes, or the text, on one line."""
     while isinstance(body, Mapping):
         body = next((body[key] for key in ("message", "error", "detail") if body.get(key)), "")
+    if isinstance(body, list):  # FastAPI's: each has the whole request in it, too, which is none of the message
+        body = "; ".join(str(one["msg"]) for one in body if isinstance(one, Mapping) and one.get("msg"))
     text = " ".join(body.split()) if isinstance(body, str) else ("" if body is None else str(body))
     if secret:
         text = text.replace(secret, "***")

@@ -202,7 +202,7 @@ class Scorer:
         except (TimeoutError, ConnectionError) as error:  # of one that somebody else wrote: ours say it themselves
             name = self.reranker.name
             raise RerankerError(
-                f"reranker {name} failed: {type(error).__name__}{f': {error}' if str(error) else ''}",
+                f"{name} raised {type(error).__name__}{f': {error}' if str(error) else ''}",
                 provider=name,
                 retryable=True,
             ) from error

@@ -343,6 +343,10 @@ class Failure:
 class NoText(Failure):
     """A file that holds no text by its nature. Met in a folder it is passed over; asked for by name it is a failure."""
 
+    certain: bool = True
+    """Whether what is stored of it may go: not if it could merely not be read as text, which damage does, too, nor if
+    it had a document a line, as who writes such a file empties it first."""
+
 
 @dataclass(frozen=True, slots=True)
 class IngestProfile:
@@ -401,7 +405,7 @@ class IngestReport:
             },
             "chunks": {"written": self.chunks_written, "deleted": self.chunks_deleted},
             "failures": [asdict(failure) for failure in self.failures],
-            "skipped": [asdict(file) for file in self.skipped],
+            "skipped": [{"source": file.source, "error": file.error} for file in self.skipped],
             "warnings": list(self.warnings),
             "seconds": round(self.seconds, 3),
             "dry_run": self.dry_run,

@@ -63,7 +63,7 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="DATASET",
-            help="Needed, but for --make-questions: a folder in BEIR's layout (corpus.jsonl, queries.jsonl, "
+            help="Needed, except with --make-questions: a folder in BEIR's layout (corpus.jsonl, queries.jsonl, "
             'qrels/test.tsv), a questions.jsonl about the ingested collection ({"question", "relevant": [ids, paths or '
             "an answer]}), or irds:NAME.",
         ),

@@ -85,6 +85,8 @@ class Combiner(Generic[T, R]):
     def _answer(self, calls: list[_Call[T, R]]) -> None:
         try:
             results = self._work([item for call in calls for item in call.items])
+        except deadline.GivenUpError:  # by who called here: the others' calls are theirs
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers get it
             if len(calls) == 1:
                 calls[0].error = error

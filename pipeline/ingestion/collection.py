@@ -30,15 +30,21 @@ def documents(store: Store, where: Mapping[str, Any] | None = None) -> Iterator[
         for versions in by_document(store.versions()).values():
             yield answering(versions)
         return
-    passing: dict[str, set[str]] = {}
+    for version, _ in _passing(store, where):
+        yield version
+
+
+def _passing(store: Store, where: Mapping[str, Any]) -> Iterator[tuple[DocumentVersion, int]]:
+    """Each document's version that queries answer with, and how many of its chunks pass, if any does."""
+    passing: dict[str, dict[str, int]] = {}
     for version in store.passing(where):
-        passing.setdefault(version.document_id, set()).add(version.content_hash)
+        passing.setdefault(version.document_id, {})[version.content_hash] = version.present
     ids = iter(passing)
     while batch := list(islice(ids, _BATCH)):
         for id_, versions in by_document(store.versions(batch)).items():
             version = answering(versions)
-            if version.content_hash in passing[id_]:
-                yield version
+            if passed := passing[id_].get(version.content_hash):
+                yield version, passed
 
 
 def left_to_copies(documents: Iterable[Sequence[DocumentVersion]]) -> list[str]:
@@ -129,23 +135,33 @@ def delete(store: Store, document_ids: Iterable[str], embed: Embed) -> int:
 
 
 def delete_where(store: Store, where: Mapping[str, Any], embed: Embed) -> int:
-    """Removes the documents whose metadata pass the filter, with all their names; returns how many there were.
+    """Removes the documents of which all chunks pass the filter, with all their names; returns how many there were.
 
     Raises:
         SettingsError: it is empty, or names documents instead of metadata.
     """
-    if not where:
+    if all(map(_passes_all, where.values())):
         raise SettingsError(
-            "delete(where={}) would remove everything: say what the metadata of those are that shall go"
+            f"a delete with where={where!r} would remove everything: say what the metadata are of what shall go"
         )
-    for key in ("source", "document_id"):
+    for key in ("source", "document_id", "file_name"):
         if key in where:  # of files with equal content one has it, and the others would go, too
             raise SettingsError(
                 f"delete(where=...) is by metadata, not by {key}: give the ids themselves, delete([...])"
             )
-    found = list(documents(store, where))
+    found = [version for version, passed in _passing(store, where) if passed >= version.present]
     delete(store, [name for version in found for name in (version.document_id, *version.copies)], embed)
     return len(found)
+
+
+def _passes_all(wanted: object) -> bool:
+    """Whether a condition is none of nothing."""
+    return (
+        isinstance(wanted, Mapping)
+        and list(wanted) == ["not"]
+        and isinstance(wanted["not"], list | tuple | set | frozenset)
+        and not wanted["not"]
+    )
 
 
 def _is(version: DocumentVersion, document_id: str) -> bool:

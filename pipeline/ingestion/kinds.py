@@ -34,6 +34,8 @@ EXTRACTED = {
 }
 #: Kinds of which a file always has a content: without any it is damaged.
 PROMISING = frozenset(EXTRACTED) - {"html", "eml"}
+UNKNOWN = "binary file"
+"""What is called so may be anything, a damaged text, too."""
 # What no text begins with.
 _MAGIC = (
     (b"\x89PNG", "PNG image"),
@@ -44,7 +46,7 @@ _MAGIC = (
     (b"\x1f\x8b", "gzip archive"),
     (b"\xfd7zXZ\0", "xz archive"),
     (b"\x28\xb5\x2f\xfd", "zstd archive"),
-    (b"7z\xbc\xaf", "7z archive"),
+    (b"7z\xbc\xaf\x27\x1c", "7z archive"),
     (b"Rar!\x1a", "RAR archive"),
     (b"SQLite format 3\0", "SQLite database"),
     (b"OggS\0", "audio or video file"),
@@ -113,7 +115,7 @@ def binary_kind(data: bytes) -> str:
     if data.startswith(b"PK"):
         return "ZIP archive"
     letters = (name for magic, name in _LETTERS if data.startswith(magic))
-    return never_text(data) or next(letters, "binary file")
+    return never_text(data) or next(letters, UNKNOWN)
 
 
 def may_be_document(head: bytes) -> bool:

@@ -154,7 +154,7 @@ def load(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Document | Failure]
         if promised in kinds.PROMISING:
             yield Failure(source, f"{error}; its name says {promised.upper()}: damaged?")
         else:
-            yield NoText(source, str(error))
+            yield NoText(source, str(error), certain=not (is_lines(path) or str(error).startswith(kinds.UNKNOWN)))
     except DocumentError as error:
         yield Failure(source, str(error))
     except OSError as error:

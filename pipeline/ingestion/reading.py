@@ -113,6 +113,7 @@ def _found(
 ) -> Iterator[Document | Path]:
     """The documents, and the files that the paths lead to, each once."""
     seen: set[str] = set()
+    named = {real_source(Path(item)) for item in items if not isinstance(item, Document)}
     for item in items:
         if isinstance(item, Document):
             yield item
@@ -120,10 +121,18 @@ def _found(
             path = _check(item, held)
             root = real_source(path)
             roots.append(root)
-            seen.update(folder for folder in ignored if folder != root and is_within(folder, {root}))
+            seen.update(passed_over(ignored, [root], named))
             for file in find_files([path], seen) if is_there(path) else ():
                 if not unread or not is_within(real_source(file), unread):
                     yield file
+
+
+def passed_over(ignored: Iterable[str], roots: Iterable[str], named: Iterable[str] = ()) -> list[str]:
+    """The ignored folders that lie in one of the roots, unless they, or something in them, were asked for by name."""
+    within, asked = set(roots), {*roots, *named}
+    return [
+        folder for folder in ignored if is_within(folder, within) and not any(is_within(one, {folder}) for one in asked)
+    ]
 
 
 def _repeated(inputs: Iterable[Document | Path]) -> dict[str, int]:

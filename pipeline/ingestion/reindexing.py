@@ -94,13 +94,19 @@ def reindex(
         copy.catch_up()
         new.optimize(copy.tell)
         with generations.frozen():
-            copy.catch_up()
+            brought = copy.catch_up()
             # On a server a writer may have been in the middle of a request. What is not here at the switch would be
             # here never, if this program ended with it.
-            brought = copy.catch_up()
+            if _differing(brought, _ledger(old)):
+                brought = copy.catch_up()
             check()
             generations.switch(name)
         warnings = copy.warnings() + collection.left_to_copies(by_document(old.versions()).values())
+        if late := _differing(brought, _ledger(old)):
+            warnings.append(
+                f"{len(late)} documents, such as {min(late)}, were written or deleted in {current.name} by requests "
+                "that were under way at the switch: ingest or delete them again"
+            )
         if later is not None:
             with closing(generations.open(later.name)) as left:
                 behind = len(_differing(_ledger(left), brought))

@@ -24,7 +24,7 @@ from pipeline.ingestion.changes import any_within, by_document, plan_prune
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.copies import Related, Sharing, related
 from pipeline.ingestion.loaders import MAX_BYTES, is_still_there
-from pipeline.ingestion.reading import hash_of, read
+from pipeline.ingestion.reading import hash_of, passed_over, read
 from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
 from pipeline.types import (
@@ -247,16 +247,19 @@ class IngestRun:
                     self._current[document.id] = content_hash
 
     def _pass_over(self, files: list[NoText], prune: bool) -> None:
-        """Files without text are no failures, unless there was one: that only a prune removes."""
-        sources = [file.source for file in files]
-        held = self.store.related(sources, []) if files and not prune else ()
+        """Files without text are no failures, unless there was one: that only a prune removes, where it may."""
+        sources = [file.source for file in files if not (prune and file.certain)]
+        held = self.store.related(sources, []) if sources else ()
         stored = {source for version in held for source in version.sources}
         for file in files:
-            if file.source in stored:
+            if file.source not in stored:
+                self._skipped.append(file)
+            elif file.certain:
                 left = f"{file.error}; what is stored of it stays until an ingest with --prune"
                 self._failures.append(NoText(file.source, left))
             else:
-                self._skipped.append(file)
+                left = f"{file.error}; what is stored of it stays while the file is there"
+                self._failures.append(Failure(file.source, left))
 
     def _note_repeated(self, ids: Iterable[str]) -> None:
         for id_ in ids:
@@ -350,7 +353,8 @@ class IngestRun:
         """Which documents have to go, or paths of copies, because their sources are gone."""
         # One that was left out because it is repeated was met, whatever became of the others since.
         met = chain(self._seen, self._repeated)
-        unread = chain(self.unread, (failure.source for failure in self._failures))
+        failed = (failure.source for failure in self._failures)
+        unread = chain(self.unread, failed, passed_over(self.ignored, roots))
         without_text = {file.source for file in self._skipped}
         plan = plan_prune(
             self.store.versions(),

@@ -14,7 +14,7 @@ from pipeline.ingestion.changes import answering, any_within, by_document, is_wi
 from pipeline.ingestion.copies import Embed, Sharing, chunk_ids
 from pipeline.ingestion.ledger import Ledger
 from pipeline.ingestion.loaders import MAX_BYTES, is_still_there, load
-from pipeline.ingestion.reading import hash_of, read
+from pipeline.ingestion.reading import hash_of, passed_over, read
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.interfaces import Store
 from pipeline.types import (
@@ -22,6 +22,7 @@ from pipeline.types import (
     DocumentVersion,
     Failure,
     LedgerEntry,
+    NoText,
     Problem,
     ProblemKind,
     VerifyReport,
@@ -54,14 +55,14 @@ class Sources:
     """Document id -> content hash; of several documents with one id the last one counts, as in an ingest."""
     places: dict[str, str] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
-    skipped: set[str] = field(default_factory=set)
+    skipped: dict[str, NoText] = field(default_factory=dict)
     """Files that hold no text."""
 
     def read(self, items: Iterable[Document | str | Path], tell: Callable[[Progress], None]) -> Iterator[Document]:
         """The documents of the items, each noted on its way."""
         for batch in read(items, self.roots, self.max_bytes, held=self.held, ignored=self.ignored):
             tell(Progress(batch.files_done, batch.files_total, documents=len(self.hashes), chunks=0))
-            self.skipped.update(file.source for file in batch.skipped)
+            self.skipped.update((file.source, file) for file in batch.skipped)
             for item in batch.items:
                 content_hash = item if isinstance(item, Failure) else hash_of(item)
                 if isinstance(content_hash, Failure):
@@ -191,13 +192,17 @@ def _in_sources(ledger: Ledger, sources: Sources) -> Iterator[Problem]:
             version.complete and version.content_hash == content_hash for version in versions
         ):
             yield Problem("changed", document_id, sources.places[document_id], "changed since: ingest it again")
-    unreadable, roots = {failure.source for failure in sources.failures}, set(sources.roots)
+    roots = set(sources.roots)
+    unreadable = {*(failure.source for failure in sources.failures), *passed_over(sources.ignored, sources.roots)}
     for document_id, versions in ledger.documents.items():
         version = answering(versions)
         for source in version.sources:
             if (source if version.copies else document_id) in sources.hashes or is_within(source, unreadable):
                 continue
-            if is_within(source, roots) and (source in sources.skipped or not is_still_there(source)):
+            empty = sources.skipped.get(source)
+            if empty is not None and not empty.certain:
+                yield Problem("unreadable", document_id, source, empty.error)
+            elif is_within(source, roots) and (empty is not None or not is_still_there(source)):
                 yield Problem("gone", document_id, source, "not in its source any more: ingest with --prune")
 
 

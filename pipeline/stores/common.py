@@ -169,7 +169,7 @@ def stale_ids(points: Iterable[tuple[str, Mapping[str, Any]]], stale: Mapping[st
     ]
 
 
-DIGESTED = ("document_id", "content_hash")
+DIGESTED = ("document_id", "content_hash", "source")
 """Fields whose values, with the number of chunks of each, tell one state of a collection from another."""
 
 

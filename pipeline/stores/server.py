@@ -269,9 +269,8 @@ class ServerStore:
     def delete_chunks(self, point_ids: Iterable[str]) -> int:
         """Removes the chunks that are stored under these ids; returns how many ids there were."""
         doomed = list(point_ids)
-        if doomed:
-            self._refuse_left()
         for batch in common.batches(doomed, common.LEDGER_BATCH):
+            self._refuse_left()
             selector = models.PointIdsList(points=list(batch))
             self._server.patiently("delete from", partial(self._client.delete, self._name, selector, wait=True))
         return len(doomed)

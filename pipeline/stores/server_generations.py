@@ -186,7 +186,7 @@ def _delete(alias: str) -> models.DeleteAliasOperation:
 
 
 def own_note() -> dict[str, Any]:
-    """This process as the builder of a collection, from now on for two minutes."""
+    """This process as the one at work on a collection, from now on for two minutes."""
     return {"pid": os.getpid(), "host": socket.gethostname(), "at": time.time()}
 
 

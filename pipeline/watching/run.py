@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 from pipeline import deadline
 from pipeline.core import Pipeline
 from pipeline.errors import FingerprintError, RagError, SettingsError, StoreLockedError, StoreUnavailableError
-from pipeline.ingestion.changes import is_within
 from pipeline.ingestion.loaders import NOT_READ, is_there, left_out, real_source
+from pipeline.ingestion.reading import passed_over
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Store
 from pipeline.types import Failure, IngestReport, NoText
@@ -151,8 +151,7 @@ class _Updates:
     ) -> None:
         roots = set(map(real_source, paths))
         # In one of the paths: a folder that was asked for by its name is read.
-        inside = (folder for folder in map(real_source, ignored) if is_within(folder, roots - {folder}))
-        self.ignored = frozenset(inside)
+        self.ignored = frozenset(passed_over(map(real_source, ignored), roots))
         self._rag, self._open_store, self._paths, self._stop = rag, open_store, paths, stop
         self._max_delete = max_delete
         self._showing = showing or (lambda: nullcontext(lambda _: None))
@@ -187,11 +186,12 @@ class _Updates:
                     progress=partial(self._step, show),
                 )
                 self._left = store.digest()
+        failed = bool(report.failures)
         away = [path for path in self._paths if path not in there]
         gone = [Failure(str(path), "is not there; what is stored of it stays until it is back") for path in away]
         report = replace(report, failures=[*report.failures, *gone])
         missed = {failure.source for failure in report.failures if failure.error.startswith(NOT_READ)}
-        if report.failures:  # what is stored of these could perhaps not be removed
+        if failed:  # what is stored of these could perhaps not be removed
             missed.update(file.source for file in (*report.failures, *report.skipped) if isinstance(file, NoText))
         self._known.learn(found, doubtful=bool(report.failures), missed=missed)
         return report

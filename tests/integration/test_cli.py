@@ -286,7 +286,7 @@ def test_a_project_folder_is_ingested_and_its_pictures_are_skipped(rag: Rag, doc
         (docs / name).write_bytes(b"")
     for _ in range(2):  # the second time there is something in the data directory
         done = rag("ingest", str(tmp_path))
-        assert (0, 1) == (done.returncode, done.stdout.count("3 files without text (2 empty file, 1 PNG image)"))
+        assert (0, 1) == (done.returncode, done.stdout.count("3 files without text (empty file: 2, PNG image: 1)"))
         assert 6 == rag.json("status")["documents"]
     report = rag.json("ingest", str(tmp_path))
     assert (0, 3) == (report["documents"]["failed"], len(report["skipped"]))

@@ -134,6 +134,15 @@ def test_documents_and_delete_by_metadata() -> None:
     assert ["b"] == [version.document_id for version in rag.documents()]
 
 
+def test_delete_by_metadata_takes_no_document_of_which_a_part_passes() -> None:
+    """A page is that of a chunk: who asks for the first page does not mean the book."""
+    rag, store = filled(A, B)
+    chunk, vector = next(pair for pair in store.points.values() if pair[0].document_id == "b")
+    store.points[chunk.id] = replace(chunk, metadata={"page": 1}), vector
+    assert ["b"] == [version.document_id for version in rag.documents(where={"page": 1})]
+    assert 0 == rag.delete(where={"page": 1})
+
+
 def test_delete_by_metadata_takes_all_names() -> None:
     """Of files with equal content, which have one document."""
     equal = [Document(id=f"/files/{i}.txt", text=text("figs"), metadata={"lang": "en"}) for i in (1, 2)]
@@ -152,6 +161,8 @@ def test_delete_by_metadata_takes_all_names() -> None:
         ({"where": {"source": "a"}}, "by metadata, not by source"),
         ({"where": {"lang": "en", "document_id": {"not": "a"}}}, "by metadata, not by document_id"),
         ({"where": {"lang": "en"}, "document_ids": ["a"]}, "not both"),
+        ({"where": {"lang": {"not": []}}}, "would remove everything"),
+        ({"where": {"file_name": "a.md"}}, "by metadata, not by file_name"),
     ],
 )
 def test_a_delete_that_says_too_little_or_too_much(given: dict[str, Any], said: str) -> None:

@@ -388,7 +388,7 @@ def test_a_rerankers_own_timeout_is_covered_by_a_fallback(error: Exception) -> N
     """As that of the ones here."""
     result = pipeline(Raising(error), fallbacks=[None]).query("apple fruit")
     assert result.degraded
-    assert f"reranker own failed: {type(error).__name__}" in " ".join(result.warnings)
+    assert f"reranker own failed: own raised {type(error).__name__}" in " ".join(result.warnings)
 
 
 def test_a_rerankers_own_mistake_is_never_covered() -> None:
@@ -710,3 +710,8 @@ def test_a_query_that_is_not_read_to_its_end_says_so(words: int, warned: bool) -
     assert 512 == rag.embedder.max_tokens
     result = rag.query("apple " * words)
     assert warned == any("reads the first 512: shorten it" in warning for warning in result.warnings)
+
+
+def test_a_long_query_with_half_a_character_is_answered() -> None:
+    """As a short one is: JSON from elsewhere may bring it."""
+    assert pipeline().query("apple " * 600 + "\ud83d").hits

@@ -176,5 +176,5 @@ def test_an_update_is_said_in_a_line_and_each_failure_in_one() -> None:
     assert ["/d/x.pdf: damaged", "2 written, 3 removed, 1 failed (0.8 s)"] == described(report)
     skipped = [NoText(f"/d/{name}", said) for name, said in (("a", "empty file"), *[("b", "PNG image, no text")] * 2)]
     (line,) = described(IngestReport(skipped=skipped, seconds=1.0))
-    said = "0 written, 0 removed, 0 failed, 3 files without text (2 PNG image, 1 empty file) skipped (1.0 s)"
+    said = "0 written, 0 removed, 0 failed, 3 files without text (PNG image: 2, empty file: 1) skipped (1.0 s)"
     assert said == line
