@@ -128,8 +128,8 @@ class Settings(BaseSettings):
         None,
         description="by reranker: `bge` has `BAAI/bge-reranker-base`, `cohere` has `rerank-v3.5`, `cross-encoder` "
         "needs a Hugging Face name or a folder, `jina` has `jina-reranker-v2-base-multilingual`, `http` sends none "
-        "unless set (unset, its scores are neither remembered nor calibrated; give another name when another model "
-        "runs there), the embedded ones take a folder in their own format",
+        "unless set (then its scores are neither kept nor calibrated, as nobody would notice another model; change the "
+        "name when the server's model changes), the embedded ones take a folder in their own format",
     )
     reranker_fallback: str = Field(
         "",

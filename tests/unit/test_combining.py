@@ -96,8 +96,9 @@ def test_after_an_interrupt_others_go_on() -> None:
     assert [2] == combiner.run([2])
 
 
-def test_an_interrupted_thread_leaves_the_others_their_calls() -> None:
-    """Ctrl-C reaches one thread: what it had taken along for the others is worked on by them."""
+@pytest.mark.parametrize("error", [KeyboardInterrupt, deadline.GivenUpError])
+def test_an_interrupted_thread_leaves_the_others_their_calls(error: type[BaseException]) -> None:
+    """Ctrl-C reaches one thread, or its work is given up: what it had taken along is worked on by the others."""
     waiting = threading.Semaphore(0)
     go = threading.Event()
     interrupted = threading.Event()
@@ -108,7 +109,7 @@ def test_an_interrupted_thread_leaves_the_others_their_calls() -> None:
             assert go.wait(60)
         elif not interrupted.is_set():
             interrupted.set()
-            raise KeyboardInterrupt
+            raise error
         return [10 * item for item in items]
 
     combiner: Combiner[int, int] = Combiner(work, limit=100)
@@ -121,8 +122,8 @@ def test_an_interrupted_thread_leaves_the_others_their_calls() -> None:
         go.set()
         assert [10] == first.result(60)
         errors = {i: other.exception(60) for i, other in others.items()}
-    assert 1 == sum(isinstance(error, KeyboardInterrupt) for error in errors.values())
-    assert all([10 * i] == others[i].result() for i, error in errors.items() if error is None)
+    assert 1 == sum(isinstance(found, error) for found in errors.values())
+    assert all([10 * i] == others[i].result() for i, found in errors.items() if found is None)
     assert not combiner._waiting
 
 
