@@ -1,8 +1,9 @@
 """What ingests of one program tell each other while they write to one collection at the same time.
 
 Each removes what it found when it compared. What another one has written since it may remove only if it knows that
-this one does not remove its own for the same reason: so they remove by turns, and who comes last leaves one version. Of
-files they do not: what has the place of an older version may be the only one that equal files, not yet named, have.
+this one does not remove its own for the same reason: so they remove by turns, and who comes last leaves one version,
+of an id that it was given once. Of files they do not: what has the place of an older version may be the only one that
+equal files, not yet named, have.
 """
 
 from __future__ import annotations

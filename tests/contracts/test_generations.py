@@ -236,6 +236,25 @@ def test_a_write_of_before_the_switch_is_there_although_the_program_is_killed_wi
     assert "late" == best(new, "latecomer")
 
 
+def test_a_write_that_comes_with_the_switch_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request may arrive after the last look: it cannot be brought over any more, but must not be lost silently."""
+    client = QdrantClient(":memory:")
+    old = Pipeline(embedder=FakeEmbedder(32, "old"), store=ServerStore(client, "documents"))
+    new = Pipeline(embedder=FakeEmbedder(48, "new"), store=ServerStore(client, "documents"))
+    old.ingest(documents(5))
+    switch = ServerGenerations.switch
+
+    def and_a_write_arrives(self: Any, to: str, **options: Any) -> None:
+        monkeypatch.setattr(old.store, "_refuse_left", lambda: None)
+        old.ingest([Document("late", "a latecomer")])
+        switch(self, to, **options)
+
+    monkeypatch.setattr(ServerGenerations, "switch", and_a_write_arrives)
+    (warning,) = new.reindex().warnings
+    assert "1 documents, such as late, were written or deleted in documents by requests" in warning
+    assert 5 == new.store.count().documents
+
+
 @pytest.mark.parametrize("switched", [True, False])
 def test_who_writes_to_a_server_waits_while_another_collection_may_come_into_use(switched: bool) -> None:
     """What it writes then would be in neither or in both; if there was no switch it goes on."""

@@ -227,12 +227,24 @@ def test_a_single_text_that_is_too_long_names_the_setting(case: Case, refusal: R
     assert 2 == len(server.requests)
 
 
-@pytest.mark.parametrize("says", ["max_tokens_per_doc: unknown field", "no such model", "the trial limit is exceeded"])
-def test_other_refusals_are_not_taken_for_one_of_size(case: Case, says: str) -> None:
-    """A fallback would hide a setting that is wrong."""
-    with Loopback([Reply(422, {"message": says})]) as server:
+OTHERS: list[Any] = [
+    "max_tokens_per_doc: unknown field",
+    "no such model",
+    "the trial limit is exceeded",
+    "Invalid token: no longer valid",
+    "this API key is limited to model x, and the input names y",
+    # FastAPI's, with the request in it.
+    [{"msg": "Field required", "input": {"query": "What is the maximum size of the documents?"}}],
+]
+
+
+@pytest.mark.parametrize("says", OTHERS, ids=str)
+def test_other_refusals_are_not_taken_for_one_of_size(case: Case, says: Any) -> None:
+    """A fallback would hide a setting that is wrong. What was asked is no part of what the server says."""
+    with Loopback([Reply(422, {"detail": says})]) as server:
         error = failure(case.make(server))
     assert (True, 1) == (error.operator, len(server.requests))
+    assert "What is the maximum" not in str(error)
 
 
 @pytest.mark.parametrize(
