@@ -193,7 +193,7 @@ def test_a_reader_that_has_had_enough_is_no_failure(rag: Rag, docs: Path) -> Non
 
     for words in (["ingest", str(docs)], ["query", "port"], ["query", "port", "--json"], ["status"], ["--help"]):
         assert (0, False) == run(*words), words
-    (docs / "empty.txt").touch()
+    (docs / "broken.pdf").write_bytes(b"%PDF-1.7 cut off")
     assert (1, False) == run("ingest", str(docs))
 
 
