@@ -130,7 +130,7 @@ def reindex(
 def _at_work(store: Store) -> Iterator[Store]:
     """The store, opened in earnest: if another process has it, that is found before anything is made beside it."""
     with closing(store):
-        store.count()
+        next(iter(store.ledger()), None)
         yield store
 
 
