@@ -169,13 +169,13 @@ def stale_ids(points: Iterable[tuple[str, Mapping[str, Any]]], stale: Mapping[st
     ]
 
 
-DIGESTED = ("document_id", "content_hash", "source")
+DIGESTED = ("document_id", "content_hash")
 """Fields whose values, with the number of chunks of each, tell one state of a collection from another."""
 
 
 def digest(counts: Iterable[tuple[object, int]]) -> str:
-    """Of values and how many chunks have each, in whatever order; what no chunk has is as good as absent."""
-    listed = sorted(f"{count} {value}" for value, count in counts if count)
+    """Of values and how many chunks have each, in whatever order."""
+    listed = sorted(f"{count} {value}" for value, count in counts)
     return hashlib.blake2b("\n".join(listed).encode(), digest_size=16).hexdigest()
 
 
