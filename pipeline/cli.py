@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.core import Pipeline
     from pipeline.ingestion.run import Progress
     from pipeline.settings import Settings
+    from pipeline.where import Where
 
 COMMANDS = (
     *("ingest", "query", "watch", "status", "verify", "doctor"),
@@ -207,7 +208,8 @@ def query(
         typer.Option(
             metavar="KEY=VALUE",
             help="Filter on metadata, in quotes: --where 'year>=2020'; also >, <, <=, = and !=; = again for any of "
-            "several, != for none of them. 2020 is a number and true a truth value; the text is 'year=\"2020\"'.",
+            "several, != for none of them. 2020 is a number and true a truth value; the text is 'year=\"2020\"'. Or "
+            "once, the whole filter in JSON, as from Python.",
         ),
     ] = None,
     as_json: Json = False,
@@ -384,8 +386,8 @@ _OPERATORS = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt"}
 _OWN = frozenset({"source", "document_id"})
 
 
-def parse_where(conditions: list[str]) -> dict[str, Any]:
-    """``["lang=en", "year>=2020"]`` -> ``{"lang": "en", "year": {"gte": 2020}}``.
+def parse_where(conditions: list[str]) -> Where:
+    """``["lang=en", "year>=2020"]`` -> ``{"lang": "en", "year": {"gte": 2020}}``; or a filter in JSON as it is.
 
     A value that is JSON (2020, 1.5, true, "2020" in quotes) is taken as such, anything else as text. The same key
     with ``=`` more than once means any of the values, with ``!=`` none. A ``source`` or ``document_id`` is text, or any
@@ -394,12 +396,26 @@ def parse_where(conditions: list[str]) -> dict[str, Any]:
     Raises:
         SettingsError: a condition is not of this form.
     """
+    whole = [where for condition in conditions if (where := _in_json(condition)) is not None]
+    if whole and len(conditions) > 1:
+        raise SettingsError("--where: a filter in JSON stands alone; write all of it as JSON")
+    if whole:
+        return whole[0]
     found: dict[str, list[tuple[str, Any]]] = {}
     for condition in conditions:
         key, operator, text = _parts(condition)
         values = _names(text) if key in _OWN and operator not in _OPERATORS else [_json_or_text(text)]
         found.setdefault(key, []).extend((operator, value) for value in values)
     return {key: _condition(key, asked) for key, asked in found.items()}
+
+
+def _in_json(condition: str) -> Where | None:
+    """A filter as in Python; None for a condition of the other form."""
+    try:
+        value = json.loads(condition)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict | list) else None
 
 
 def _condition(key: str, asked: list[tuple[str, Any]]) -> Any:
@@ -418,6 +434,8 @@ def how_read(conditions: list[str]) -> list[str]:
     """What values were taken for, where they might have been meant otherwise: for a search that finds nothing."""
     notes = []
     for condition in conditions:
+        if _in_json(condition) is not None:
+            continue
         key, operator, text = _parts(condition)
         value = _json_or_text(text)
         if isinstance(value, str) or (key in _OWN and operator not in _OPERATORS):

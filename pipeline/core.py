@@ -8,8 +8,9 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
+from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +51,7 @@ from pipeline.types import (
     StoredDocument,
     VerifyReport,
 )
+from pipeline.where import Where, alternatives
 from pipeline.windows import without_limits
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class QueryOptions(TypedDict, total=False):
     top_k: int | None
     threshold: float | None
     alpha: float | None
-    where: Mapping[str, Any] | None
+    where: Where | None
     deadline_ms: float | None
 
 
@@ -197,7 +199,7 @@ class Pipeline:
         top_k: int | None = None,
         threshold: float | None = None,
         alpha: float | None = None,
-        where: Mapping[str, Any] | None = None,
+        where: Where | None = None,
         deadline_ms: float | None = None,
     ) -> QueryResult:
         """Recalls ``top_n`` candidates, reranks them, and returns the best ``top_k``.
@@ -282,11 +284,12 @@ class Pipeline:
             return []
         return [f"the query has {tokens:,} tokens, and the embedding model reads the first {most:,}: shorten it"]
 
-    def _why_nothing(self, where: Mapping[str, Any] | None) -> list[str]:
+    def _why_nothing(self, where: Where | None) -> list[str]:
         if not self._checked or not self.store.count().chunks:
             return [f"{self.store.name} is empty: ingest documents first"]
         if where and self.search_mode != "sparse":  # BM25 alone finds nothing where no word is shared, too
-            return [f"nothing in {self.store.name} passes the filter on {', '.join(where)}"]
+            keys = dict.fromkeys(chain.from_iterable(alternatives(where)))
+            return [f"nothing in {self.store.name} passes the filter on {', '.join(keys)}"]
         return []
 
     def _reranked(self, text: str, candidates: Sequence[Candidate], until: float | None, top_k: int) -> Reranked:
@@ -371,7 +374,7 @@ class Pipeline:
 
     # ----------------------------------------------- what is in the collection
 
-    def documents(self, *, where: Mapping[str, Any] | None = None) -> Iterator[DocumentVersion]:
+    def documents(self, *, where: Where | None = None) -> Iterator[DocumentVersion]:
         """Each document's id, source, content hash and number of chunks; no text, and in no particular order.
 
         With ``where`` those of which a chunk passes it, as in :meth:`query`. Memory grows with the number of documents.
@@ -394,7 +397,7 @@ class Pipeline:
         _check_id(document_id)
         return collection.get(self.store, document_id)
 
-    def delete(self, document_ids: str | Iterable[str] = (), *, where: Mapping[str, Any] | None = None) -> int:
+    def delete(self, document_ids: str | Iterable[str] = (), *, where: Where | None = None) -> int:
         """Removes documents by their ids; returns how many of them were there. Unknown ids are no error.
 
         Of files with equal content, which are stored once, only those that are named go. With ``where`` in the place of

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.types import (
     Candidate,
@@ -24,6 +24,7 @@ from pipeline.types import (
     SearchMode,
     StoreCount,
 )
+from pipeline.where import Where
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,7 +139,7 @@ class Store(Protocol):
         """Versions that have one of these names as id or source, or one of these contents; a few hundred at most."""
         ...
 
-    def passing(self, where: Mapping[str, Any]) -> Iterator[DocumentVersion]:
+    def passing(self, where: Where) -> Iterator[DocumentVersion]:
         """Versions of which a chunk passes ``where`` (see :meth:`search`); ``present`` counts the chunks that do."""
         ...
 
@@ -168,7 +169,7 @@ class Store(Protocol):
         limit: int,
         mode: SearchMode = "hybrid",
         fusion: HybridFusion = "convex",
-        where: Mapping[str, Any] | None = None,
+        where: Where | None = None,
         exact: bool = False,
     ) -> list[Candidate]:
         """The best ``limit`` chunks, best first, ranks from 1; an empty list if there is no collection.
@@ -176,7 +177,7 @@ class Store(Protocol):
         ``vector`` is the query's; only ``sparse`` does without. ``where`` maps metadata keys ("a.b" reaches into
         objects; "source" (any of them) and "document_id" are the chunk's own) to a value (equality), a list (any of) or
         {"gt"|"gte"|"lt"|"lte": bound} with numbers or ISO dates, or {"not": any of these}, which what lacks the key
-        passes, too; all must hold. ``exact`` searches without the HNSW index.
+        passes, too; all must hold. Of a list of such mappings one must. ``exact`` searches without the HNSW index.
         """
         ...
 

@@ -6,7 +6,6 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from pipeline.types import (
     SearchMode,
     StoreCount,
 )
+from pipeline.where import Where, alternatives
 
 _WORD = r"[一-鿿]|[A-Za-z0-9]+|[^\sA-Za-z0-9]"
 
@@ -92,8 +92,9 @@ class FakeReranker:
         return scores
 
 
-def passes(chunk: Chunk, where: Mapping[str, Any]) -> bool:
-    return all(chunk.metadata.get(key) == value for key, value in where.items())
+def passes(chunk: Chunk, where: Where | None) -> bool:
+    asked = alternatives(where) or [{}]
+    return any(all(chunk.metadata.get(key) == value for key, value in one.items()) for one in asked)
 
 
 class FakeStore:
@@ -134,7 +135,7 @@ class FakeStore:
     def versions(self, document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
         return self._versions(lambda chunk: document_ids is None or chunk.document_id in document_ids)
 
-    def passing(self, where: Mapping[str, Any]) -> Iterator[DocumentVersion]:
+    def passing(self, where: Where) -> Iterator[DocumentVersion]:
         return self._versions(lambda chunk: passes(chunk, where))
 
     def _versions(self, wanted: Callable[[Chunk], bool]) -> Iterator[DocumentVersion]:
@@ -184,13 +185,11 @@ class FakeStore:
         limit: int,
         mode: SearchMode = "hybrid",
         fusion: HybridFusion = "convex",
-        where: Mapping[str, Any] | None = None,
+        where: Where | None = None,
         exact: bool = False,
     ) -> list[Candidate]:
         assert vector is not None
-        scored = [
-            (float(stored @ vector), chunk) for chunk, stored in self.points.values() if passes(chunk, where or {})
-        ]
+        scored = [(float(stored @ vector), chunk) for chunk, stored in self.points.values() if passes(chunk, where)]
         scored.sort(key=lambda pair: (-pair[0], pair[1].id))
         return [Candidate(chunk, score, rank) for rank, (score, chunk) in enumerate(scored[:limit], 1)]
 

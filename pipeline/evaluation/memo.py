@@ -7,11 +7,12 @@ latency of a run is made from the remembered times and from what the pipeline it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.interfaces import Embedder, Reranker, Store
 from pipeline.types import Candidate, HybridFusion, RerankScore, SearchMode
+from pipeline.where import Where
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +76,7 @@ class RememberedStore(_Memo):
         limit: int,
         mode: SearchMode = "hybrid",
         fusion: HybridFusion = "convex",
-        where: Mapping[str, Any] | None = None,
+        where: Where | None = None,
         exact: bool = False,
     ) -> list[Candidate]:
         """The candidates, searched once for each mode, fusion and limit: a shorter search is not a prefix of a longer

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
 from pipeline.ingestion.changes import answering, by_document
 from pipeline.ingestion.copies import Embed, Sharing, related
 from pipeline.interfaces import Store
 from pipeline.types import Chunk, DocumentVersion, StoredDocument
+from pipeline.where import Where, alternatives
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,7 @@ LOOKS = 10
 """Looks at a document that others are writing."""
 
 
-def documents(store: Store, where: Mapping[str, Any] | None = None) -> Iterator[DocumentVersion]:
+def documents(store: Store, where: Where | None = None) -> Iterator[DocumentVersion]:
     """The version of each document that queries answer with, or of those of which a chunk passes ``where``."""
     if where is None:
         for versions in by_document(store.versions()).values():
@@ -34,7 +35,7 @@ def documents(store: Store, where: Mapping[str, Any] | None = None) -> Iterator[
         yield version
 
 
-def _passing(store: Store, where: Mapping[str, Any]) -> Iterator[tuple[DocumentVersion, int]]:
+def _passing(store: Store, where: Where) -> Iterator[tuple[DocumentVersion, int]]:
     """Each document's version that queries answer with, and how many of its chunks pass, if any does."""
     passing: dict[str, dict[str, int]] = {}
     for version in store.passing(where):
@@ -134,18 +135,19 @@ def delete(store: Store, document_ids: Iterable[str], embed: Embed) -> int:
     return removed
 
 
-def delete_where(store: Store, where: Mapping[str, Any], embed: Embed) -> int:
+def delete_where(store: Store, where: Where, embed: Embed) -> int:
     """Removes the documents of which all chunks pass the filter, with all their names; returns how many there were.
 
     Raises:
         SettingsError: it is empty, or names documents instead of metadata.
     """
-    if all(map(_passes_all, where.values())):
+    asked = alternatives(where)
+    if not asked or any(all(map(_passes_all, one.values())) for one in asked):
         raise SettingsError(
             f"a delete with where={where!r} would remove everything: say what the metadata are of what shall go"
         )
     for key in ("source", "document_id", "file_name"):
-        if key in where:  # of files with equal content one has it, and the others would go, too
+        if any(key in one for one in asked):  # of files with equal content one has it, and the others would go, too
             raise SettingsError(
                 f"delete(where=...) is by metadata, not by {key}: give the ids themselves, delete([...])"
             )

@@ -19,6 +19,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from pipeline.types import (
     SearchMode,
     StoreCount,
 )
+from pipeline.where import Where
 
 if TYPE_CHECKING:
     import numpy as np
@@ -234,15 +236,14 @@ class EdgeStore:
         records = self._scroll(condition, payload.LEDGER_FIELDS)
         yield from payload.count_versions(record.payload or {} for record in records)
 
-    def passing(self, where: Mapping[str, Any]) -> Iterator[DocumentVersion]:
+    def passing(self, where: Where) -> Iterator[DocumentVersion]:
         """Versions of which a chunk passes the filter; ``present`` counts those that do."""
-        clauses = filters.parse(where)
+        asked = filters.parse(where)
         if self.fingerprint() is None:
             return
         with self._engine("search") as (_, engine):
-            for clause in clauses:
-                _index(engine, clause)
-        records = self._scroll(edge_requests.condition(clauses), payload.LEDGER_FIELDS)
+            _index_filtered(engine, asked)
+        records = self._scroll(edge_requests.condition(asked), payload.LEDGER_FIELDS)
         yield from payload.count_versions(record.payload or {} for record in records)
 
     def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
@@ -288,15 +289,15 @@ class EdgeStore:
         limit: int,
         mode: SearchMode = "hybrid",
         fusion: HybridFusion = "convex",
-        where: Mapping[str, Any] | None = None,
+        where: Where | None = None,
         exact: bool = False,
     ) -> list[Candidate]:
         """The best ``limit`` chunks; see :meth:`pipeline.interfaces.Store.search`."""
-        clauses = filters.parse(where)
+        asked = filters.parse(where)
         nearest = edge_requests.nearest(common.query_vectors(text, vector, mode))
         if not nearest or self.fingerprint() is None:
             return []
-        condition = edge_requests.condition(clauses)
+        condition = edge_requests.condition(asked)
         deep = common.depth(limit) if len(nearest) > 1 else limit
         params = edge_requests.params(
             deep, filtered=condition is not None, exact=exact, oversampling=self._storage.oversampling
@@ -316,8 +317,7 @@ class EdgeStore:
             return engine.retrieve(list(ids), True, False)
 
         with self._engine("search") as (_, engine):
-            for clause in clauses:
-                _index(engine, clause)
+            _index_filtered(engine, asked)
             if len(nearest) > 1 and fusion == "convex":
                 return common.best_chunks(hybrid.search(ask), limit, read)
             if len(nearest) > 1:
@@ -400,14 +400,15 @@ def _chunks_of_each(engine: edge.EdgeShard, field: str) -> tuple[int, dict[Any, 
     return chunks, {hit.value: hit.count for hit in engine.facet(facet).hits if hit.count}
 
 
-def _index(engine: edge.EdgeShard, clause: filters.Clause) -> None:
-    """Makes the index that is due for a clause; one of another type is replaced in the same step."""
-    # The engine names a path with quotes only where it must have them. Asking it each time takes microseconds.
-    known = {filters.unquoted(path): info.data_type for path, info in engine.info().payload_schema.items()}
-    existing = known.get(filters.unquoted(clause.path))
-    due = clause.index_due(None if existing is None else _type_name(existing))
-    if due is not None:
-        engine.update(edge.UpdateOperation.create_field_index(clause.path, _INDEX_TYPES[due]))
+def _index_filtered(engine: edge.EdgeShard, asked: Iterable[Iterable[filters.Clause]]) -> None:
+    """Makes the indexes that are due for a filter; one of another type is replaced in the same step."""
+    for clause in chain.from_iterable(asked):
+        # The engine names a path with quotes only where it must have them. Asking it each time takes microseconds.
+        known = {filters.unquoted(path): info.data_type for path, info in engine.info().payload_schema.items()}
+        existing = known.get(filters.unquoted(clause.path))
+        due = clause.index_due(None if existing is None else _type_name(existing))
+        if due is not None:
+            engine.update(edge.UpdateOperation.create_field_index(clause.path, _INDEX_TYPES[due]))
 
 
 def _type_name(index: edge.PayloadSchemaType) -> str:

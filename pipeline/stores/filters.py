@@ -1,8 +1,8 @@
 """The ``where`` of a search, checked, in a form that every engine's filter can be made from.
 
-A ``where`` is a list of clauses that must all hold; a clause is a list of tests on one payload field of which any
-must hold. Numbers are always compared as ranges over a float index: an integer index does not see 1.5, so that
-``{"gt": 1}`` would miss it, and equality as integers tells 2 and 2.0 apart.
+A ``where`` is alternatives of which any must hold; an alternative is a list of clauses that must all hold, and a clause
+a list of tests on one payload field of which any must. Numbers are always compared as ranges over a float index: an
+integer index does not see 1.5, so that ``{"gt": 1}`` would miss it, and equality as integers tells 2 and 2.0 apart.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pipeline.errors import SettingsError
 from pipeline.plain import plain
 from pipeline.stores.payload import clean, short
+from pipeline.where import Where, alternatives
 
 IndexType = Literal["keyword", "float", "bool", "datetime"]
 
@@ -104,16 +105,14 @@ class Clause:
                 return "datetime"
 
 
-def parse(where: Mapping[str, Any] | None) -> list[Clause]:
-    """Clauses of a ``where`` (see :meth:`pipeline.interfaces.Store.search`); none for none.
+def parse(where: Where | None) -> list[list[Clause]]:
+    """Alternatives of a ``where`` (see :meth:`pipeline.interfaces.Store.search`); none for none.
 
     Raises:
         SettingsError: a key or condition cannot be understood; names the key and what is allowed.
     """
-    if where is not None and not isinstance(where, Mapping):
-        raise SettingsError(f"where maps metadata keys to conditions, such as {{'lang': 'en'}}; this is {where!r}")
     # Made plain as metadata are, so that what was stored is found by the value that it was given as.
-    return [_clause(key, plain(wanted, _LEVELS)) for key, wanted in (where or {}).items()]
+    return [[_clause(key, plain(wanted, _LEVELS)) for key, wanted in one.items()] for one in alternatives(where)]
 
 
 def unquoted(path: str) -> str:

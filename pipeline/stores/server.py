@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from qdrant_client import QdrantClient, models
@@ -39,6 +40,7 @@ from pipeline.types import (
     SearchMode,
     StoreCount,
 )
+from pipeline.where import Where
 
 if TYPE_CHECKING:
     import numpy as np
@@ -307,13 +309,13 @@ class ServerStore:
         records = self._scroll(condition, payload.LEDGER_FIELDS)
         yield from payload.count_versions(record.payload or {} for record in records)
 
-    def passing(self, where: Mapping[str, Any]) -> Iterator[DocumentVersion]:
+    def passing(self, where: Where) -> Iterator[DocumentVersion]:
         """Versions of which a chunk passes the filter; ``present`` counts those that do."""
-        clauses = filters.parse(where)
+        asked = filters.parse(where)
         if self.fingerprint() is None:
             return
-        self._index_filtered(clauses)
-        records = self._scroll(server_requests.condition(clauses), payload.LEDGER_FIELDS)
+        self._index_filtered(asked)
+        records = self._scroll(server_requests.condition(asked), payload.LEDGER_FIELDS)
         yield from payload.count_versions(record.payload or {} for record in records)
 
     def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
@@ -367,15 +369,15 @@ class ServerStore:
         limit: int,
         mode: SearchMode = "hybrid",
         fusion: HybridFusion = "convex",
-        where: Mapping[str, Any] | None = None,
+        where: Where | None = None,
         exact: bool = False,
     ) -> list[Candidate]:
         """The best ``limit`` chunks; see :meth:`pipeline.interfaces.Store.search`."""
-        clauses = filters.parse(where)
+        asked = filters.parse(where)
         nearest = server_requests.nearest(common.query_vectors(text, vector, mode))
         if not nearest or self.fingerprint() is None:
             return []
-        condition = server_requests.condition(clauses)
+        condition = server_requests.condition(asked)
         deep = common.depth(limit) if len(nearest) > 1 else limit
         # The client's local mode is exact anyway, and warns of parameters.
         params = known = None
@@ -400,7 +402,7 @@ class ServerStore:
             return self._server.once("search", partial(self._client.retrieve, name, list(ids), with_payload=True))
 
         try:
-            self._index_filtered(clauses)
+            self._index_filtered(asked)
             if len(nearest) > 1 and fusion == "convex":
                 return common.best_chunks(hybrid.search(ask), limit, read)
             if len(nearest) > 1:
@@ -419,7 +421,8 @@ class ServerStore:
 
     # ------------------------------------------------------------------ requests
 
-    def _index_filtered(self, clauses: Sequence[filters.Clause]) -> None:
+    def _index_filtered(self, asked: Iterable[Iterable[filters.Clause]]) -> None:
+        clauses = list(chain.from_iterable(asked))
         changing = any(self._index_due(clause) for clause in clauses)
         if not changing and (not clauses or time.monotonic() - self._looked < _LOOK_AGAIN_S):
             return

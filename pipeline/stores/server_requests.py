@@ -105,10 +105,15 @@ def _one_of(field: str, values: Sequence[str]) -> models.FieldCondition:
     return models.FieldCondition(key=field, match=models.MatchAny(any=[payload.clean(value) for value in values]))
 
 
-def condition(clauses: Sequence[filters.Clause]) -> models.Filter | None:
-    """The clauses as the server's filter; None for none."""
-    if not clauses:
-        return None
+def condition(where: Sequence[Sequence[filters.Clause]]) -> models.Filter | None:
+    """The alternatives as the server's filter; None for none."""
+    every: list[Any] = [_all_of(clauses) for clauses in where]
+    if len(every) > 1:
+        return models.Filter(should=every)
+    return every[0] if every else None
+
+
+def _all_of(clauses: Sequence[filters.Clause]) -> models.Filter:
     return models.Filter(
         must=[_any_of(clause) for clause in clauses if not clause.negated] or None,
         must_not=[_any_of(clause) for clause in clauses if clause.negated] or None,

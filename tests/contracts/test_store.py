@@ -36,6 +36,7 @@ from pipeline.types import (
     SearchMode,
     StoreCount,
 )
+from pipeline.where import Where
 from tests.fakes import FakeEmbedder
 
 EMBEDDER = FakeEmbedder(dimension=64)
@@ -529,7 +530,7 @@ def test_missing_vector_is_a_settings_error(store: Store) -> None:
 
 # ------------------------------------------------------------------ filters
 
-FILTERS: list[tuple[str, dict[str, Any], list[int]]] = [
+FILTERS: list[tuple[str, Where, list[int]]] = [
     ("text", {"lang": "zh"}, [6, 7, 8, 9, 10, 11]),
     ("integer", {"number": 3}, [3]),
     ("float", {"price": 3.5}, [3]),
@@ -562,11 +563,20 @@ FILTERS: list[tuple[str, dict[str, Any], list[int]]] = [
     ("outside a range", {"number": {"not": {"gte": 2}}}, [0, 1]),
     ("not, without the key", {"nothing": {"not": "x"}}, list(range(12))),
     ("not the document", {"document_id": {"not": ["doc-2", "doc-9"]}, "lang": "zh"}, [6, 7, 8, 10, 11]),
+    ("or", [{"lang": "zh"}, {"number": {"lt": 2}}], [0, 1, 6, 7, 8, 9, 10, 11]),
+    (
+        "or of and and not",
+        [{"lang": "zh", "number": {"gt": 9}}, {"lang": {"not": "zh"}, "draft": True}],
+        [0, 4, 10, 11],
+    ),
+    ("or of what overlaps", [{"number": [3, 4]}, {"price": {"gte": 3, "lt": 4}}, {"nothing": "x"}], [3, 4]),
+    ("one alternative", [{"number": 3}], [3]),
+    ("or anything", [{"number": 3}, {}], list(range(12))),
 ]
 
 
 @pytest.mark.parametrize(("where", "expected"), [case[1:] for case in FILTERS], ids=[case[0] for case in FILTERS])
-def test_filter(store: Store, where: dict[str, Any], expected: list[int]) -> None:
+def test_filter(store: Store, where: Where, expected: list[int]) -> None:
     """Each kind of condition lets through just what it says, in each mode."""
     write(store, corpus())
     # Words of every text, so that the sparse search sees all of them too.

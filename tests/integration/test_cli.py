@@ -357,6 +357,7 @@ def test_filters_on_metadata(rag: Rag, tmp_path: Path) -> None:
     assert {"1", "3", "5", "7", "9"} == found("tag.lang=en")
     assert 10 == len(found("source=m.jsonl"))
     assert {"7"} == found("document_id=7")
+    assert {"0", "3"} == found('[{"year": 2018}, {"year": {"lt": 2017}, "tag.lang": "zh"}]')
     assert set() == found("year=1.10")
     nothing = rag.json("query", "release notes", "--where", "tag.lang=1")["warnings"]
     assert [True, False] == ["passes the filter" in warning for warning in nothing]

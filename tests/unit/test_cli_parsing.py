@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.errors import SettingsError
 from pipeline.ingestion.run import Progress
 from pipeline.settings import Settings
 from pipeline.types import Chunk, FirstStage, Hit, QueryResult
+from pipeline.where import Where
 
 
 @pytest.mark.parametrize(
@@ -36,9 +38,12 @@ from pipeline.types import Chunk, FirstStage, Hit, QueryResult
         (["类别==手册", "类别 == 指南"], {"类别": ["手册", "指南"]}),
         (["when>2024-01-01"], {"when": {"gt": "2024-01-01"}}),
         (["语言=中文"], {"语言": "中文"}),
+        (['{"year": {"gte": 2020}}'], {"year": {"gte": 2020}}),
+        (['[{"lang": "en"}, {"year": 2020}]'], [{"lang": "en"}, {"year": 2020}]),
+        (["[a]=1"], {"[a]": 1}),
     ],
 )
-def test_where_conditions(conditions: list[str], expected: dict[str, Any]) -> None:
+def test_where_conditions(conditions: list[str], expected: Where) -> None:
     """A command-line condition becomes the filter of the Python interface."""
     assert expected == parse_where(conditions)
 
@@ -54,6 +59,12 @@ def test_equality_and_range_on_one_key_are_refused() -> None:
     """They contradict or repeat each other."""
     with pytest.raises(SettingsError, match="both"):
         parse_where(["year=2020", "year>2019"])
+
+
+def test_a_filter_in_json_stands_alone() -> None:
+    """What joined it with the others would have to be guessed."""
+    with pytest.raises(SettingsError, match="stands alone"):
+        parse_where(["lang=en", '[{"year": 2020}]'])
 
 
 def test_a_negation_is_of_all_that_is_asked_so() -> None:
@@ -85,10 +96,17 @@ def test_a_source_is_any_path_that_leads_to_the_file(tmp_path: Path, monkeypatch
     )
 
 
+def mapping(condition: str) -> Mapping[str, Any]:
+    """What becomes of one condition."""
+    where = parse_where([condition])
+    assert isinstance(where, Mapping)
+    return where
+
+
 def test_an_id_is_a_text_though_it_looks_like_a_number() -> None:
     """As many ids in JSONL do."""
-    assert "42" in parse_where(["document_id=42"])["document_id"]
-    assert "true" in parse_where(["source==true"])["source"]
+    assert "42" in mapping("document_id=42")["document_id"]
+    assert "true" in mapping("source==true")["source"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +121,7 @@ def test_an_id_is_a_text_though_it_looks_like_a_number() -> None:
 def test_what_a_value_was_read_as_is_said(condition: str, said: str) -> None:
     """The way of writing it otherwise does what it says."""
     assert [said] == how_read([condition])
-    (value,) = parse_where([said.split("'")[1]]).values()
+    (value,) = mapping(said.split("'")[1]).values()
     assert isinstance(value if isinstance(value, str) else value["gte"], str)
 
 

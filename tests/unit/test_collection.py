@@ -130,7 +130,7 @@ def test_documents_and_delete_by_metadata() -> None:
     assert ["a", "c"] == sorted(version.document_id for version in rag.documents(where={"lang": "en"}))
     assert all(version.complete for version in rag.documents(where={"lang": "en"}))
     assert 0 == rag.delete(where={"lang": "zh"})
-    assert 2 == rag.delete(where={"lang": "en"})
+    assert 2 == rag.delete(where=[{"lang": "en"}, {"lang": "zh"}])
     assert ["b"] == [version.document_id for version in rag.documents()]
 
 
@@ -163,6 +163,9 @@ def test_delete_by_metadata_takes_all_names() -> None:
         ({"where": {"lang": "en"}, "document_ids": ["a"]}, "not both"),
         ({"where": {"lang": {"not": []}}}, "would remove everything"),
         ({"where": {"file_name": "a.md"}}, "by metadata, not by file_name"),
+        ({"where": [{"lang": "en"}, {}]}, "would remove everything"),
+        ({"where": [{"lang": "en"}, {"lang": {"not": []}}]}, "would remove everything"),
+        ({"where": [{"lang": "en"}, {"source": "a"}]}, "by metadata, not by source"),
     ],
 )
 def test_a_delete_that_says_too_little_or_too_much(given: dict[str, Any], said: str) -> None:

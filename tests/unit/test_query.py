@@ -28,6 +28,7 @@ from pipeline.types import (
     StageFusion,
     VerifyReport,
 )
+from pipeline.where import Where
 from tests.fakes import FakeEmbedder, FakeReranker, FakeStore
 
 TEXTS = {
@@ -160,11 +161,13 @@ def test_the_filter_reaches_the_first_stage() -> None:
     ("where", "said"),
     [
         ({"lang": "en", "long": False}, ["nothing in fake-store passes the filter on lang, long"]),
+        ([{"lang": "en"}, {"lang": "zh", "long": None}], ["nothing in fake-store passes the filter on lang, long"]),
+        ([{"lang": "en"}, {"long": False}], []),
         ({"long": False}, []),
         (None, []),
     ],
 )
-def test_a_filter_that_nothing_passes_is_said(where: Mapping[str, Any] | None, said: list[str]) -> None:
+def test_a_filter_that_nothing_passes_is_said(where: Where | None, said: list[str]) -> None:
     """A misspelt key looks like a collection without answers."""
     assert said == pipeline().query("apple", where=where).warnings
 

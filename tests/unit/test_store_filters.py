@@ -14,6 +14,12 @@ from pipeline.errors import SettingsError
 from pipeline.stores.filters import Clause, DateRange, Exactly, NumberRange, Words, parse
 
 
+def clauses(where: dict[str, Any]) -> list[Clause]:
+    """Of a filter without alternatives."""
+    (only,) = parse(where)
+    return only
+
+
 @pytest.mark.parametrize(
     ("wanted", "tests"),
     [
@@ -44,8 +50,8 @@ from pipeline.stores.filters import Clause, DateRange, Exactly, NumberRange, Wor
 )
 def test_conditions(wanted: Any, tests: tuple[Any, ...]) -> None:
     """Each allowed value becomes its test, and so does its negation."""
-    assert [Clause("metadata.key", tests)] == parse({"key": wanted})
-    assert [Clause("metadata.key", tests, negated=True)] == parse({"key": {"not": wanted}})
+    assert [[Clause("metadata.key", tests)]] == parse({"key": wanted})
+    assert [[Clause("metadata.key", tests, negated=True)]] == parse({"key": {"not": wanted}})
 
 
 @pytest.mark.parametrize(
@@ -65,7 +71,7 @@ def test_conditions(wanted: Any, tests: tuple[Any, ...]) -> None:
 )
 def test_keys(key: str, path: str) -> None:
     """Keys lie under ``metadata``, except the chunk's own, and are quoted where the path syntax needs it."""
-    assert [path] == [clause.path for clause in parse({key: "x"})]
+    assert [path] == [clause.path for clause in clauses({key: "x"})]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +87,7 @@ def test_keys(key: str, path: str) -> None:
 )
 def test_index_follows_the_value(wanted: Any, index: str) -> None:
     """Numbers get a float index: an integer one does not see 1.5."""
-    assert [index] == [clause.index_due(None) for clause in parse({"key": wanted})]
+    assert [index] == [clause.index_due(None) for clause in clauses({"key": wanted})]
 
 
 @pytest.mark.parametrize(
@@ -105,12 +111,18 @@ def test_index_follows_the_value(wanted: Any, index: str) -> None:
 )
 def test_an_index_stays_unless_it_answers_wrongly(existing: str, wanted: Any, due: str | None) -> None:
     """One for either kind of range gives way to one for words, whichever test of a clause is the other kind."""
-    assert [due] == [clause.index_due(existing) for clause in parse({"key": wanted})]
+    assert [due] == [clause.index_due(existing) for clause in clauses({"key": wanted})]
 
 
-@pytest.mark.parametrize("where", [None, {}])
-def test_no_filter(where: dict[str, Any] | None) -> None:
-    """Nothing asked for is no clause."""
+def test_alternatives() -> None:
+    """Each mapping of a list is one, of clauses that must all hold."""
+    where: list[dict[str, Any]] = [{"lang": "en", "year": {"not": 2020}}, {"draft": True}]
+    assert [clauses(one) for one in where] == parse(where) == parse(tuple(where))
+
+
+@pytest.mark.parametrize("where", [None, {}, [{}], [{"lang": "en"}, {}]])
+def test_no_filter(where: Any) -> None:
+    """Nothing asked for is no clause; and one alternative that asks nothing lets everything pass."""
     assert [] == parse(where)
 
 
@@ -176,7 +188,7 @@ def test_wrong_keys(key: Any) -> None:
         parse({key: "x"})
 
 
-@pytest.mark.parametrize("where", ["lang=en", [("lang", "en")], 5])
+@pytest.mark.parametrize("where", ["lang=en", "", [("lang", "en")], 5, [], [{"lang": "en"}, None], {"lang"}])
 def test_conditions_that_are_no_mapping(where: Any) -> None:
     """Are shown as they should be."""
     with pytest.raises(SettingsError, match="maps metadata keys to conditions"):
