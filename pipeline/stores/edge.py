@@ -17,11 +17,11 @@ import copy
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import qdrant_edge as edge
 
@@ -29,16 +29,14 @@ from pipeline.errors import StoreError
 from pipeline.files import write_atomically
 from pipeline.stores import bm25, common, edge_requests, filters, hybrid, payload, shards
 from pipeline.stores.edge_generations import EdgeGenerations, in_use
+from pipeline.stores.scrolling import ScrollingStore
 from pipeline.stores.storage import INDEXING_KIB, Storage
 from pipeline.types import (
     Candidate,
     Chunk,
-    DocumentVersion,
     Fingerprint,
     HybridFusion,
-    LedgerEntry,
     SearchMode,
-    StoreCount,
 )
 from pipeline.where import Where
 
@@ -60,12 +58,14 @@ _INDEX_TYPES = {
 }
 
 
-class EdgeStore:
+class EdgeStore(ScrollingStore):
     """A collection in a directory. Making the object touches nothing; the first real use opens and locks it.
 
     ``optimize_after``: chunks that may wait outside the index before a write builds it. Past twice that number they
     may also be half as many as are in it, so that a large ingest does not build the same index again and again.
     """
+
+    _requests: ClassVar[Any] = edge_requests
 
     def __init__(self, path: Path, *, optimize_after: int = 20_000, storage: Storage | None = None) -> None:
         self.path = Path(path).absolute()
@@ -176,17 +176,6 @@ class EdgeStore:
             if unindexed * _kib(fingerprint) >= INDEXING_KIB and unindexed >= max(self._optimize_after, indexed // 2):
                 self.optimize(log.info)
 
-    def delete_documents(self, document_ids: Sequence[str]) -> int:
-        """Removes all chunks of these documents; returns how many chunks there were."""
-        wanted = common.ledger_batches(document_ids)
-        return self.delete_chunks(point_id for batch in wanted for point_id, _ in self._points(batch, ["document_id"]))
-
-    def delete_versions(self, stale: Mapping[str, Set[str]]) -> int:
-        """Removes the chunks of these versions, content hashes by document; returns how many."""
-        fields = ["document_id", "content_hash"]
-        stored = (point for batch in common.ledger_batches(list(stale)) for point in self._points(batch, fields))
-        return self.delete_chunks(common.stale_ids(stored, stale))
-
     def delete_chunks(self, point_ids: Iterable[str]) -> int:
         """Removes the chunks that are stored under these ids; returns how many ids there were."""
         doomed = list(point_ids)
@@ -225,62 +214,6 @@ class EdgeStore:
 
     # ------------------------------------------------------------------ reading
 
-    def versions(self, document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
-        """Versions of these documents, or of all."""
-        for batch in common.ledger_batches(document_ids):
-            yield from payload.count_versions(stored for _, stored in self._points(batch, payload.LEDGER_FIELDS))
-
-    def related(self, names: Sequence[str], content_hashes: Sequence[str]) -> Iterator[DocumentVersion]:
-        """Versions that have one of these names as id or source, or one of these contents."""
-        condition = edge_requests.related(names, content_hashes)
-        records = self._scroll(condition, payload.LEDGER_FIELDS)
-        yield from payload.count_versions(record.payload or {} for record in records)
-
-    def passing(self, where: Where) -> Iterator[DocumentVersion]:
-        """Versions of which a chunk passes the filter; ``present`` counts those that do."""
-        asked = filters.parse(where)
-        if self.fingerprint() is None:
-            return
-        with self._engine("search") as (_, engine):
-            _index_filtered(engine, asked)
-        records = self._scroll(edge_requests.condition(asked), payload.LEDGER_FIELDS)
-        yield from payload.count_versions(record.payload or {} for record in records)
-
-    def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
-        """The stored chunks of these documents, or of all."""
-        for batch in common.ledger_batches(document_ids):
-            yield from common.to_chunks(stored for _, stored in self._points(batch, payload.CHUNK_FIELDS))
-
-    def chunks_with_vectors(
-        self, document_ids: Sequence[str] | None = None
-    ) -> Iterator[tuple[Chunk, NDArray[np.float32]]]:
-        """The stored chunks of these documents, or of all, each with its dense vector."""
-        for batch in common.ledger_batches(document_ids):
-            records = self._records(batch, payload.CHUNK_FIELDS, vectors=True)
-            yield from common.to_chunks_with_vectors((record.payload or {}, record.vector) for record in records)
-
-    def ledger(self) -> Iterator[LedgerEntry]:
-        """An entry for each stored chunk."""
-        for point_id, stored in self._points(None, payload.LEDGER_FIELDS):
-            yield payload.to_entry(point_id, stored)
-
-    def count(self) -> StoreCount:
-        """Documents and chunks in the collection."""
-        if self.fingerprint() is None:
-            return StoreCount(0, 0)
-        with self._engine("count") as (_, engine):
-            chunks, counts = _chunks_of_each(engine, "document_id")
-            return StoreCount(len(counts), chunks)
-
-    def digest(self) -> str:
-        """Of the documents' ids and content hashes, and the number of chunks of each."""
-        if self.fingerprint() is None:
-            return ""
-        with self._engine("count") as (_, engine):
-            return common.digest(
-                pair for field in common.DIGESTED for pair in _chunks_of_each(engine, field)[1].items()
-            )
-
     def search(
         self,
         text: str,
@@ -316,8 +249,8 @@ class EdgeStore:
         def read(ids: Sequence[Any]) -> list[edge.Record]:
             return engine.retrieve(list(ids), True, False)
 
+        self._index_filtered(asked)
         with self._engine("search") as (_, engine):
-            _index_filtered(engine, asked)
             if len(nearest) > 1 and fusion == "convex":
                 return common.best_chunks(hybrid.search(ask), limit, read)
             if len(nearest) > 1:
@@ -327,6 +260,17 @@ class EdgeStore:
                 request = edge_requests.best(one, limit, condition, params, payload=True)
             found = engine.query(request)
         return common.to_candidates((point.id, point.score, point.payload or {}) for point in found)
+
+    def _index_filtered(self, asked: Iterable[Iterable[filters.Clause]]) -> None:
+        """Makes the indexes that are due for a filter; one of another type is replaced in the same step."""
+        for clause in chain.from_iterable(asked):
+            with self._engine("search") as (_, engine):
+                # The engine names a path with quotes only where it must have them. Asking it takes microseconds.
+                known = {filters.unquoted(path): info.data_type for path, info in engine.info().payload_schema.items()}
+                existing = known.get(filters.unquoted(clause.path))
+                due = clause.index_due(None if existing is None else _type_name(existing))
+                if due is not None:
+                    engine.update(edge.UpdateOperation.create_field_index(clause.path, _INDEX_TYPES[due]))
 
     # ------------------------------------------------------------------ engine
 
@@ -359,16 +303,12 @@ class EdgeStore:
                 self._shard = shards.acquire(self.directory, config)
             return self._shard
 
-    def _points(self, document_ids: Sequence[str] | None, fields: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Ids and payload fields of the chunks of these documents, or of all."""
-        for record in self._records(document_ids, fields):
-            yield str(record.id), record.payload or {}
-
-    def _records(
-        self, document_ids: Sequence[str] | None, fields: list[str], *, vectors: bool = False
-    ) -> Iterator[edge.Record]:
-        condition = None if document_ids is None else edge_requests.documents(document_ids)
-        yield from self._scroll(condition, fields, vectors=vectors)
+    def _chunks_of_each(self, field: str) -> tuple[int, dict[Any, int]]:
+        with self._engine("count") as (_, engine):
+            chunks = engine.count(edge.CountRequest(exact=True))
+            facet = edge.FacetRequest(field, limit=max(1, chunks), exact=True)
+            # Values whose last chunk was deleted are still listed, with a count of 0.
+            return chunks, {hit.value: hit.count for hit in engine.facet(facet).hits if hit.count}
 
     def _scroll(
         self, condition: edge.Filter | None, fields: list[str], *, vectors: bool = False
@@ -390,25 +330,6 @@ class EdgeStore:
                     return
         finally:
             shards.release(shard)
-
-
-def _chunks_of_each(engine: edge.EdgeShard, field: str) -> tuple[int, dict[Any, int]]:
-    """How many chunks there are, and how many have each value of a field."""
-    chunks = engine.count(edge.CountRequest(exact=True))
-    facet = edge.FacetRequest(field, limit=max(1, chunks), exact=True)
-    # Values whose last chunk was deleted are still listed, with a count of 0.
-    return chunks, {hit.value: hit.count for hit in engine.facet(facet).hits if hit.count}
-
-
-def _index_filtered(engine: edge.EdgeShard, asked: Iterable[Iterable[filters.Clause]]) -> None:
-    """Makes the indexes that are due for a filter; one of another type is replaced in the same step."""
-    for clause in chain.from_iterable(asked):
-        # The engine names a path with quotes only where it must have them. Asking it each time takes microseconds.
-        known = {filters.unquoted(path): info.data_type for path, info in engine.info().payload_schema.items()}
-        existing = known.get(filters.unquoted(clause.path))
-        due = clause.index_due(None if existing is None else _type_name(existing))
-        if due is not None:
-            engine.update(edge.UpdateOperation.create_field_index(clause.path, _INDEX_TYPES[due]))
 
 
 def _type_name(index: edge.PayloadSchemaType) -> str:

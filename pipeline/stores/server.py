@@ -13,13 +13,13 @@ import copy
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from qdrant_client import QdrantClient, models
 
@@ -27,18 +27,16 @@ from pipeline.errors import StoreError, StoreUnavailableError
 from pipeline.retrying import RetryPolicy
 from pipeline.stores import bm25, common, filters, hybrid, payload, server_requests, server_settings
 from pipeline.stores.connection import Connection, patience
+from pipeline.stores.scrolling import ScrollingStore
 from pipeline.stores.server_errors import DeniedError, MissingCollectionError
 from pipeline.stores.server_generations import METADATA_KEY, ServerGenerations, current_alias, own_note, switcher
 from pipeline.stores.storage import INDEXING_KIB, Cluster, Storage
 from pipeline.types import (
     Candidate,
     Chunk,
-    DocumentVersion,
     Fingerprint,
     HybridFusion,
-    LedgerEntry,
     SearchMode,
-    StoreCount,
 )
 from pipeline.where import Where
 
@@ -71,12 +69,14 @@ _INDEX_TYPES = {
 }
 
 
-class ServerStore:
+class ServerStore(ScrollingStore):
     """A collection on a server. Making the object makes no request; :meth:`close` closes the client.
 
     Writes, and reads of the ledger, are tried again for ``deadline`` seconds after a fault that may pass: an ingest of
     hours should survive a restart of the server. A search is never repeated, as the one who asked can ask again.
     """
+
+    _requests: ClassVar[Any] = server_requests
 
     def __init__(
         self,
@@ -257,17 +257,6 @@ class ServerStore:
             for one in [pool.submit(copy_context().run, write, part) for part in parts]:
                 one.result()
 
-    def delete_documents(self, document_ids: Sequence[str]) -> int:
-        """Removes all chunks of these documents; returns how many chunks there were."""
-        wanted = common.ledger_batches(document_ids)
-        return self.delete_chunks(point_id for batch in wanted for point_id, _ in self._points(batch, ["document_id"]))
-
-    def delete_versions(self, stale: Mapping[str, Set[str]]) -> int:
-        """Removes the chunks of these versions, content hashes by document; returns how many."""
-        fields = ["document_id", "content_hash"]
-        stored = (point for batch in common.ledger_batches(list(stale)) for point in self._points(batch, fields))
-        return self.delete_chunks(common.stale_ids(stored, stale))
-
     def delete_chunks(self, point_ids: Iterable[str]) -> int:
         """Removes the chunks that are stored under these ids; returns how many ids there were."""
         doomed = list(point_ids)
@@ -298,59 +287,7 @@ class ServerStore:
 
     # ------------------------------------------------------------------ reading
 
-    def versions(self, document_ids: Sequence[str] | None = None) -> Iterator[DocumentVersion]:
-        """Versions of these documents, or of all."""
-        for batch in common.ledger_batches(document_ids):
-            yield from payload.count_versions(stored for _, stored in self._points(batch, payload.LEDGER_FIELDS))
-
-    def related(self, names: Sequence[str], content_hashes: Sequence[str]) -> Iterator[DocumentVersion]:
-        """Versions that have one of these names as id or source, or one of these contents."""
-        condition = server_requests.related(names, content_hashes)
-        records = self._scroll(condition, payload.LEDGER_FIELDS)
-        yield from payload.count_versions(record.payload or {} for record in records)
-
-    def passing(self, where: Where) -> Iterator[DocumentVersion]:
-        """Versions of which a chunk passes the filter; ``present`` counts those that do."""
-        asked = filters.parse(where)
-        if self.fingerprint() is None:
-            return
-        self._index_filtered(asked)
-        records = self._scroll(server_requests.condition(asked), payload.LEDGER_FIELDS)
-        yield from payload.count_versions(record.payload or {} for record in records)
-
-    def chunks(self, document_ids: Sequence[str] | None = None) -> Iterator[Chunk]:
-        """The stored chunks of these documents, or of all."""
-        for batch in common.ledger_batches(document_ids):
-            yield from common.to_chunks(stored for _, stored in self._points(batch, payload.CHUNK_FIELDS))
-
-    def chunks_with_vectors(
-        self, document_ids: Sequence[str] | None = None
-    ) -> Iterator[tuple[Chunk, NDArray[np.float32]]]:
-        """The stored chunks of these documents, or of all, each with its dense vector."""
-        for batch in common.ledger_batches(document_ids):
-            records = self._records(batch, payload.CHUNK_FIELDS, vectors=True)
-            yield from common.to_chunks_with_vectors((record.payload or {}, record.vector) for record in records)
-
-    def ledger(self) -> Iterator[LedgerEntry]:
-        """An entry for each stored chunk."""
-        for point_id, stored in self._points(None, payload.LEDGER_FIELDS):
-            yield payload.to_entry(point_id, stored)
-
-    def count(self) -> StoreCount:
-        """Documents and chunks in the collection."""
-        if self.fingerprint() is None:
-            return StoreCount(0, 0)
-        chunks, counts = self._chunks_of_each("document_id")
-        return StoreCount(len(counts), chunks)
-
-    def digest(self) -> str:
-        """Of the documents' ids and content hashes, and the number of chunks of each."""
-        if self.fingerprint() is None:
-            return ""
-        return common.digest(pair for field in common.DIGESTED for pair in self._chunks_of_each(field)[1].items())
-
     def _chunks_of_each(self, field: str) -> tuple[int, dict[Any, int]]:
-        """How many chunks there are, and how many have each value of a field."""
         name = self._name
         try:
             chunks = self._server.once("count", lambda: self._client.count(name, exact=True)).count
@@ -460,17 +397,6 @@ class ServerStore:
                 lambda: self._client.create_payload_index(self._name, path, _INDEX_TYPES[index], wait=True),
             )
         self._indexes[filters.unquoted(path)] = index
-
-    def _points(self, document_ids: Sequence[str] | None, fields: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Ids and payload fields of the chunks of these documents, or of all."""
-        for record in self._records(document_ids, fields):
-            yield str(record.id), record.payload or {}
-
-    def _records(
-        self, document_ids: Sequence[str] | None, fields: list[str], *, vectors: bool = False
-    ) -> Iterator[models.Record]:
-        condition = None if document_ids is None else server_requests.documents(document_ids)
-        yield from self._scroll(condition, fields, vectors=vectors)
 
     def _scroll(
         self, condition: models.Filter | None, fields: list[str], *, vectors: bool = False
