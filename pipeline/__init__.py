@@ -32,23 +32,19 @@ if TYPE_CHECKING:
         StoreUnavailableError,
     )
     from pipeline.interfaces import Embedder, Reranker, Store
+    from pipeline.reports import ExportReport, Failure, ImportReport, IngestReport, Problem, VerifyReport
     from pipeline.settings import Settings
     from pipeline.types import (
         Chunk,
         Document,
         DocumentVersion,
-        ExportReport,
-        Failure,
         Hit,
-        ImportReport,
-        IngestReport,
-        Problem,
         QueryResult,
         RerankScore,
         ScoreScale,
         StoredDocument,
-        VerifyReport,
     )
+    from pipeline.where import Where
 
 # OpenVINO sends usage statistics when it is imported and when it converts a model, and forks a process for each. Where
 # this package is not installed it does without; None makes it look so.
@@ -72,23 +68,19 @@ _HOME = {
         "StoreUnavailableError",
     ),
     "pipeline.interfaces": ("Embedder", "Reranker", "Store"),
+    "pipeline.reports": ("ExportReport", "Failure", "ImportReport", "IngestReport", "Problem", "VerifyReport"),
     "pipeline.settings": ("Settings",),
     "pipeline.types": (
         "Chunk",
         "Document",
         "DocumentVersion",
-        "ExportReport",
-        "Failure",
         "Hit",
-        "ImportReport",
-        "IngestReport",
-        "Problem",
         "QueryResult",
         "RerankScore",
         "ScoreScale",
         "StoredDocument",
-        "VerifyReport",
     ),
+    "pipeline.where": ("Where",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -123,6 +115,7 @@ __all__ = [
     "StoreUnavailableError",
     "StoredDocument",
     "VerifyReport",
+    "Where",
     "embedded_tokenizer",
     "ingest",
     "query",

@@ -20,10 +20,11 @@ from pipeline.errors import SettingsError
 from pipeline.forking import begin_anew
 from pipeline.inference.token_vectors import TokenVectors, shared_token_vectors
 from pipeline.interfaces import Embedder, Reranker, Store
+from pipeline.reports import IngestReport
 from pipeline.score_cache import ScoreCache
 from pipeline.settings import Settings
 from pipeline.traffic import Gate, shared_gate
-from pipeline.types import Document, IngestReport, QueryResult
+from pipeline.types import Document, QueryResult
 
 RerankerFactory = Callable[[Settings], Reranker | None]
 EmbedderFactory = Callable[[Settings], Embedder]

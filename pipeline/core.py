@@ -31,6 +31,7 @@ from pipeline.ingestion.reindexing import reindex
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.ingestion.verify import verify as verify_store
 from pipeline.interfaces import Embedder, Reranker, Store
+from pipeline.reports import ExportReport, ImportReport, IngestReport, ReindexReport, VerifyReport
 from pipeline.reranking import Reranked, Scorer, without_errors
 from pipeline.score_cache import ScoreCache
 from pipeline.text import well_formed
@@ -38,18 +39,13 @@ from pipeline.types import (
     Candidate,
     Document,
     DocumentVersion,
-    ExportReport,
     Fingerprint,
     HybridFusion,
-    ImportReport,
-    IngestReport,
     QueryResult,
-    ReindexReport,
     RerankScore,
     SearchMode,
     StageFusion,
     StoredDocument,
-    VerifyReport,
 )
 from pipeline.where import Where, alternatives
 from pipeline.windows import without_limits

@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.ingestion.run import Progress
-from pipeline.types import ExportReport, Hit, ImportReport, IngestProfile, IngestReport, QueryResult, VerifyReport
+from pipeline.reports import ExportReport, ImportReport, IngestProfile, IngestReport, VerifyReport
+from pipeline.types import Hit, QueryResult
 
 _SNIPPET_CHARACTERS = 320
 _PLAIN_EVERY_S = 5.0

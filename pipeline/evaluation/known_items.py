@@ -19,8 +19,9 @@ from pipeline.files import write_atomically
 from pipeline.ingestion.loaders import real_source
 from pipeline.ingestion.markdown import sections
 from pipeline.ingestion.reading import read
+from pipeline.reports import Failure
 from pipeline.stores.payload import clean
-from pipeline.types import Document, Failure
+from pipeline.types import Document
 
 CAVEAT = (
     "This set shows whether documents are found by their own words: it catches broken ingestion, bad chunking, a model "

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 
 from pipeline.errors import DocumentError, NoTextError
 from pipeline.ingestion.encoding import decode, decode_as, find_encoding, is_utf8
-from pipeline.types import Document, Failure
+from pipeline.reports import Failure
+from pipeline.types import Document
 
 _OWN = frozenset({"id", "_id", "text", "title", "metadata"})
 MAX_LINE = 100_000_000

@@ -18,8 +18,9 @@ from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.markdown import first_heading
 from pipeline.ingestion.structured import json_text, notebook_markdown, table_text
+from pipeline.reports import Failure, NoText
 from pipeline.text import printable
-from pipeline.types import Document, Failure, NoText
+from pipeline.types import Document
 
 MAX_BYTES = 100_000_000
 """Size of the largest file that is read whole."""

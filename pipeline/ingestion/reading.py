@@ -10,7 +10,8 @@ from pathlib import Path
 from pipeline.errors import DocumentError, SettingsError
 from pipeline.ingestion.changes import is_within
 from pipeline.ingestion.loaders import MAX_BYTES, find_files, is_lines, is_there, load, real_source
-from pipeline.types import Document, Failure, NoText
+from pipeline.reports import Failure, NoText
+from pipeline.types import Document
 
 # Documents looked up in the ledger at once: few enough to stay small, many enough that the round trip is cheap.
 _BATCH_DOCUMENTS = 256

@@ -29,16 +29,8 @@ from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.recutting import fits, recut
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Embedder, Generations, Store
-from pipeline.types import (
-    Chunk,
-    DocumentVersion,
-    Failure,
-    Fingerprint,
-    GcReport,
-    Generation,
-    ReindexReport,
-    RollbackReport,
-)
+from pipeline.reports import Failure, GcReport, ReindexReport, RollbackReport
+from pipeline.types import Chunk, DocumentVersion, Fingerprint, Generation
 
 if TYPE_CHECKING:
     from pipeline.ingestion.collection import Pair

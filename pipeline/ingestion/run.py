@@ -27,17 +27,8 @@ from pipeline.ingestion.loaders import MAX_BYTES, is_still_there
 from pipeline.ingestion.reading import hash_of, passed_over, read
 from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
 from pipeline.interfaces import Embedder, Store
-from pipeline.types import (
-    METADATA_LEVELS,
-    Chunk,
-    Document,
-    DocumentVersion,
-    Failure,
-    Fingerprint,
-    IngestProfile,
-    IngestReport,
-    NoText,
-)
+from pipeline.reports import Failure, IngestProfile, IngestReport, NoText
+from pipeline.types import METADATA_LEVELS, Chunk, Document, DocumentVersion, Fingerprint
 
 if TYPE_CHECKING:
     import numpy as np

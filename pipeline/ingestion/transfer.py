@@ -17,7 +17,8 @@ from pipeline.ingestion.copies import Related, Sharing, related
 from pipeline.ingestion.dump import Header, reading, writing
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Embedder, Store
-from pipeline.types import Chunk, DocumentVersion, ExportReport, Fingerprint, ImportReport
+from pipeline.reports import ExportReport, ImportReport
+from pipeline.types import Chunk, DocumentVersion, Fingerprint
 
 if TYPE_CHECKING:
     import numpy as np

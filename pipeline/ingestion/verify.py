@@ -17,16 +17,8 @@ from pipeline.ingestion.loaders import MAX_BYTES, is_still_there, load
 from pipeline.ingestion.reading import hash_of, passed_over, read
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.interfaces import Store
-from pipeline.types import (
-    Document,
-    DocumentVersion,
-    Failure,
-    LedgerEntry,
-    NoText,
-    Problem,
-    ProblemKind,
-    VerifyReport,
-)
+from pipeline.reports import Failure, NoText, Problem, ProblemKind, VerifyReport
+from pipeline.types import Document, DocumentVersion, LedgerEntry
 
 _ORDER: tuple[ProblemKind, ...] = (
     "foreign",

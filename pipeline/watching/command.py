@@ -20,7 +20,7 @@ from pipeline.console import print_failure, print_json, sayer, stderr
 from pipeline.watching import DEBOUNCE_MS
 
 if TYPE_CHECKING:
-    from pipeline.types import IngestReport
+    from pipeline.reports import IngestReport
 
 
 def watch(

@@ -27,7 +27,7 @@ from pipeline.ingestion.loaders import NOT_READ, is_there, left_out, real_source
 from pipeline.ingestion.reading import passed_over
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Store
-from pipeline.types import Failure, IngestReport, NoText
+from pipeline.reports import Failure, IngestReport, NoText
 from pipeline.watching import DEBOUNCE_MS
 from pipeline.watching.files import EVERYTHING, KnownFiles, places, scan
 

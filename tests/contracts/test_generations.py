@@ -19,12 +19,13 @@ from pipeline.core import Pipeline
 from pipeline.errors import EmbedderError, FingerprintError, SettingsError, StoreError, StoreLockedError
 from pipeline.ingestion.reindexing import _Copy, collect_garbage, generations_of, rollback
 from pipeline.interfaces import Store
+from pipeline.reports import RollbackReport
 from pipeline.retrying import RetryPolicy
 from pipeline.stores.edge import EdgeStore
 from pipeline.stores.locking import DirectoryLock
 from pipeline.stores.server import ServerStore
 from pipeline.stores.server_generations import ServerGenerations
-from pipeline.types import Chunk, Document, Fingerprint, RollbackReport
+from pipeline.types import Chunk, Document, Fingerprint
 from tests.fakes import FakeEmbedder, FakeStore
 
 Open = Callable[..., Pipeline]

@@ -23,7 +23,8 @@ from pipeline.ingestion.loaders import load
 from pipeline.ingestion.mail import in_utf8
 from pipeline.ingestion.markdown import sections
 from pipeline.ingestion.rtf import with_numbers
-from pipeline.types import Document, Failure
+from pipeline.reports import Failure
+from pipeline.types import Document
 from tests.fakes import word_tokenizer, words
 
 ENGLISH = "The snapshot is copied every night"

@@ -22,10 +22,11 @@ from pipeline.core import Pipeline
 from pipeline.errors import FingerprintError, RagError, SettingsError, StoreLockedError, StoreUnavailableError
 from pipeline.ingestion.run import Progress
 from pipeline.interfaces import Store
+from pipeline.reports import IngestReport
 from pipeline.stores.connection import connect
 from pipeline.stores.edge import EdgeStore
 from pipeline.stores.server import ServerStore
-from pipeline.types import Document, IngestReport
+from pipeline.types import Document
 from pipeline.watching.run import watch
 from tests.fakes import FakeEmbedder
 from tests.integration.conftest import ROOT, Rag

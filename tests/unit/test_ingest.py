@@ -24,7 +24,8 @@ from pipeline.ingestion import reading
 from pipeline.ingestion.changes import plan_prune
 from pipeline.ingestion.run import Progress
 from pipeline.ingestion.stages import Stopwatch, read_ahead, write_behind
-from pipeline.types import Chunk, Document, DocumentVersion, Fingerprint, IngestReport
+from pipeline.reports import IngestReport
+from pipeline.types import Chunk, Document, DocumentVersion, Fingerprint
 from tests.fakes import FakeEmbedder, FakeStore
 
 

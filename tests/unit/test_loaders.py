@@ -15,7 +15,8 @@ from pipeline.ingestion.encoding import decode
 from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.loaders import _time, find_files, load
-from pipeline.types import Document, Failure, NoText
+from pipeline.reports import Failure, NoText
+from pipeline.types import Document
 from tests.fakes import word_tokenizer
 
 SIMPLIFIED = "向量数据库保存文本的嵌入表示，重排模型再给候选段落打分。备份每天晚上进行一次，并复制到另一台机器。"

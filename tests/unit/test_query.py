@@ -12,22 +12,17 @@ from numpy.typing import NDArray
 from pipeline.calibration import Calibration
 from pipeline.core import Pipeline
 from pipeline.errors import FingerprintError, RerankerError, SettingsError
-from pipeline.scoring import logit
-from pipeline.types import (
-    Document,
-    DocumentVersion,
+from pipeline.reports import (
     ExportReport,
     Failure,
-    Fingerprint,
-    Hit,
     ImportReport,
     IngestReport,
     Problem,
     ReindexReport,
-    RerankScore,
-    StageFusion,
     VerifyReport,
 )
+from pipeline.scoring import logit
+from pipeline.types import Document, DocumentVersion, Fingerprint, Hit, RerankScore, StageFusion
 from pipeline.where import Where
 from tests.fakes import FakeEmbedder, FakeReranker, FakeStore
 

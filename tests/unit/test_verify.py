@@ -8,7 +8,8 @@ import pytest
 from pipeline.core import Pipeline
 from pipeline.ingestion.ledger import Ledger
 from pipeline.ingestion.run import Progress
-from pipeline.types import Chunk, Document, DocumentVersion, LedgerEntry, VerifyReport
+from pipeline.reports import VerifyReport
+from pipeline.types import Chunk, Document, DocumentVersion, LedgerEntry
 from tests.fakes import FakeEmbedder, FakeStore
 
 

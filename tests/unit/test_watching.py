@@ -5,7 +5,8 @@ import pytest
 
 from pipeline.core import Pipeline
 from pipeline.ingestion.changes import plan_prune
-from pipeline.types import DocumentVersion, Failure, IngestReport, NoText
+from pipeline.reports import Failure, IngestReport, NoText
+from pipeline.types import DocumentVersion
 from pipeline.watching.command import described
 from pipeline.watching.files import KnownFiles, Plan, Scan, Signature, places, scan
 from pipeline.watching.run import concerns
