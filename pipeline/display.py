@@ -20,6 +20,7 @@ from rich.text import Text
 
 from pipeline.ingestion.run import Progress
 from pipeline.reports import ExportReport, ImportReport, IngestProfile, IngestReport, VerifyReport
+from pipeline.text import HAN, UNSPACED
 from pipeline.types import Hit, QueryResult
 
 _SNIPPET_CHARACTERS = 320
@@ -33,18 +34,16 @@ _COMMON = frozenset(
         "when where which who why will with you your 的 了 是 在 和 有 什么 怎么 如何 哪些 哪个 为什么 吗",
     )
 )
-# Written without spaces: ideographs and kana.
-_UNSPACED = r"\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_LATIN = re.compile(rf"[^\W_{_UNSPACED}]+")
-_IN_LATIN = rf"[^\W{_UNSPACED}]"
-_HAN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
+_LATIN = re.compile(rf"[^\W_{UNSPACED}]+")
+_IN_LATIN = rf"[^\W{UNSPACED}]"
+_CJK = re.compile(rf"[\u3040-\u30ff{HAN}]+")
 
 
 def query_terms(query: str) -> list[str]:
     """What to mark in a text: the query's words, and the pairs of neighbouring characters of Chinese."""
     query = unicodedata.normalize("NFKC", query)
     terms = [word for word in _LATIN.findall(query) if word.lower() not in _COMMON and len(word) > 1]
-    for run in _HAN.findall(query):
+    for run in _CJK.findall(query):
         pairs = [run[i : i + 2] for i in range(len(run) - 1)] or [run]
         terms.extend(pair for pair in pairs if pair not in _COMMON)
     return list(dict.fromkeys(terms))
@@ -56,7 +55,7 @@ def _pattern(terms: list[str]) -> re.Pattern[str] | None:
     # A Latin term also marks its inflections ("index" in "indexes"), but not the middle of another word; Chinese may
     # touch it.
     parts = [
-        re.escape(term) if _HAN.match(term) else rf"(?<!{_IN_LATIN}){re.escape(term)}{_IN_LATIN}{{0,3}}(?!{_IN_LATIN})"
+        re.escape(term) if _CJK.match(term) else rf"(?<!{_IN_LATIN}){re.escape(term)}{_IN_LATIN}{{0,3}}(?!{_IN_LATIN})"
         for term in terms
     ]
     return re.compile("|".join(parts), re.IGNORECASE)

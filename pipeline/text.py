@@ -1,6 +1,11 @@
-"""Text that other programs can take."""
+"""Text that other programs can take, and the characters of Chinese and Japanese."""
 
 from __future__ import annotations
+
+HAN = r"\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Ideographs, for the brackets of a pattern."""
+UNSPACED = r"\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""What is written without spaces: ideographs, kana and their marks."""
 
 
 def well_formed(text: str) -> str:

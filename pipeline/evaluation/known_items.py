@@ -21,6 +21,7 @@ from pipeline.ingestion.markdown import sections
 from pipeline.ingestion.reading import read
 from pipeline.reports import Failure
 from pipeline.stores.payload import clean
+from pipeline.text import HAN
 from pipeline.types import Document
 
 CAVEAT = (
@@ -41,7 +42,7 @@ _QUESTION = re.compile(
 _NUMBERING = re.compile(
     r"^\s*(?:\d+(?:\.\d+)*[.)、]?\s|[一二三四五六七八九十]+[、.)）]|第[一二三四五六七八九十百\d]+[章节部篇])\s*"
 )
-_HAN = re.compile(r"[㐀-鿿豈-﫿]")
+_HAN = re.compile(f"[{HAN}]")
 
 
 def make_questions(paths: Iterable[Path], into: Path, ignored: Iterable[Path] = ()) -> dict[str, Any]:

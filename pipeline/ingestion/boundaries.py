@@ -13,17 +13,18 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from pipeline.text import HAN
+
 # Strength of a boundary, the strongest last.
 FORBIDDEN, BROKEN, PUNCTUATION, WORD, CLAUSE, SOFT_LINE, SENTENCE, LINE, PARAGRAPH = range(-3, 6)
 
-_HAN = "㐀-䶿一-鿿豈-﫿"
 _CLOSERS = "\"'”’」』）】》〉］｝〕〗)\\]}"
 _BOUNDARY = re.compile(
     r"\n(?P<paragraph>(?:[^\S\n]*+\n)*+)"
     r"|(?P<latin>(?<![.!?])[.!?]++[\"'”’»)\]]*+[^\S\n]++(?![a-z]))"
     # Chinese may have marks of half width, and no space behind them; a full stop then stands between ideographs.
-    rf"|(?P<chinese>(?:[。！？；…｡][。！？；…｡!?]*+|(?<=[{_HAN}”）)])[.!?;]++(?=[{_HAN}{_CLOSERS}]))[{_CLOSERS}]*+[^\S\n]*+)"
-    rf"|[,;:.!?][^\S\n]++|[，、：][{_CLOSERS}]*+[^\S\n]*+|[,:](?=[{_HAN}“（(])"
+    rf"|(?P<chinese>(?:[。！？；…｡][。！？；…｡!?]*+|(?<=[{HAN}”）)])[.!?;]++(?=[{HAN}{_CLOSERS}]))[{_CLOSERS}]*+[^\S\n]*+)"
+    rf"|[,;:.!?][^\S\n]++|[，、：][{_CLOSERS}]*+[^\S\n]*+|[,:](?=[{HAN}“（(])"
 )
 # A full stop after these seldom ends a sentence: initials, list numbers, the commonest abbreviations.
 _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|\d{1,3}|Mr|Mrs|Ms|Dr|Prof|Fig|Eq|No|St|Jr|vs|al|e\.g|i\.e)\.$")

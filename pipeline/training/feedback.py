@@ -12,10 +12,11 @@ from random import Random
 from pipeline.errors import SettingsError
 from pipeline.evaluation.dataset import json_lines
 from pipeline.interfaces import Store
+from pipeline.text import UNSPACED
 from pipeline.types import Candidate, Chunk
 
 # A text has white space or is Chinese; anything else is the id of a chunk or document, here or gone.
-_TEXT = re.compile(r"\s|[\u2e80-\u9fff\uf900-\ufaff]")
+_TEXT = re.compile(rf"\s|[{UNSPACED}]")
 # The id of a file's document is its path, which may have both.
 _PATH = re.compile(r"(/|[A-Za-z]:[/\\])[^\n]*\Z")
 

@@ -9,10 +9,11 @@ from importlib.resources import files
 from typing import Any
 
 from pipeline.evaluation.report.charts import COLOURS
+from pipeline.text import HAN
 
 # What the page may load: nothing, beyond what stands in it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-_HAN = re.compile(r"[㐀-鿿豈-﫿]")
+_HAN = re.compile(f"[{HAN}]")
 
 
 def document(title: str, body: str) -> str:
