@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.build import ingest, query, register_embedder, register_reranker
-    from pipeline.core import Pipeline
+    from pipeline.core import IngestOptions, Pipeline, QueryOptions
     from pipeline.embedders.embedded import embedded_tokenizer
     from pipeline.errors import (
         DocumentError,
@@ -31,13 +31,24 @@ if TYPE_CHECKING:
         StoreLockedError,
         StoreUnavailableError,
     )
+    from pipeline.ingestion.run import Progress
     from pipeline.interfaces import Embedder, Reranker, Store
-    from pipeline.reports import ExportReport, Failure, ImportReport, IngestReport, Problem, VerifyReport
+    from pipeline.reports import (
+        ExportReport,
+        Failure,
+        ImportReport,
+        IngestReport,
+        Problem,
+        ReindexReport,
+        VerifyReport,
+    )
     from pipeline.settings import Settings
     from pipeline.types import (
         Chunk,
         Document,
         DocumentVersion,
+        Fingerprint,
+        FirstStage,
         Hit,
         QueryResult,
         RerankScore,
@@ -52,7 +63,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _HOME = {
     "pipeline.build": ("ingest", "query", "register_embedder", "register_reranker"),
-    "pipeline.core": ("Pipeline",),
+    "pipeline.core": ("IngestOptions", "Pipeline", "QueryOptions"),
     "pipeline.embedders.embedded": ("embedded_tokenizer",),
     "pipeline.errors": (
         "DocumentError",
@@ -67,13 +78,24 @@ _HOME = {
         "StoreLockedError",
         "StoreUnavailableError",
     ),
+    "pipeline.ingestion.run": ("Progress",),
     "pipeline.interfaces": ("Embedder", "Reranker", "Store"),
-    "pipeline.reports": ("ExportReport", "Failure", "ImportReport", "IngestReport", "Problem", "VerifyReport"),
+    "pipeline.reports": (
+        "ExportReport",
+        "Failure",
+        "ImportReport",
+        "IngestReport",
+        "Problem",
+        "ReindexReport",
+        "VerifyReport",
+    ),
     "pipeline.settings": ("Settings",),
     "pipeline.types": (
         "Chunk",
         "Document",
         "DocumentVersion",
+        "Fingerprint",
+        "FirstStage",
         "Hit",
         "QueryResult",
         "RerankScore",
@@ -93,16 +115,22 @@ __all__ = [
     "EmbedderError",
     "ExportReport",
     "Failure",
+    "Fingerprint",
     "FingerprintError",
+    "FirstStage",
     "ForkedError",
     "Hit",
     "ImportReport",
+    "IngestOptions",
     "IngestReport",
     "MissingExtraError",
     "Pipeline",
     "Problem",
+    "Progress",
+    "QueryOptions",
     "QueryResult",
     "RagError",
+    "ReindexReport",
     "RerankScore",
     "Reranker",
     "RerankerError",
@@ -124,12 +152,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        value = getattr(import_module(_MODULE_OF[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take every name for one that there is
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULE_OF:
+            value = getattr(import_module(_MODULE_OF[name]), name)
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

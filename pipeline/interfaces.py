@@ -1,7 +1,8 @@
 """The three parts that can be exchanged: Embedder, Store and Reranker.
 
 An implementation takes plain arguments, never reads settings or the environment, imports no other
-implementation, may be called from many threads at once, and raises only errors of :mod:`pipeline.errors`.
+implementation, may be called from many threads at once, and raises only errors of :mod:`pipeline.errors`. What is
+written as a property here may be a plain attribute there.
 ``pipeline/build.py`` is the one place that knows all implementations.
 """
 
@@ -38,11 +39,20 @@ class Embedder(Protocol):
     One that reads queries for a reranker, too, has ``forget_queries()``, so that searches without it can be measured.
     """
 
-    name: str
-    """Model and revision; goes into the collection's fingerprint."""
-    dimension: int
-    max_tokens: int
-    """Longest input in tokens, special tokens and prefix included; longer ones are cut by the model."""
+    @property
+    def name(self) -> str:
+        """Model and revision; goes into the collection's fingerprint."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input in tokens, special tokens and prefix included; longer ones are cut by the model."""
+        ...
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -78,11 +88,20 @@ class Reranker(Protocol):
       Any other is given only as many texts as it is expected to score in time.
     """
 
-    name: str
-    scale: ScoreScale
-    """Whether ``raw`` is a logit (the sigmoid makes it a probability) or already a probability."""
-    default_alpha: float
-    """Weight of this reranker against the first stage unless the user sets one; 1.0 trusts it alone."""
+    @property
+    def name(self) -> str:
+        """As in results and messages."""
+        ...
+
+    @property
+    def scale(self) -> ScoreScale:
+        """Whether ``raw`` is a logit (the sigmoid makes it a probability) or already a probability."""
+        ...
+
+    @property
+    def default_alpha(self) -> float:
+        """Weight of this reranker against the first stage unless the user sets one; 1.0 trusts it alone."""
+        ...
 
     def score(self, query: str, texts: Sequence[str]) -> list[RerankScore]:
         """One score for each text, in input order; an empty list for no texts.
@@ -176,8 +195,9 @@ class Store(Protocol):
 
         ``vector`` is the query's; only ``sparse`` does without. ``where`` maps metadata keys ("a.b" reaches into
         objects; "source" (any of them) and "document_id" are the chunk's own) to a value (equality), a list (any of) or
-        {"gt"|"gte"|"lt"|"lte": bound} with numbers or ISO dates, or {"not": any of these}, which what lacks the key
-        passes, too; all must hold. Of a list of such mappings one must. ``exact`` searches without the HNSW index.
+        {"gt"|"gte"|"lt"|"lte": bound} with numbers or ISO dates, {"not": any of these}, which what lacks the key
+        passes, too, {"all": [values]} or {"exists": bool}; all must hold. A key with a dot stands in quotes. Of a list
+        of such mappings one must hold. ``exact`` searches without the HNSW index.
         """
         ...
 

@@ -124,8 +124,10 @@ def _any_of(clause: filters.Clause) -> Any:
     return conditions[0] if len(conditions) == 1 else edge.Filter(should=conditions)
 
 
-def _condition(path: str, test: filters.Test) -> edge.FieldCondition:
+def _condition(path: str, test: filters.Test) -> edge.FieldCondition | edge.IsEmptyCondition:
     match test:
+        case filters.Missing():
+            return edge.IsEmptyCondition(path)
         case filters.Words(values):
             return edge.FieldCondition(path, match=edge.MatchAny(list(values)))
         case filters.Exactly(value):

@@ -25,13 +25,16 @@ OWN_FIELDS = frozenset({"source", "document_id"})
 # How metadata of these names is asked for.
 _HIDDEN_BY_THEM = frozenset(f"metadata.{name}" for name in OWN_FIELDS)
 OPERATORS = ("gt", "gte", "lt", "lte")
-NOT = "not"
+NOT, ALL, EXISTS = "not", "all", "exists"
 
 # Floats hold every integer up to here; larger ones are compared exactly, without an index.
 _EXACT_FLOAT = 2**53
 # A negation, in it a list, or a range, and the values in that.
 _LEVELS = 2
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
+# Of a key: as it is, or in quotes, where it has a dot of its own.
+_PART = r'"[^"\\]+"|[^."\\]+'
+_KEY = re.compile(rf"(?:{_PART})(?:\.(?:{_PART}))*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,12 @@ class DateRange:
     lte: str | None = None
 
 
-Test = Words | Exactly | NumberRange | DateRange
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The field is not there, or null, or an empty list."""
+
+
+Test = Words | Exactly | NumberRange | DateRange | Missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +101,7 @@ class Clause:
         misread = {"datetime": NumberRange, "float": DateRange, "integer": DateRange}.get(existing)
         return "keyword" if misread and any(isinstance(test, misread) for test in self.tests) else None
 
-    def _first_index(self) -> IndexType:
+    def _first_index(self) -> IndexType | None:
         match self.tests[0]:
             case Words():
                 return "keyword"
@@ -103,6 +111,8 @@ class Clause:
                 return "float"
             case DateRange():
                 return "datetime"
+            case Missing():
+                return None
 
 
 def parse(where: Where | None) -> list[list[Clause]]:
@@ -112,26 +122,49 @@ def parse(where: Where | None) -> list[list[Clause]]:
         SettingsError: a key or condition cannot be understood; names the key and what is allowed.
     """
     # Made plain as metadata are, so that what was stored is found by the value that it was given as.
-    return [[_clause(key, plain(wanted, _LEVELS)) for key, wanted in one.items()] for one in alternatives(where)]
+    return [
+        [clause for key, wanted in one.items() for clause in _clauses(key, plain(wanted, _LEVELS))]
+        for one in alternatives(where)
+    ]
 
 
 def unquoted(path: str) -> str:
     """A field's path by which two are compared: engines name one with quotes only where it must have them."""
-    return path.replace('"', "")
+    return re.sub(r'"([^".]*)"', r"\1", path)
 
 
-def _clause(key: Any, wanted: Any) -> Clause:
-    negated = isinstance(wanted, Mapping) and list(wanted) == [NOT]
-    return Clause(_path(key), _tests(key, wanted[NOT] if negated else wanted), negated)
+def _clauses(key: Any, wanted: Any) -> list[Clause]:
+    path = _path(key)
+    if not isinstance(wanted, Mapping):
+        return [Clause(path, _tests(key, wanted))]
+    clauses = []
+    others = {operator: value for operator, value in wanted.items() if operator not in (NOT, ALL, EXISTS)}
+    if others or not wanted:
+        clauses.append(Clause(path, (_range(key, others),)))
+    if NOT in wanted:
+        clauses.append(Clause(path, _tests(key, wanted[NOT]), negated=True))
+    if ALL in wanted:
+        values = wanted[ALL]
+        if not isinstance(values, list) or not values:
+            raise SettingsError(f"where: {ALL} of {key} takes a list of values, not {_shown(values)}")
+        clauses += [Clause(path, (_equals(key, value),)) for value in values]
+    if EXISTS in wanted:
+        if not isinstance(wanted[EXISTS], bool):
+            raise SettingsError(f"where: {EXISTS} of {key} is true or false, not {_shown(wanted[EXISTS])}")
+        clauses.append(Clause(path, (Missing(),), negated=wanted[EXISTS]))
+    return clauses
 
 
 def _path(key: Any) -> str:
-    if not isinstance(key, str) or not all(key.split(".")) or '"' in key or "\\" in key:
-        raise SettingsError(f"where: {key!r} is not a metadata key; write lang, or a.b for b within a")
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise SettingsError(
+            f'where: {key!r} is not a metadata key; write lang, or a.b for b within a, or "a.b" in quotes for a key '
+            "that has a dot"
+        )
     if key in OWN_FIELDS or key in _HIDDEN_BY_THEM:
         return key
-    parts = [part if _PLAIN_KEY.fullmatch(part) else f'"{part}"' for part in clean(key).split(".")]
-    return ".".join(["metadata", *parts])
+    parts = [part.strip('"') for part in re.findall(_PART, clean(key))]
+    return ".".join(["metadata", *(part if _PLAIN_KEY.fullmatch(part) else f'"{part}"' for part in parts)])
 
 
 def _tests(key: str, wanted: Any) -> tuple[Test, ...]:
@@ -162,7 +195,8 @@ def _equals(key: str, value: Any) -> Test:
         return Words((clean(str(value)),))  # as it is stored
     raise SettingsError(
         f"where: {key} cannot be compared with {_shown(value)}; allowed are text, numbers, true and false, a list of "
-        f"these, ranges such as {{'gte': 3, 'lt': 5}} or {{'gte': '2024-01-31'}}, and {{'not': ...}} of any of them"
+        "these, ranges such as {'gte': 3, 'lt': 5} or {'gte': '2024-01-31'}, {'not': ...} of any of them, "
+        "{'all': [...]}, and {'exists': true} or false"
     )
 
 
@@ -178,7 +212,7 @@ def _range(key: str, bounds: Mapping[Any, Any]) -> Test:
     unknown = [operator for operator in bounds if operator not in OPERATORS]
     if unknown or not bounds:
         what = f"unknown operator {unknown[0]!r}" if unknown else "a range without bounds"
-        raise SettingsError(f"where: {key} has {what}; allowed are {', '.join(OPERATORS)}, and {NOT} alone")
+        raise SettingsError(f"where: {key} has {what}; allowed are {', '.join((*OPERATORS, NOT, ALL, EXISTS))}")
     numbers = {operator: _number(bound) for operator, bound in bounds.items()}
     if None not in numbers.values():
         return NumberRange(**_stricter(numbers))

@@ -125,8 +125,10 @@ def _any_of(clause: filters.Clause) -> Any:
     return conditions[0] if len(conditions) == 1 else models.Filter(should=conditions)
 
 
-def _condition(path: str, test: filters.Test) -> models.FieldCondition:
+def _condition(path: str, test: filters.Test) -> models.FieldCondition | models.IsEmptyCondition:
     match test:
+        case filters.Missing():
+            return models.IsEmptyCondition(is_empty=models.PayloadField(key=path))
         case filters.Words(values):
             return models.FieldCondition(key=path, match=models.MatchAny(any=list(values)))
         case filters.Exactly(value):

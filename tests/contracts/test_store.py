@@ -589,6 +589,34 @@ def test_filter(store: Store, where: Where, expected: list[int]) -> None:
     assert all(1 == version.present for version in passing)
 
 
+def test_filter_on_what_is_there_or_not(store: Store) -> None:
+    """Null and an empty list are as good as no key; a key with a dot is another than one within one."""
+    metadata: dict[str, dict[str, Any]] = {
+        "without": {},
+        "null": {"key": None},
+        "empty": {"key": []},
+        "one": {"key": "a", "x.y": 1},
+        "two": {"key": ["a", "b"], "x": {"y": 2}},
+        "three": {"key": ["a", "b", 3], "x.y": 3},
+    }
+    write(store, [replace(chunk("text", name), metadata=found) for name, found in metadata.items()])
+    cases: list[tuple[Where, set[str]]] = [
+        ({"key": {"exists": True}}, {"one", "two", "three"}),
+        ({"key": {"exists": False}}, {"without", "null", "empty"}),
+        ({"x.y": {"exists": True}}, {"two"}),
+        ({'"x.y"': {"exists": True}}, {"one", "three"}),
+        ({'"x.y"': {"gte": 1, "not": 1}}, {"three"}),
+        ({"x.y": {"gte": 1}}, {"two"}),
+        ({"key": {"all": ["a", "b"]}}, {"two", "three"}),
+        ({"key": {"all": ["a", "b"], "not": 3}}, {"two"}),
+        ({"key": {"not": "b", "exists": True}}, {"one"}),
+        ([{"key": {"exists": False}}, {"key": {"all": [3]}}], {"without", "null", "empty", "three"}),
+    ]
+    for where, expected in cases:
+        assert expected == set(found_ids(search(store, "text", where=where, mode="sparse"))), where
+        assert expected == {version.document_id for version in store.passing(where)}, where
+
+
 @pytest.mark.parametrize("number", [1764144000.123456, 0.1 + 0.2, 5e-324, 1.7976931348623157e308])
 def test_a_number_is_within_its_own_bounds(store: Store, number: float) -> None:
     """Of 17 digits, too, of which the engine keeps 15."""

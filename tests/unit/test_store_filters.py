@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SettingsError
-from pipeline.stores.filters import Clause, DateRange, Exactly, NumberRange, Words, parse
+from pipeline.stores.filters import Clause, DateRange, Exactly, Missing, NumberRange, Words, parse, unquoted
 
 
 def clauses(where: dict[str, Any]) -> list[Clause]:
@@ -62,6 +62,9 @@ def test_conditions(wanted: Any, tests: tuple[Any, ...]) -> None:
         ("语言", 'metadata."语言"'),
         ("two words.x", 'metadata."two words".x'),
         ("tags[0]", 'metadata."tags[0]"'),
+        ('"a.b"', 'metadata."a.b"'),
+        ('x."a.b".c', 'metadata.x."a.b".c'),
+        ('"plain"', "metadata.plain"),
         ("source", "source"),
         ("document_id", "document_id"),
         ("metadata.source", "metadata.source"),
@@ -114,6 +117,30 @@ def test_an_index_stays_unless_it_answers_wrongly(existing: str, wanted: Any, du
     assert [due] == [clause.index_due(existing) for clause in clauses({"key": wanted})]
 
 
+def test_conditions_on_one_key_that_must_all_hold() -> None:
+    """A mapping may say several things at once; each becomes a clause."""
+    path = "metadata.key"
+    assert [
+        Clause(path, (NumberRange(gte=1.0),)),
+        Clause(path, (NumberRange(gte=3.0, lte=3.0),), negated=True),
+        Clause(path, (Words(("a",)),)),
+        Clause(path, (Words(("b",)),)),
+        Clause(path, (Missing(),), negated=True),
+    ] == clauses({"key": {"gte": 1, "not": 3, "all": ["a", "b"], "exists": True}})
+    assert [Clause(path, (Missing(),))] == clauses({"key": {"exists": False}})
+    assert [None, None] == [clauses({"key": {"exists": True}})[0].index_due(existing) for existing in (None, "float")]
+
+
+@pytest.mark.parametrize(
+    ("engine", "ours"),
+    [("metadata.a", 'metadata."a"'), ('metadata."a.b"', 'metadata."a.b"'), ("metadata.a.b", "metadata.a.b")],
+)
+def test_a_path_is_known_with_and_without_quotes(engine: str, ours: str) -> None:
+    """Only where they say nothing: ``"a.b"`` is one key, and a.b is b within a."""
+    assert unquoted(engine) == unquoted(ours)
+    assert 2 == len({unquoted('metadata."a.b"'), unquoted("metadata.a.b")})
+
+
 def test_alternatives() -> None:
     """Each mapping of a list is one, of clauses that must all hold."""
     where: list[dict[str, Any]] = [{"lang": "en", "year": {"not": 2020}}, {"draft": True}]
@@ -134,7 +161,12 @@ def test_no_filter(where: Any) -> None:
         {"near": 1},
         {"not": None},
         {"not": {"not": 1}},
-        {"not": 1, "gt": 2},
+        {"not": {"exists": True}},
+        {"all": []},
+        {"all": "a"},
+        {"all": [None]},
+        {"exists": None},
+        {"exists": 1},
         {"gt": None},
         {"gt": True},
         {"gt": "soon"},
@@ -181,7 +213,7 @@ def test_values_of_other_libraries(wanted: Any, plainly: Any) -> None:
     assert parse({"key": plainly}) == parse({"key": wanted})
 
 
-@pytest.mark.parametrize("key", ["", "a..b", ".a", 'a"b', "a\\b", 3])
+@pytest.mark.parametrize("key", ["", "a..b", ".a", 'a"b', '"a', '""', '"a"b', "a\\b", 3])
 def test_wrong_keys(key: Any) -> None:
     """A key that no path can be made of is refused."""
     with pytest.raises(SettingsError, match="metadata key"):
