@@ -35,6 +35,12 @@ def words(text: str) -> set[int]:
         ("TiDB", "Ti\u200bDB"),
         ("数据库备份", "國立臺灣大學資料庫與數據庫備份功能"),
         ("裡面", "里面"),
+        ("os.path.realpath", "Call os.path.realpath() first."),
+        ("--no-name", "tar --no-name"),
+        ("no-name", "tar --no-name"),
+        ("std::vector", "a std::vector<int>"),
+        ("user_data", "USER_DATA=1"),
+        ("１９８４年10月1日", "在1984年10月1日开始"),
     ],
 )
 def test_query_words_are_in_the_document(query: str, document: str) -> None:
@@ -54,6 +60,44 @@ def test_text_without_words(text: str) -> None:
     """Stop words, signs and nothing at all give no entries."""
     assert [] == query_vector(text).indices
     assert [] == document_vector(text).indices
+
+
+@pytest.mark.parametrize(
+    ("whole", "parts"),
+    [
+        ("os.path", "path os"),
+        ("--no-name", "name"),
+        ("key_file", "file key"),
+        ("1.2.3", "3 2 1"),
+        ("2024-01-31", "31 01 2024"),
+        ("1984年10月1日", "1984年1月10日"),
+    ],
+)
+def test_what_signs_join_is_a_term_of_its_own(whole: str, parts: str) -> None:
+    """So the text with just that is found before those with its parts, and these are still found."""
+    query = query_vector(whole)
+    weights = dict(zip(query.indices, query.values, strict=True))
+    (joined,) = words(whole) - set(document_vector(parts).indices)
+    assert {0.5} == {weights.pop(joined)}
+    assert {1.0} == set(weights.values())
+    assert joined in document_vector(f"before {whole}, after").indices
+
+
+def test_a_long_address_is_no_term() -> None:
+    """Only its parts are."""
+    address = "/".join(f"part{i}" for i in range(20))
+    assert words(address) == words(address.replace("/", " "))
+
+
+@pytest.mark.parametrize(
+    ("query", "terms"),
+    [("怎么排除目录?", "排除目录"), ("什麼是長江", "长江"), ("请问如何备份数据库呢", "备份数据库"), ("为什么", "")],
+)
+def test_question_words_are_no_terms(query: str, terms: str) -> None:
+    """Of Chinese, as the engine leaves out those of English; in texts they stay."""
+    assert words(terms) == words(query)
+    assert set(document_vector("如何").indices).isdisjoint(words(query))
+    assert [] != document_vector("如何").indices
 
 
 def test_numbers_differ() -> None:
