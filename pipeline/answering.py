@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -38,8 +39,9 @@ def answer(
     alpha: float | None,
     fusion: StageFusion,
     deadline_ms: float | None,
+    per_document: int | None = None,
 ) -> Answer:
-    """The best ``top_k`` hits over the threshold.
+    """The best ``top_k`` hits over the threshold, of each document ``per_document`` at most.
 
     Where a fallback answered, or no reranker in time, weight and threshold are not applied, which were chosen for the
     one that was asked for, and the answer is degraded. Candidates that were not reranked, because time ran out or a
@@ -64,7 +66,7 @@ def answer(
         threshold = None
         why = "it was meant for another reranker" if outcome.scores else "without a reranker there is no probability"
         warnings.append(f"the threshold was not applied: {why}")
-    hits = _hits(candidates, outcome, alpha=alpha, fusion=fusion, threshold=threshold)
+    hits = _hits(candidates, outcome, alpha=alpha, fusion=fusion, threshold=threshold, per_document=per_document)
     return Answer(hits[:top_k], outcome.name, reranked, degraded, warnings)
 
 
@@ -75,6 +77,7 @@ def _hits(
     alpha: float | None,
     fusion: StageFusion,
     threshold: float | None,
+    per_document: int | None,
 ) -> list[Hit]:
     rerank = outcome.scores
     standing = candidates if outcome.standing is None else outcome.standing
@@ -94,6 +97,10 @@ def _hits(
                 scores = [outcome.calibration.probability(score, "probability") for score in scores]
     if rerank is not None and threshold is not None:
         order = [i for i in order if (score := rerank[i]) is not None and score.probability >= threshold]
+    if per_document is not None:
+        seen: Counter[str] = Counter()
+        ids = [candidates[i].chunk.document_id for i in order]
+        order = [i for i, id_ in zip(order, ids, strict=True) if _count(seen, id_) <= per_document]
     return [
         Hit(
             rank=rank,
@@ -104,6 +111,11 @@ def _hits(
         )
         for rank, i in enumerate(order, 1)
     ]
+
+
+def _count(seen: Counter[str], document_id: str) -> int:
+    seen[document_id] += 1
+    return seen[document_id]
 
 
 def complete_versions(candidates: Sequence[Candidate], store: Store, known: set[tuple[str, str]]) -> list[Candidate]:

@@ -64,6 +64,7 @@ def build(settings: Settings | None = None, *, rerank: bool = True) -> Pipeline:
         alpha=settings.alpha,
         fusion=settings.fusion,
         deadline_ms=settings.deadline_ms,
+        per_document=settings.per_document,
         score_cache=build_score_cache(settings),
         calibrations=partial(load_calibration, calibration_dir(settings).absolute()),
         chunk_tokens=settings.chunk_tokens,

@@ -203,6 +203,14 @@ def query(
             help="Weight of the rerank score, 0 to 1, instead of RAG_ALPHA (unless set, each reranker's own).",
         ),
     ] = None,
+    per_document: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Hits of one document at most, instead of RAG_PER_DOCUMENT (no bound unless set).",
+        ),
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -231,7 +239,15 @@ def query(
     for part in ("pipeline.reranking", "pipeline.cascade"):
         logging.getLogger(part).setLevel(logging.ERROR)
     with Pipeline.from_settings(settings if reranker is None else settings.with_reranker(reranker)) as rag:
-        result = rag.query(text, top_n=top_n, top_k=top_k, threshold=threshold, alpha=alpha, where=conditions)
+        result = rag.query(
+            text,
+            top_n=top_n,
+            top_k=top_k,
+            threshold=threshold,
+            alpha=alpha,
+            where=conditions,
+            per_document=per_document,
+        )
         if conditions and not result.candidates and rag.store.count().chunks:
             result = replace(result, warnings=[*result.warnings, *how_read(asked)])
         # Before the pipeline is closed: with a deadline that waits for a reranker that is still loading.

@@ -40,6 +40,7 @@ from pipeline.types import (
     Document,
     DocumentVersion,
     Fingerprint,
+    Hit,
     HybridFusion,
     QueryResult,
     RerankScore,
@@ -67,6 +68,7 @@ class QueryOptions(TypedDict, total=False):
     alpha: float | None
     where: Where | None
     deadline_ms: float | None
+    per_document: int | None
 
 
 class IngestOptions(TypedDict, total=False):
@@ -87,8 +89,9 @@ class Pipeline:
     ``reranker=None`` answers in first-stage order; ``fallbacks`` are asked in turn where it fails. After a ``cascade``
     it reads the best third of the candidates only, or as many as hits are asked for. ``alpha=None`` takes the
     reranker's own default. ``deadline_ms`` is the time that a query may take, in milliseconds: recall is not cut short,
-    reranking is. ``score_cache`` spares scoring what was scored before. ``calibrations`` looks up how a reranker (its
-    name, model and revision) maps raw scores to probabilities. ``ignored`` folders are not read as a part of others.
+    reranking is. ``per_document`` is the most hits of one document. ``score_cache`` spares scoring what was scored
+    before. ``calibrations`` looks up how a reranker (its name, model and revision) maps raw scores to probabilities.
+    ``ignored`` folders are not read as a part of others.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Pipeline:
         alpha: float | None = None,
         fusion: StageFusion = "linear",
         deadline_ms: float | None = None,
+        per_document: int | None = None,
         score_cache: ScoreCache | None = None,
         calibrations: Callable[[str], Calibration | None] | None = None,
         chunk_tokens: int = 256,
@@ -140,6 +144,7 @@ class Pipeline:
         self.alpha = alpha
         self.fusion = fusion
         self.deadline_ms = deadline_ms
+        self.per_document = per_document
         self._wanted_chunk_tokens = chunk_tokens
         # A chunk that the model would cut is invisible to dense search from the cut on.
         self.chunk_tokens = min(chunk_tokens, embedder.max_tokens - _PROMPT_TOKENS)
@@ -152,7 +157,7 @@ class Pipeline:
         self._complete: set[tuple[str, str]] = set()
         # Documents whose removal by prune was refused.
         self._refused: set[str] = set()
-        self._check(top_n, top_k, threshold, alpha, deadline_ms)
+        self._check(top_n, top_k, threshold, alpha, deadline_ms, per_document)
         for name, word, known in (
             ("search", search, SearchMode),
             ("hybrid_fusion", hybrid_fusion, HybridFusion),
@@ -197,12 +202,13 @@ class Pipeline:
         alpha: float | None = None,
         where: Where | None = None,
         deadline_ms: float | None = None,
+        per_document: int | None = None,
     ) -> QueryResult:
         """Recalls ``top_n`` candidates, reranks them, and returns the best ``top_k``.
 
         Arguments left out come from the pipeline. ``where`` filters on metadata in the first stage (see
         :meth:`pipeline.interfaces.Store.search`). ``threshold`` drops hits whose rerank probability is below it, or
-        that were not reranked because of the deadline or a cascade.
+        that were not reranked because of the deadline or a cascade. ``per_document`` is the most hits of one document.
 
         Raises:
             SettingsError: an argument is wrong.
@@ -216,7 +222,8 @@ class Pipeline:
         threshold = self.threshold if threshold is None else threshold
         alpha = self.alpha if alpha is None else alpha
         deadline_ms = self.deadline_ms if deadline_ms is None else deadline_ms
-        self._check(top_n, top_k, threshold, alpha, deadline_ms)
+        per_document = self.per_document if per_document is None else per_document
+        self._check(top_n, top_k, threshold, alpha, deadline_ms, per_document)
         alpha = None if alpha is None else float(alpha)  # NumPy's numbers would make scores that are no JSON
         until = None if deadline_ms is None else time.monotonic() + min(deadline_ms / 1e3, LONGEST_S)
         if not isinstance(text, str):
@@ -251,6 +258,7 @@ class Pipeline:
             alpha=alpha,
             fusion=self.fusion,
             deadline_ms=deadline_ms,
+            per_document=per_document,
         )
         warnings = [] if candidates else self._why_nothing(where)
         return QueryResult(
@@ -392,6 +400,19 @@ class Pipeline:
         self._check_process()
         _check_id(document_id)
         return collection.get(self.store, document_id)
+
+    def context(self, hit: Hit, *, before: int = 1, after: int = 1) -> str:
+        """A hit's text with that of so many chunks before and behind it: more for an LLM to read than what was found.
+
+        Where the document was changed or removed since, it is the hit's text alone.
+
+        Raises:
+            SettingsError: a number of chunks is below 0.
+        """
+        self._check_process()
+        if before < 0 or after < 0:
+            raise SettingsError(f"before and after are numbers of chunks, not {min(before, after)}")
+        return collection.context(self.store, hit.chunk, before, after, overlapping=self.chunk_overlap > 0)
 
     def delete(self, document_ids: str | Iterable[str] = (), *, where: Where | None = None) -> int:
         """Removes documents by their ids; returns how many of them were there. Unknown ids are no error.
@@ -538,8 +559,17 @@ class Pipeline:
         check_process(self._pid, "this pipeline")
 
     @staticmethod
-    def _check(top_n: int, top_k: int, threshold: float | None, alpha: float | None, deadline_ms: float | None) -> None:
+    def _check(
+        top_n: int,
+        top_k: int,
+        threshold: float | None,
+        alpha: float | None,
+        deadline_ms: float | None,
+        per_document: int | None,
+    ) -> None:
         counts: dict[str, Any] = {"top_n": top_n, "top_k": top_k}
+        if per_document is not None:
+            counts["per_document"] = per_document
         numbers: dict[str, Any] = {"threshold": threshold, "alpha": alpha, "deadline_ms": deadline_ms}
         for name, value in (counts | numbers).items():
             kind, what = (Integral, "whole number") if name in counts else (Real, "number")
@@ -553,6 +583,8 @@ class Pipeline:
             raise SettingsError(f"top_n must be between 1 and 1000, not {top_n}")
         if not 1 <= top_k <= top_n:
             raise SettingsError(f"top_k must be between 1 and top_n ({top_n}), not {top_k}")
+        if per_document is not None and per_document < 1:
+            raise SettingsError(f"per_document must be at least 1, not {per_document}; None: no bound")
         for name, value in (("threshold", threshold), ("alpha", alpha)):
             if value is not None and not 0.0 <= value <= 1.0:
                 raise SettingsError(f"{name} must be between 0 and 1, not {float(value):g}")

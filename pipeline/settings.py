@@ -202,6 +202,9 @@ class Settings(BaseSettings):
     )
     top_n: int = Field(50, ge=1, le=1000, description="candidates recalled by the first stage, 1-1000")
     top_k: int = Field(5, ge=1, le=1000, description="hits returned, 1-`RAG_TOP_N`")
+    per_document: int | None = Field(
+        None, ge=1, le=1000, description="hits of one document at most; empty: as many as are among the best"
+    )
     threshold: float | None = Field(None, ge=0, le=1, description="drop hits whose rerank probability is below it, 0-1")
     alpha: float | None = Field(
         None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import SettingsError
 from pipeline.ingestion.changes import answering, by_document
 from pipeline.ingestion.copies import Embed, Sharing, related
+from pipeline.ingestion.recutting import put_together
 from pipeline.interfaces import Store
 from pipeline.types import Chunk, DocumentVersion, StoredDocument
 from pipeline.where import Where, alternatives
@@ -94,6 +95,16 @@ def _get(store: Store, document_id: str) -> StoredDocument | None:
         count=version.count,
         copies=version.copies,
     )
+
+
+def context(store: Store, chunk: Chunk, before: int, after: int, *, overlapping: bool) -> str:
+    """The chunk's text with that of its neighbours; alone where its document was changed or removed meanwhile."""
+    document = store.chunks([chunk.document_id])
+    stored = {one.index: one.text for one in document if one.content_hash == chunk.content_hash}
+    if chunk.index not in stored:
+        return chunk.text
+    wanted = range(chunk.index - before, chunk.index + after + 1)
+    return put_together([stored[index] for index in wanted if index in stored], overlapping=overlapping)[0]
 
 
 def in_order(store: Store, wanted: Mapping[str, DocumentVersion], *, vectors: bool = False) -> dict[str, list[Pair]]:

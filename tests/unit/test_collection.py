@@ -62,6 +62,29 @@ def test_get_returns_chunks_in_the_order_of_the_text() -> None:
     assert None is rag.get("nothing")
 
 
+def test_a_hit_with_its_neighbours() -> None:
+    """What neighbours share is there once; beyond the first and last chunk there is nothing."""
+    words = [f"w{i}" for i in range(120)]
+    store = FakeStore()
+    rag = Pipeline(embedder=FakeEmbedder(), store=store, search="dense", chunk_tokens=24, chunk_overlap=6)
+    rag.ingest([Document(id="a", text=" ".join(words))])
+    hits = {hit.chunk.index: hit for hit in rag.query("w50", top_k=20).hits}
+    assert len(hits) > 4
+    first, middle, last = hits[0], hits[2], hits[len(hits) - 1]
+    assert middle.text == rag.context(middle, before=0, after=0)
+    around = rag.context(middle)
+    assert around in " ".join(words)
+    assert around.startswith(hits[1].text)
+    assert around.endswith(hits[3].text)
+    assert " ".join(words) == rag.context(middle, before=99, after=99)
+    assert rag.context(first).startswith("w0 ")
+    assert rag.context(last, before=2).endswith(" w119")
+    with pytest.raises(SettingsError, match="numbers of chunks"):
+        rag.context(middle, before=-1)
+    rag.ingest([Document(id="a", text="another text")])
+    assert middle.text == rag.context(middle)
+
+
 def test_get_tells_what_was_cut_off() -> None:
     """Chunks are missing, and the document says so."""
     rag, store = filled(A)

@@ -167,6 +167,26 @@ def test_a_filter_that_nothing_passes_is_said(where: Where | None, said: list[st
     assert said == pipeline().query("apple", where=where).warnings
 
 
+def test_a_document_has_so_many_hits_at_most() -> None:
+    """Then others come in; ranks and thresholds are as ever."""
+    rag = pipeline(chunk_tokens=24, chunk_overlap=0)
+    rag.ingest([Document(id="long", text="\n\n".join(f"an apple is a fruit, and so is plum {i}" for i in range(9)))])
+    assert ["long"] * 5 == [hit.document_id for hit in rag.query("apple plum").hits]
+    found = rag.query("apple plum", per_document=2)
+    assert (5, 2) == (len(found.hits), [hit.document_id for hit in found.hits].count("long"))
+    assert [1, 2, 3, 4, 5] == [hit.rank for hit in found.hits]
+    assert 2 == len(rag.query("apple plum", per_document=1, top_k=2).hits)
+    once = Pipeline(embedder=rag.embedder, store=rag.store, search="dense", per_document=1)
+    assert 5 == len({hit.document_id for hit in once.query("apple plum").hits})
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "1"])
+def test_a_wrong_bound_of_hits_of_a_document(wrong: Any) -> None:
+    """Is refused like other numbers."""
+    with pytest.raises(SettingsError, match="per_document"):
+        pipeline().query("apple", per_document=wrong)
+
+
 def test_top_n_bounds_what_the_reranker_sees() -> None:
     """Only the candidates are paid for."""
     reranker = preferring()
