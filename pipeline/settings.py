@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -28,6 +28,8 @@ TEST_PREFIX = "RAG_TEST_"
 # How the bounds of a field are said.
 _BOUNDS = {"ge": "at least", "gt": "over", "le": "at most"}
 _ENVIRONMENT = "the environment"
+# Name and password in an address, and its query, which may hold a key.
+_IN_ADDRESS = re.compile(r"(?<=://)[^/?#]*(?=@)|(?<=\?).+")
 _KUBERNETES = re.compile(
     r"RAG_(SERVICE_.*|PORT(_.*)?|.*_SERVICE_HOST|.*_SERVICE_PORT(_.*)?|.*_PORT_[0-9]+_(TCP|UDP|SCTP)(_.*)?)"
 )
@@ -275,6 +277,11 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(_explain(error, given=set(values))) from error
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """What is shown and logged: addresses without what may be a secret in them."""
+        for name, value in super().__repr_args__():
+            yield name, _IN_ADDRESS.sub("***", value) if isinstance(value, str) else value
 
     @field_validator("collection")
     @classmethod

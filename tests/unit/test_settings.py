@@ -198,6 +198,9 @@ def test_a_key_never_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in the settings' text nor in the error about another field."""
     monkeypatch.setenv("RAG_COHERE_API_KEY", "sk-very-secret")
     assert "sk-very-secret" not in repr(Settings())
+    shown = repr(Settings(rerank_url="http://me:sk-very-secret@host:8080/rerank?key=sk-very-secret"))
+    assert "rerank_url='http://***@host:8080/rerank?***'" in shown
+    assert "sk-very-secret" not in shown
     monkeypatch.setenv("RAG_TOP_K", "-1")
     with pytest.raises(SettingsError) as caught:
         Settings()
