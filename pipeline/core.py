@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.calibration import Calibration
 from pipeline.cascade import Cascade, rerank_candidates
 from pipeline.closing import close
 from pipeline.deadline import LONGEST_S
+from pipeline.embedding import dimension_of, embed_documents, embed_query
 from pipeline.errors import SettingsError
 from pipeline.forking import check_process
 from pipeline.ingestion import collection, transfer
@@ -179,7 +181,7 @@ class Pipeline:
         """What a collection must have been made with to fit this pipeline."""
         return Fingerprint(
             embedder=self.embedder.name,
-            dimension=self.embedder.dimension,
+            dimension=dimension_of(self.embedder),
             chunk_tokens=self.chunk_tokens,
             chunk_overlap=self.chunk_overlap,
             bm25=self.store.bm25,
@@ -228,7 +230,7 @@ class Pipeline:
 
         start = time.perf_counter()
         # Where there is no collection nothing is embedded: that would load the model, and make a folder for its cache.
-        vector = self.embedder.embed_query(text) if self._checked and self.search_mode != "sparse" else None
+        vector = embed_query(self.embedder, text) if self._checked and self.search_mode != "sparse" else None
         embedded = time.perf_counter()
         candidates = []
         if self._checked:
@@ -407,14 +409,15 @@ class Pipeline:
         self._check_process()
         refuse_other(self.store, self.fingerprint, ignore=_CHUNKING)
         self._complete.clear()
+        embed = partial(embed_documents, self.embedder)
         if where is not None:
             if document_ids != ():
                 raise SettingsError("delete takes the documents' ids, or where=, not both")
-            return collection.delete_where(self.store, where, self.embedder.embed_documents)
+            return collection.delete_where(self.store, where, embed)
         # What is neither is refused as an id.
         several = isinstance(document_ids, Iterable) and not isinstance(document_ids, str)
         ids = map(_check_id, document_ids if several else [document_ids])
-        return collection.delete(self.store, ids, self.embedder.embed_documents)
+        return collection.delete(self.store, ids, embed)
 
     def verify(
         self,
