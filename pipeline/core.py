@@ -29,6 +29,7 @@ from pipeline.ingestion import collection, transfer
 from pipeline.ingestion.agreement import refuse_other
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.loaders import real_source
+from pipeline.ingestion.reading import as_items
 from pipeline.ingestion.reindexing import reindex
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.ingestion.verify import verify as verify_store
@@ -323,7 +324,7 @@ class Pipeline:
         of them stays. It is for files that an earlier ingest has read and that are as they were.
 
         Raises:
-            SettingsError: a path does not exist, or an argument is wrong, as ``prune`` with documents alone.
+            SettingsError: a path does not exist or is empty, or an argument is wrong: ``prune`` with documents alone.
             FingerprintError: the collection was made with another model or other chunking.
             StoreError, EmbedderError: that part failed; what was reported as written stays written.
             Exception: what ``progress`` raises ends the ingest and comes out as it is; another one goes on from there.
@@ -331,8 +332,7 @@ class Pipeline:
         self._check_process()
         if not 0.0 <= max_delete <= 1.0:
             raise SettingsError(f"max_delete is a share between 0 and 1, not {max_delete:g}")
-        if isinstance(items, Document | str | Path):
-            items = [items]
+        items = as_items(items)
         self.check_collection()
         self._complete.clear()
         run = self._ingest_run(dry_run=dry_run, unread=unread, progress=progress)
@@ -434,12 +434,11 @@ class Pipeline:
         only reported: :meth:`ingest` is for these.
 
         Raises:
-            SettingsError: a path does not exist.
+            SettingsError: a path does not exist or is empty.
             StoreError, EmbedderError: that part failed.
         """
         self._check_process()
-        if isinstance(items, Document | str | Path):
-            items = [items]
+        items = as_items(items)
         stored = self.store.fingerprint()
         differences = [] if stored is None else stored.differences(self.fingerprint)
         self._complete.clear()

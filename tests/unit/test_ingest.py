@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -933,6 +933,35 @@ def test_what_is_nothing_to_ingest_is_named() -> None:
     """As a dictionary, which other libraries take."""
     with pytest.raises(DocumentError, match=r"pipeline\.Document.*not \{'id': 'x'"):
         Rig().rag.ingest([{"id": "x", "text": "y"}])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("given", [{"id": "x", "text": "y"}, None, 5, b"notes.md", Document], ids=repr)
+def test_what_is_neither_one_item_nor_several_is_refused(given: Any) -> None:
+    """Of a dictionary the keys would be read, as names of files."""
+    rag = Rig().rag
+    for use in (rag.ingest, rag.verify):
+        with pytest.raises(SettingsError, match=r"pipeline\.Document.* or an iterable of them, not ") as caught:
+            use(given)
+        assert str(caught.value).endswith(f"not {given!r}")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [lambda: "", lambda: [""], lambda: ["notes.md", ""], lambda: iter([""])],
+    ids=["", "list", "last", "iterator"],
+)
+def test_an_empty_path_is_not_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Callable[[], Any]
+) -> None:
+    """It comes of a variable that is not set, and with ``prune`` other folders' documents could go for it."""
+    (tmp_path / "notes.md").write_text("secret")
+    monkeypatch.chdir(tmp_path)
+    rig = Rig()
+    for use in (rig.rag.ingest, rig.rag.verify, lambda items: rig.rag.ingest(items, prune=True)):
+        with pytest.raises(SettingsError, match="a path is empty"):
+            use(given())
+    assert set() == rig.ids()
+    assert 1 == rig.rag.ingest(".").new
 
 
 @pytest.mark.parametrize(
