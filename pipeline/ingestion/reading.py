@@ -108,9 +108,11 @@ def as_items(
 
 
 def hash_of(document: Document) -> str | Failure:
-    """The document's content hash, or why it cannot be stored: an object in its metadata may have no text."""
+    """The document's content hash, or why it cannot be stored: its metadata may be anything."""
     try:
         return document.content_hash()
+    except DocumentError as error:
+        return Failure(document.source, str(error))
     except Exception as error:  # noqa: BLE001  whatever the object raises
         return Failure(document.source, f"{document.id}: its metadata cannot be stored: {error!r}")
 
