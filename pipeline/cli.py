@@ -28,6 +28,7 @@ from pipeline import maintenance
 from pipeline.console import Json, make_streams_lenient, print_failure, print_json, stderr, stdout
 from pipeline.errors import RagError, SettingsError
 from pipeline.evaluation import command as evaluation
+from pipeline.files import as_path
 from pipeline.training import command as training
 from pipeline.watching import command as watching
 
@@ -141,7 +142,8 @@ def _options(
 @app.command()
 def ingest(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH", help="Files and folders; .jsonl holds a document a line.")
+        list[Path],
+        typer.Argument(parser=as_path, metavar="PATH", help="Files and folders; .jsonl holds a document a line."),
     ],
     prune: Annotated[
         bool, typer.Option("--prune", help="Also remove documents whose source under PATH is gone.")
@@ -321,7 +323,8 @@ def status(as_json: Json = False) -> None:
 @app.command()
 def verify(
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="PATH", help="Files and folders to compare with, too.")
+        list[Path] | None,
+        typer.Argument(parser=as_path, metavar="PATH", help="Files and folders to compare with, too."),
     ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Mend what a cut-off ingest left, while nothing else writes.")

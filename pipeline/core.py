@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
@@ -21,12 +22,14 @@ from pipeline.calibration import Calibration
 from pipeline.cascade import Cascade, rerank_candidates
 from pipeline.closing import close
 from pipeline.deadline import LONGEST_S
+from pipeline.embedding import dimension_of, embed_documents, embed_query
 from pipeline.errors import SettingsError
 from pipeline.forking import check_process
 from pipeline.ingestion import collection, transfer
 from pipeline.ingestion.agreement import refuse_other
 from pipeline.ingestion.chunking import Chunker
 from pipeline.ingestion.loaders import real_source
+from pipeline.ingestion.reading import as_items
 from pipeline.ingestion.reindexing import reindex
 from pipeline.ingestion.run import IngestRun, Progress
 from pipeline.ingestion.verify import verify as verify_store
@@ -184,7 +187,7 @@ class Pipeline:
         """What a collection must have been made with to fit this pipeline."""
         return Fingerprint(
             embedder=self.embedder.name,
-            dimension=self.embedder.dimension,
+            dimension=dimension_of(self.embedder),
             chunk_tokens=self.chunk_tokens,
             chunk_overlap=self.chunk_overlap,
             bm25=self.store.bm25,
@@ -235,7 +238,7 @@ class Pipeline:
 
         start = time.perf_counter()
         # Where there is no collection nothing is embedded: that would load the model, and make a folder for its cache.
-        vector = self.embedder.embed_query(text) if self._checked and self.search_mode != "sparse" else None
+        vector = embed_query(self.embedder, text) if self._checked and self.search_mode != "sparse" else None
         embedded = time.perf_counter()
         candidates = []
         if self._checked:
@@ -329,7 +332,7 @@ class Pipeline:
         of them stays. It is for files that an earlier ingest has read and that are as they were.
 
         Raises:
-            SettingsError: a path does not exist, or an argument is wrong, as ``prune`` with documents alone.
+            SettingsError: a path does not exist or is empty, or an argument is wrong: ``prune`` with documents alone.
             FingerprintError: the collection was made with another model or other chunking.
             StoreError, EmbedderError: that part failed; what was reported as written stays written.
             Exception: what ``progress`` raises ends the ingest and comes out as it is; another one goes on from there.
@@ -337,8 +340,7 @@ class Pipeline:
         self._check_process()
         if not 0.0 <= max_delete <= 1.0:
             raise SettingsError(f"max_delete is a share between 0 and 1, not {max_delete:g}")
-        if isinstance(items, Document | str | Path):
-            items = [items]
+        items = as_items(items)
         self.check_collection()
         self._complete.clear()
         run = self._ingest_run(dry_run=dry_run, unread=unread, progress=progress)
@@ -428,14 +430,15 @@ class Pipeline:
         self._check_process()
         refuse_other(self.store, self.fingerprint, ignore=_CHUNKING)
         self._complete.clear()
+        embed = partial(embed_documents, self.embedder)
         if where is not None:
             if document_ids != ():
                 raise SettingsError("delete takes the documents' ids, or where=, not both")
-            return collection.delete_where(self.store, where, self.embedder.embed_documents)
+            return collection.delete_where(self.store, where, embed)
         # What is neither is refused as an id.
         several = isinstance(document_ids, Iterable) and not isinstance(document_ids, str)
         ids = map(_check_id, document_ids if several else [document_ids])
-        return collection.delete(self.store, ids, self.embedder.embed_documents)
+        return collection.delete(self.store, ids, embed)
 
     def verify(
         self,
@@ -452,12 +455,11 @@ class Pipeline:
         only reported: :meth:`ingest` is for these.
 
         Raises:
-            SettingsError: a path does not exist.
+            SettingsError: a path does not exist or is empty.
             StoreError, EmbedderError: that part failed.
         """
         self._check_process()
-        if isinstance(items, Document | str | Path):
-            items = [items]
+        items = as_items(items)
         stored = self.store.fingerprint()
         differences = [] if stored is None else stored.differences(self.fingerprint)
         self._complete.clear()

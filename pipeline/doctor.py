@@ -22,6 +22,7 @@ from pipeline.build import (
 )
 from pipeline.closing import close
 from pipeline.core import Pipeline
+from pipeline.embedding import embed_documents
 from pipeline.errors import RagError
 from pipeline.interfaces import Embedder, Reranker
 from pipeline.settings import Settings
@@ -70,7 +71,7 @@ def examine(settings: Settings) -> list[Check]:
 
     def embedder() -> str:
         model = built()
-        model.embed_documents(_TEXTS)
+        embed_documents(model, _TEXTS)
         return f"{model.name}, {model.dimension} dimensions, up to {model.max_tokens} tokens{_runs_on(model)}"
 
     def collection() -> str:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from datetime import date, time, timedelta
 from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
 from typing import Any
+from uuid import UUID
 
 from pipeline.text import well_formed
 
@@ -15,9 +19,10 @@ _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 def plain(value: Any, levels: int) -> Any:
     """What JSON has of a value, as a copy: texts as keys, a list of a tuple, of a set (which is in another order in
-    each process) and of an array, and the number of a decimal, of an enumeration, or of NumPy's and so pandas' kinds.
+    each process) and of an array, the number of a decimal, of an enumeration, or of NumPy's and so pandas' kinds, and
+    the text of a path, of a UUID, and of an enumeration that has no number or text.
 
-    What JSON has nothing for, as dates, stays as it is, and so does what lies deeper than ``levels``.
+    What else JSON has nothing for stays as it is (see :func:`as_text`), and so does what lies deeper than ``levels``.
     """
     if type(value) in _PLAIN:
         return value
@@ -36,6 +41,8 @@ def plain(value: Any, levels: int) -> Any:
         return float.__float__(value)
     if isinstance(value, Decimal):
         return math.nan if value.is_nan() else float(value)  # of a signaling NaN no float is made
+    if isinstance(value, UUID | PurePath | Enum):
+        return str(value)
     numpy = sys.modules.get("numpy")  # who has none of its values need not load it, and another thread may just do so
     array: Any = getattr(numpy, "ndarray", ())
     if isinstance(value, array):
@@ -56,6 +63,18 @@ def _of_numpy(value: Any) -> Any:
         return str(value) if isinstance(day, int) else day  # beyond the year 9999 Python has none
     # Of a longdouble item() makes another one.
     return float(item) if value.dtype.kind == "f" else item
+
+
+def as_text(value: object) -> str:
+    """What is stored of a date, a time of day or a span of time, which :func:`plain` leaves as they are.
+
+    Raises:
+        TypeError: it is something else. The text of an object may have its address in memory, so that each process
+            would see another value, and that of bytes is no text of theirs.
+    """
+    if isinstance(value, date | time | timedelta):
+        return str(value)
+    raise TypeError(f"a value of the type {type(value).__qualname__}")
 
 
 def finite(value: Any) -> Any:

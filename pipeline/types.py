@@ -11,7 +11,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 from pipeline.errors import DocumentError
-from pipeline.plain import for_json, plain
+from pipeline.plain import as_text, for_json, plain
 
 SearchMode = Literal["hybrid", "dense", "sparse"]
 HybridFusion = Literal["convex", "dbsf", "rrf"]
@@ -43,7 +43,8 @@ class Document:
 
     ``id`` is the caller's, or the absolute path of the file. ``source`` is where the text came from (a path,
     an address) and defaults to the id. ``metadata`` holds JSON values and can be filtered on in queries; it is a copy
-    of what was given, with plain values for those of other libraries (see :func:`pipeline.plain.plain`).
+    of what was given, with plain values for those of other libraries (see :func:`pipeline.plain.plain`). What cannot be
+    stored makes it a failure of the ingest.
 
     Raises:
         DocumentError: the id is empty, a field is of another type, or metadata cannot be read.
@@ -86,6 +87,9 @@ class Document:
         """Hash (32 hex digits of BLAKE2b) of everything that is stored: equal hashes need no new embedding.
 
         Of a file it is that of the content alone: not of its path and name, nor of a title that is only its name.
+
+        Raises:
+            DocumentError: there is something among the metadata that cannot be stored.
         """
         source, title, metadata = self.source, self.title, dict(self.metadata)
         if self.from_file:
@@ -94,8 +98,23 @@ class Document:
         parts: list[Any] = [self.text, title, source, metadata, self.markdown]
         if self.page_starts:
             parts.append(self.page_starts)
-        canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+        try:
+            canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=as_text)
+        except TypeError as error:
+            for key, value in metadata.items():
+                _check_storable(self.id, key, value)
+            raise DocumentError(f"{self.id}: its metadata cannot be stored: {error}") from error
         return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _check_storable(document_id: str, key: str, value: object) -> None:
+    try:
+        json.dumps(value, default=as_text)
+    except TypeError as error:
+        raise DocumentError(
+            f"{document_id}: its metadata cannot be stored: {key!r} has {error}; what can be are texts, numbers, truth "
+            "values, dates, UUIDs, paths, and lists and mappings of them"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from pipeline.console import Json, print_json, sayer, stderr, stdout
 from pipeline.errors import SettingsError
+from pipeline.files import as_path
 
 RUN = "run"
 
@@ -109,7 +110,9 @@ def evaluate(
     make_questions: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH", help="Instead: write a questions.jsonl from the titles, headings and FAQs of documents."
+            parser=as_path,
+            metavar="PATH",
+            help="Instead: write a questions.jsonl from the titles, headings and FAQs of documents.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="What --make-questions writes.")] = Path("questions.jsonl"),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Embed = Callable[[Sequence[str]], "NDArray[np.float32]"]
-"""Makes a vector of each text, as :meth:`pipeline.interfaces.Embedder.embed_documents`."""
+"""Makes a vector of each text, as :func:`pipeline.embedding.embed_documents` does."""
 
 _AT_ONCE = 200
 _LOOKS = 3

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import DocumentError, SettingsError
+from pipeline.files import as_path
 from pipeline.ingestion.changes import is_within
 from pipeline.ingestion.loaders import MAX_BYTES, find_files, is_lines, is_there, load, real_source
 from pipeline.reports import Failure, NoText
@@ -16,6 +17,7 @@ from pipeline.types import Document
 # Documents looked up in the ledger at once: few enough to stay small, many enough that the round trip is cheap.
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 4_000_000
+_TAKEN = "what is taken are documents (pipeline.Document) and paths of files and folders"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +90,37 @@ def read(
     yield Batch(batch, repeated, skipped, done, total)
 
 
+def as_items(
+    items: Document | str | os.PathLike[str] | Iterable[Document | str | Path],
+) -> Iterable[Document | str | Path]:
+    """What was given, one or several.
+
+    Raises:
+        SettingsError: it is neither, such as a dictionary, which would be read as the names of its keys.
+    """
+    if isinstance(items, Document):
+        return [items]
+    if isinstance(items, str | os.PathLike):
+        return [as_path(items)]
+    if isinstance(items, Mapping | bytes | bytearray) or not isinstance(items, Iterable):
+        raise SettingsError(f"{_TAKEN}, one or an iterable of them, not {items!r:.100}")
+    return items
+
+
 def hash_of(document: Document) -> str | Failure:
-    """The document's content hash, or why it cannot be stored: an object in its metadata may have no text."""
+    """The document's content hash, or why it cannot be stored: its metadata may be anything."""
     try:
         return document.content_hash()
+    except DocumentError as error:
+        return Failure(document.source, str(error))
     except Exception as error:  # noqa: BLE001  whatever the object raises
         return Failure(document.source, f"{document.id}: its metadata cannot be stored: {error!r}")
 
 
 def _check(item: str | Path, held: Callable[[str], bool] | None) -> Path:
     if not isinstance(item, str | os.PathLike):
-        raise DocumentError(f"to ingest are documents (pipeline.Document), files and folders, not {item!r:.100}")
-    path = Path(item)
+        raise DocumentError(f"{_TAKEN}, not {item!r:.100}")
+    path = as_path(item)
     if not is_there(path) and (held is None or not held(real_source(path))):
         raise SettingsError(f"no such file or folder: {path}")
     return path

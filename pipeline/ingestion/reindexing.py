@@ -21,6 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from pipeline.embedding import embed_documents
 from pipeline.errors import SettingsError, StoreError
 from pipeline.ingestion import collection
 from pipeline.ingestion.agreement import make_ready
@@ -366,7 +367,7 @@ class _Copy:
 
         if stored:
             unknown = [chunk.full_text for chunk, vector in stored if vector is None]
-            embedded = iter(self.embedder.embed_documents(unknown))
+            embedded = iter(embed_documents(self.embedder, unknown))
             vectors = [next(embedded) if vector is None else vector for _, vector in stored]
             self.new.upsert([chunk for chunk, _ in stored], np.stack(vectors))
             self.chunks += len(stored)

@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.embedding import embed_documents
 from pipeline.errors import SettingsError
 from pipeline.ingestion.agreement import make_ready
 from pipeline.ingestion.beside import Beside, beside
@@ -280,7 +281,7 @@ class IngestRun:
             self._foretell(work)
         elif work.chunks:
             with self._watch.working("embedding"):
-                vectors = self.embedder.embed_documents([chunk.full_text for chunk in work.chunks])
+                vectors = embed_documents(self.embedder, [chunk.full_text for chunk in work.chunks])
             write((work, vectors))
         elif work.stale or work.alone:
             write((work, None))
@@ -372,7 +373,7 @@ class IngestRun:
 
     def _settle(self, gone: set[str]) -> None:
         """Puts right which files share a document, and removes what is gone."""
-        embed = self.embedder.embed_documents
+        embed = partial(embed_documents, self.embedder)
         written, deleted = self._sharing.settle(self.store, embed, now=self._seen, gone=gone)
         self._written += written
         self._deleted_chunks += deleted

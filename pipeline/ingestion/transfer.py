@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.embedding import embed_documents
 from pipeline.errors import DocumentError, FingerprintError, SettingsError
 from pipeline.ingestion import collection
 from pipeline.ingestion.agreement import make_ready
@@ -152,7 +154,7 @@ def import_from(
                     progress(Progress(0, 0, written + unchanged, chunks_written))
             if stale:
                 chunks_deleted += store.delete_versions(stale)
-        moved, removed = sharing.settle(store, embedder.embed_documents, now=now)
+        moved, removed = sharing.settle(store, partial(embed_documents, embedder), now=now)
         chunks_written += moved
         chunks_deleted += removed
     # May be due even if nothing changed: the last import may have been cut off.
@@ -229,7 +231,7 @@ def _vectors(pairs: Sequence[Pair], embedder: Embedder, path: Path, *, embed: bo
     import numpy as np
 
     if embed:
-        return embedder.embed_documents([chunk.full_text for chunk, _ in pairs])
+        return embed_documents(embedder, [chunk.full_text for chunk, _ in pairs])
     vectors: list[Any] = [vector for _, vector in pairs]
     lost = next((chunk for chunk, vector in pairs if vector is None or vector.shape != (embedder.dimension,)), None)
     if lost is not None:

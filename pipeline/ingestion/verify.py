@@ -6,10 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pipeline.embedding import embed_documents
 from pipeline.ingestion.changes import answering, any_within, by_document, is_within
 from pipeline.ingestion.copies import Embed, Sharing, chunk_ids
 from pipeline.ingestion.ledger import Ledger
@@ -104,7 +106,7 @@ def verify(
         mend.execute(_to_mend(items, sources, ledger.undecided(), tell))
         before = find_problems(ledger, sources)
         say("removing what is left over")
-        if _remove_leftovers(store, mend.embedder.embed_documents):
+        if _remove_leftovers(store, partial(embed_documents, mend.embedder)):
             store.optimize(say)
         say("reading the ledger again")
         ledger = Ledger(store.ledger())

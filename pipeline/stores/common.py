@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from pipeline.embedding import first_not_finite
 from pipeline.errors import SettingsError, StoreError
 from pipeline.stores import bm25
 from pipeline.stores.payload import clean, is_chunk, to_chunk
@@ -190,6 +191,6 @@ def check_vectors(chunks: Sequence[Chunk], vectors: NDArray[np.float32], dimensi
             f"{len(chunks)} chunks came with vectors of shape {vectors.shape}; the collection needs "
             f"({len(chunks)}, {dimension}): is this the embedder that it was made with?"
         )
-    if not np.isfinite(vectors).all():
-        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
-        raise StoreError(f"the embedder gave NaN or infinity for a chunk of {chunks[row].document_id}")
+    row = first_not_finite(vectors)
+    if row is not None:
+        raise StoreError(f"the vector of a chunk of {chunks[row].document_id} has NaN or infinity in it")

@@ -37,6 +37,10 @@ FLUSH_AFTER = 1_000
 MIN_FREE_BYTES = 100 * 2**20
 """Free disk space that no write goes below: the engine takes it in pieces of 32 MiB."""
 
+_FAILED = "Service runtime error: "
+"""What the engine's own failures begin with, unless they are panics: of damaged files comes one or the other. What it
+refuses, as a vector of another length, has no such words and says nothing of the files."""
+
 _OPTIMIZE = """
 import sys
 sys.path.insert(0, sys.argv[2])
@@ -264,11 +268,14 @@ class OpenShard:
         except BaseException as error:  # a panic of the engine is no Exception
             if "WouldBlock" in str(error):
                 raise self._lock.locked() from error
-            detail = (str(error) or type(error).__name__).removeprefix("Service runtime error: ")
-            raise StoreError(
-                f"could not {doing} the embedded store in {self.directory}: {detail}. If this stays so after a new "
-                "start, its files are damaged: bring them back from a backup, or delete the directory and ingest again"
-            ) from error
+            detail = str(error) or type(error).__name__
+            message = f"could not {doing} the embedded store in {self.directory}: {detail.removeprefix(_FAILED)}"
+            if not isinstance(error, Exception) or detail.startswith(_FAILED):
+                message += (
+                    ". If this stays so after a new start, its files are damaged: bring them back from a backup, or "
+                    "delete the directory and ingest again"
+                )
+            raise StoreError(message) from error
 
 
 def _python() -> str | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.console import print_failure, print_json, sayer, stderr
+from pipeline.files import as_path
 from pipeline.watching import DEBOUNCE_MS
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def watch(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Files and folders, as for rag ingest.")],
+    paths: Annotated[
+        list[Path], typer.Argument(parser=as_path, metavar="PATH", help="Files and folders, as for rag ingest.")
+    ],
     max_delete: Annotated[
         float,
         typer.Option(

@@ -410,6 +410,30 @@ def test_damaged_files_are_named(path: Path, file: str) -> None:
     store.close()
 
 
+@pytest.mark.parametrize(
+    ("file", "kept"), [("payload_storage/page_0.dat", 0.0), ("vector_storage-bm25/deleted/status.dat", 0.5)]
+)
+def test_damage_within_a_segment_is_named(path: Path, file: str, kept: float) -> None:
+    """The engine fails by an error of its own where it reads, or by a panic when it opens."""
+    (damaged,) = path.glob(f"shard/segments/*/{file}")
+    intact = damaged.read_bytes()
+    damaged.write_bytes(intact[: int(kept * len(intact))] or bytes(len(intact)))
+    with closing(EdgeStore(path)) as store, pytest.raises(StoreError, match="its files are damaged: bring them back"):
+        list(store.chunks())
+
+
+@pytest.mark.parametrize("vector", [np.ones(3), np.ones((1, 32))], ids=["another dimension", "a row"])
+def test_what_the_engine_refuses_is_no_damage(path: Path, vector: NDArray[np.float64]) -> None:
+    """Nobody shall delete a healthy collection because a request was wrong."""
+    with closing(EdgeStore(path)) as store:
+        with pytest.raises(
+            StoreError, match=r"could not search the embedded store in .*: (Vector dim|Wrong)"
+        ) as caught:
+            store.search("some text", vector.astype(np.float32), limit=5)
+        assert "delete" not in str(caught.value)
+        assert 1 == len(store.search("some text", EMBEDDER.embed_query("some text"), limit=5))
+
+
 def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
     """A path that leads through a file is an error that names it."""
     (tmp_path / "file").write_text("")

@@ -139,6 +139,19 @@ def test_an_argument_is_read_as_it_was_typed() -> None:
     assert "UTF-8" in str(found.exception)
 
 
+@pytest.mark.usefixtures("plain_settings")
+@pytest.mark.parametrize(
+    "command",
+    [["ingest"], ["ingest", "--prune"], ["ingest", "notes.md"], ["verify"], ["watch"], ["eval", "--make-questions"]],
+    ids=" ".join,
+)
+def test_an_empty_path_is_refused(command: list[str]) -> None:
+    """As of a shell's variable that is not set. ``Path`` makes the working directory of it."""
+    found = CliRunner().invoke(app, [*command, ""])
+    assert isinstance(found.exception, SettingsError)
+    assert "a path is empty" in str(found.exception)
+
+
 @pytest.mark.parametrize("words", [["two", "words"], ["两个", "词"]])
 def test_a_question_without_quotes_is_told_to_have_some(words: list[str]) -> None:
     found = CliRunner().invoke(app, ["query", *words])

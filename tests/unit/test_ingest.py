@@ -4,14 +4,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
 from decimal import Decimal
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from http import HTTPStatus
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -935,6 +937,41 @@ def test_what_is_nothing_to_ingest_is_named() -> None:
         Rig().rag.ingest([{"id": "x", "text": "y"}])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("given", [{"id": "x", "text": "y"}, None, 5, b"notes.md", Document], ids=repr)
+def test_what_is_neither_one_item_nor_several_is_refused(given: Any) -> None:
+    """Of a dictionary the keys would be read, as names of files."""
+    rag = Rig().rag
+    for use in (rag.ingest, rag.verify):
+        with pytest.raises(SettingsError, match=r"pipeline\.Document.* or an iterable of them, not ") as caught:
+            use(given)
+        assert str(caught.value).endswith(f"not {given!r}")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [lambda: "", lambda: [""], lambda: ["notes.md", ""], lambda: iter([""])],
+    ids=["", "list", "last", "iterator"],
+)
+def test_an_empty_path_is_not_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Callable[[], Any]
+) -> None:
+    """It comes of a variable that is not set, and with ``prune`` other folders' documents could go for it."""
+    (tmp_path / "notes.md").write_text("secret")
+    monkeypatch.chdir(tmp_path)
+    rig = Rig()
+    for use in (rig.rag.ingest, rig.rag.verify, lambda items: rig.rag.ingest(items, prune=True)):
+        with pytest.raises(SettingsError, match="a path is empty"):
+            use(given())
+    assert set() == rig.ids()
+    assert 1 == rig.rag.ingest(".").new
+
+
+class Shelf(Enum):
+    """Neither texts nor numbers."""
+
+    LOW = auto()
+
+
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
@@ -961,6 +998,11 @@ def test_what_is_nothing_to_ingest_is_named() -> None:
         (np.datetime64("2024-03-01"), date(2024, 3, 1)),
         (np.datetime64("12024-03-01", "s"), "12024-03-01T00:00:00"),
         (np.datetime64("NaT", "ns"), None),
+        (UUID(int=5), "00000000-0000-0000-0000-000000000005"),
+        (PurePosixPath("/文/a"), "/文/a"),
+        (Shelf.LOW, "Shelf.LOW"),
+        ({UUID(int=5)}, ["00000000-0000-0000-0000-000000000005"]),
+        (np.array([PurePosixPath("a"), None]), ["a", None]),
     ],
 )
 def test_metadata_of_other_libraries_are_plain_values(given: Any, kept: Any) -> None:
@@ -985,6 +1027,24 @@ def test_a_mapping_that_is_filled_anew_for_each_document() -> None:
     assert {f"row {n}": {"n": n, "tags": [*range(n + 1)]} for n in range(3)} == stored
 
 
+def test_what_is_stored_is_not_embedded_anew() -> None:
+    """The hash of what JSON has nothing for has always been that of its text."""
+    metadata = {
+        "day": date(2024, 1, 31),
+        "at": datetime(2024, 1, 31, 18, tzinfo=UTC),
+        "time": time_of_day(18, 30),
+        "took": timedelta(hours=1),
+        "id": UUID(int=5),
+        "path": PurePosixPath("/文/a"),
+        "shelf": Shelf.LOW,
+        "price": Decimal("1.50"),
+        "nan": math.nan,
+        "none": None,
+        "of": [{"id": UUID(int=6)}, (Shelf.LOW, date(2024, 1, 31))],
+    }
+    assert "b957f7c7ce237486a85da2fd1eeb5f2c" == Document("a", "x", metadata=metadata).content_hash()
+
+
 class Untold:
     """No text can be made of it."""
 
@@ -994,11 +1054,21 @@ class Untold:
 
 @pytest.mark.parametrize(
     ("value", "says"),
-    [(10**5000, "Exceeds the limit"), (Untold(), "no text"), ([{"of": Untold()}], "no text")],
-    ids=["long number", "no text", "within"],
+    [
+        (10**5000, "Exceeds the limit"),
+        (object(), "'k' has a value of the type object; what can be are texts, numbers,"),
+        ((letter for letter in "ab"), "'k' has a value of the type generator;"),
+        (Untold, "'k' has a value of the type type;"),
+        (b"en", "'k' has a value of the type bytes;"),
+        (np.bytes_(b"en"), "'k' has a value of the type bytes;"),
+        (1j, "'k' has a value of the type complex;"),
+        ([{"of": (1, Untold())}], "'k' has a value of the type Untold;"),
+    ],
+    ids=["long number", "object", "generator", "class", "bytes", "bytes of NumPy's", "complex", "within"],
 )
 def test_metadata_that_cannot_be_stored_are_a_failure(value: Any, says: str) -> None:
-    """The others are stored; a verification names it, too."""
+    """The others are stored; a verification names it, too. The text of an object, which has its address, would be
+    another one in each process."""
     rig = Rig()
     documents = [Document("a", "one"), Document("odd", "two", metadata={"k": value}), Document("b", "three")]
     report = rig.rag.ingest(documents)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from enum import Enum
 from http import HTTPStatus
+from pathlib import PurePosixPath
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -45,6 +48,9 @@ def clauses(where: dict[str, Any]) -> list[Clause]:
         ),
         ("\udce9", (Words(("\\udce9",)),)),
         (date(2024, 1, 31), (Words(("2024-01-31",)),)),
+        (UUID(int=5), (Words(("00000000-0000-0000-0000-000000000005",)),)),
+        ([PurePosixPath("/文/a"), "b"], (Words(("/文/a", "b")),)),
+        (Enum("Shelf", ["LOW"]).LOW, (Words(("Shelf.LOW",)),)),  # type: ignore[attr-defined]
         (datetime(2024, 1, 31, 18, tzinfo=UTC), (Words(("2024-01-31 18:00:00+00:00",)),)),
     ],
 )
