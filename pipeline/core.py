@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import threading
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_args
 
 from pipeline.answering import answer, complete_versions
+from pipeline.asynchronous import in_thread, until_cancelled
 from pipeline.calibration import Calibration
 from pipeline.cascade import Cascade, rerank_candidates
 from pipeline.closing import close
@@ -218,6 +218,32 @@ class Pipeline:
             FingerprintError: the collection was made with another embedding model.
             StoreError, EmbedderError, RerankerError: that part failed.
         """
+        return self._query(
+            text,
+            0.0,
+            top_n=top_n,
+            top_k=top_k,
+            threshold=threshold,
+            alpha=alpha,
+            where=where,
+            deadline_ms=deadline_ms,
+            per_document=per_document,
+        )
+
+    def _query(
+        self,
+        text: str,
+        waited: float,
+        *,
+        top_n: int | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        alpha: float | None = None,
+        where: Where | None = None,
+        deadline_ms: float | None = None,
+        per_document: int | None = None,
+    ) -> QueryResult:
+        """:meth:`query`, for which somebody has waited some seconds before it could begin."""
         self._check_process()
         top_n = self.top_n if top_n is None else top_n
         # A smaller top_n than the pipeline's top_k asks for fewer hits, and says so by itself.
@@ -228,7 +254,7 @@ class Pipeline:
         per_document = self.per_document if per_document is None else per_document
         self._check(top_n, top_k, threshold, alpha, deadline_ms, per_document)
         alpha = None if alpha is None else float(alpha)  # NumPy's numbers would make scores that are no JSON
-        until = None if deadline_ms is None else time.monotonic() + min(deadline_ms / 1e3, LONGEST_S)
+        until = None if deadline_ms is None else time.monotonic() - waited + min(deadline_ms / 1e3, LONGEST_S)
         if not isinstance(text, str):
             raise SettingsError(f"a query is a string, not {type(text).__name__}")
         if not text.strip():
@@ -276,7 +302,7 @@ class Pipeline:
                 "embed": (embedded - start) * 1e3,
                 "search": (searched - embedded) * 1e3,
                 "rerank": (reranked - searched) * 1e3,
-                "total": (time.perf_counter() - start) * 1e3,
+                "total": (waited + time.perf_counter() - start) * 1e3,
             },
         )
 
@@ -308,8 +334,9 @@ class Pipeline:
         return rerank_candidates(text, candidates, self._chain, until, quick=self._quick, least=self._least or top_k)
 
     async def aquery(self, text: str, **options: Unpack[QueryOptions]) -> QueryResult:
-        """:meth:`query` in a thread, for asynchronous programs."""
-        return await asyncio.to_thread(self.query, text, **options)
+        """:meth:`query` in a thread, for asynchronous programs; it has time until the deadline from this call on."""
+        asked = time.monotonic()
+        return await in_thread("query", lambda: self._query(text, time.monotonic() - asked, **options))
 
     # --------------------------------------------------------------- ingest
 
@@ -355,8 +382,12 @@ class Pipeline:
     async def aingest(
         self, items: Document | str | Path | Iterable[Document | str | Path], **options: Unpack[IngestOptions]
     ) -> IngestReport:
-        """:meth:`ingest` in a thread, for asynchronous programs."""
-        return await asyncio.to_thread(self.ingest, items, **options)
+        """:meth:`ingest` in a thread, for asynchronous programs.
+
+        Where it is cancelled, the ingest ends at its next step, as by an exception of ``progress``, and another one
+        goes on from there. That is awaited; cancelled once more, it is not.
+        """
+        return await until_cancelled("ingest", lambda: self.ingest(items, **options))
 
     def _ingest_run(
         self,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import queue
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from pipeline import deadline
 from pipeline.forking import begin_anew, keep_for_good
 from pipeline.inference.combining import Combiner
+from pipeline.inference.fair_queue import FairQueue
 from pipeline.inference.shared import Shared
 
 if TYPE_CHECKING:
@@ -124,10 +124,12 @@ class Engine:
         self._pad_id = pad_id
         self._typed = len(compiled.inputs) == 3
         self._streams = int(compiled.get_property("NUM_STREAMS"))
-        # Twice as many requests as streams: while one is being collected, the next already runs.
-        self._requests: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
-        for _ in range(2 * self._streams):
-            self._requests.put(compiled.create_infer_request())
+        # Half as many again as streams are one call's at most: while it collects one, the next already runs, and who
+        # comes meanwhile stands behind few. The rest is there for them at once.
+        self._at_once = self._streams + max(1, self._streams // 2)
+        self._requests: FairQueue[openvino.InferRequest] = FairQueue(
+            compiled.create_infer_request() for _ in range(2 * self._streams)
+        )
         self._by_token = [len(port.partial_shape) == 3 for port in compiled.outputs]
         self._width = int(compiled.output(0).partial_shape[-1].get_length())
         self._together: Combiner[_Item, NDArray[np.float32]] = Combiner(self._rows, TOGETHER)
@@ -207,10 +209,11 @@ class Engine:
             for rows in batches(lengths, budget(lengths, self._streams)):
                 deadline.check()
                 inputs = self._inputs(items[rows])  # first: if it fails, no request is held
-                request = self._free_request(blocking=not running)
-                while request is None:
-                    collect()
-                    request = self._free_request(blocking=not running)
+                request = None
+                while running and (len(running) == self._at_once or (request := self._requests.get_spare()) is None):
+                    collect()  # what it gives back is for who waits, as a query does beside an ingest
+                if request is None:
+                    request = self._requests.get()
                 running.append((request, rows, inputs))  # inputs are shared with the request: keep them alive
                 request.start_async(inputs, share_inputs=True)
             while running:
@@ -220,13 +223,6 @@ class Engine:
                 with suppress(RuntimeError):
                     collect()
         return found
-
-    def _free_request(self, *, blocking: bool) -> Any:
-        """A free request; None if there is none and we hold some ourselves that we can wait for instead."""
-        try:
-            return self._requests.get(block=blocking)
-        except queue.Empty:
-            return None
 
     def _inputs(self, items: Sequence[_Item]) -> dict[int, NDArray[np.int64]]:
         shape = (len(items), padded(max(len(ids) for ids, _ in items)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from pipeline import deadline
 from pipeline.hub import ModelError, check_vocabulary, counting_tokenizer, pick_device
 from pipeline.inference.conversion import ConversionError, Source, samples
+from pipeline.inference.fair_queue import FairQueue
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -41,12 +42,15 @@ def open_embedder(name: str, *, revision: str | None, device: str, batch_size: i
 
 
 class TorchEmbedder:
-    """A loaded model, one forward pass at a time: its own tokenizer may not be used by two threads."""
+    """A loaded model, one batch at a time: its own tokenizer may not be used by two threads.
+
+    A query that comes while documents are embedded waits for the batch at work, not for all of them.
+    """
 
     def __init__(self, model: SentenceTransformer, batch_size: int) -> None:
         self._model = model
         self._batch_size = batch_size
-        self._lock = threading.Lock()
+        self._turns = FairQueue([model])
         check_vocabulary(model.tokenizer)
         tokenizer = counting_tokenizer(model.tokenizer)
         if tokenizer is None:
@@ -61,11 +65,24 @@ class TorchEmbedder:
         """One row a text, as the model gives it."""
         encode = self._model.encode_query if query else self._model.encode_document
         prompt = _prompt(self._model, query=query)
-        with self._lock:
-            vectors: NDArray[np.float32] = encode(
-                list(texts), prompt=prompt, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
-            )
-        return vectors
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))  # like lengths together
+        rows: dict[int, NDArray[np.float32]] = {}
+        for start in range(0, len(order), self._batch_size):
+            deadline.check()
+            batch = order[start : start + self._batch_size]
+            model = self._turns.get()
+            try:
+                found = encode(
+                    [texts[place] for place in batch],
+                    prompt=prompt,
+                    batch_size=self._batch_size,
+                    show_progress_bar=False,
+                    convert_to_numpy=True,
+                )
+            finally:
+                self._turns.put(model)
+            rows.update(zip(batch, found, strict=True))
+        return np.stack([rows[place] for place in range(len(texts))])
 
     def source(self, name: str) -> Source:
         """What the CPU engine needs to take over.

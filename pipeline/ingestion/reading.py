@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import deadline
 from pipeline.errors import DocumentError, SettingsError
 from pipeline.files import as_path
 from pipeline.ingestion.changes import is_within
@@ -72,6 +73,7 @@ def read(
         total += sum(isinstance(one, Path) for one in inputs)
         left = _repeated(inputs)
         for one in inputs:
+            deadline.check()
             for thing in load(one, max_bytes) if isinstance(one, Path) else [one]:
                 if isinstance(thing, Document):
                     if left.get(thing.id, 1) > 1:

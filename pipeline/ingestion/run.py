@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import deadline
 from pipeline.embedding import embed_documents
 from pipeline.errors import SettingsError
 from pipeline.ingestion.agreement import make_ready
@@ -396,6 +397,8 @@ class IngestRun:
         )
 
     def _report(self, message: str = "") -> None:
+        """Between two steps: what is written is whole, so that the ingest may end here."""
+        deadline.check()
         if self.progress is not None:
             done, total = self._files
             self.progress(Progress(done, total, len(self._seen), self._written, message))

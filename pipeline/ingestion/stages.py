@@ -54,7 +54,7 @@ def read_ahead(items: Iterable[T], size: int) -> Iterator[Iterator[T]]:
     """Gives the same items, produced by a thread of their own that is at most ``size`` items ahead.
 
     An exception of the producer is raised by the iterator, after the items before it. Leaving the ``with`` block stops
-    the thread.
+    the thread, within an item where the producer calls :func:`pipeline.deadline.check`.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=size)
     stop = threading.Event()
@@ -70,16 +70,18 @@ def read_ahead(items: Iterable[T], size: int) -> Iterator[Iterator[T]]:
 
     def produce() -> None:
         try:
-            for item in items:
-                if stop.is_set():
-                    return
-                put(item)
+            with deadline.unless(stop):
+                for item in items:
+                    if stop.is_set():
+                        return
+                    put(item)
         except BaseException as error:  # noqa: BLE001  raised again in the consumer's thread
             failure.append(error)
         finally:
             put(_END)
 
-    thread = threading.Thread(target=produce, name="rag-read", daemon=True)
+    # In the context of the caller, who may give up, too.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=[produce], name="rag-read", daemon=True)
     thread.start()
 
     def take() -> Iterator[T]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline import deadline
 from pipeline.core import Pipeline
 from pipeline.embedders.sentence_transformers import SentenceTransformersEmbedder
 from pipeline.inference.torch_cross_encoder import open_cross_encoder
+from pipeline.inference.torch_embedder import open_embedder
 from pipeline.rerankers.cross_encoder import CrossEncoderReranker
 from pipeline.settings import Settings
 from pipeline.training.fitting import Plan, fit
@@ -72,6 +77,44 @@ def test_embeddings_are_those_of_float32(tmp_path: Path, device: str) -> None:
     here = SentenceTransformersEmbedder(folder, device=device, engine="torch").embed_documents(TEXTS)
     there = SentenceTransformer(folder, device="cpu").encode(TEXTS, batch_size=1, normalize_embeddings=True)
     assert np.abs(np.asarray(here) - np.asarray(there)).max() < 1e-4
+
+
+def test_a_query_waits_for_one_batch_of_an_ingest(tmp_path: Path) -> None:
+    """Not for all of its texts, as where the ingest has the model until it is through."""
+    model = open_embedder(str(save_embedder(tmp_path / "model")), revision=None, device="cpu", batch_size=2, local=True)
+    texts = [text * number for number in (1, 2) for text in TEXTS]
+    alone = model.embed(texts, query=False)
+    encoded: list[str] = []
+    go = threading.Event()
+    encode = model._model.encode
+
+    def gated(*args: Any, **options: Any) -> Any:
+        encoded.append(threading.current_thread().name)
+        assert go.wait(60)
+        return encode(*args, **options)
+
+    model._model.encode = gated
+    with ThreadPoolExecutor(1, "ingest") as first, ThreadPoolExecutor(1, "query") as second:
+        ingested = first.submit(model.embed, texts, query=False)
+        while not encoded:
+            pass
+        asked = second.submit(model.embed, [QUERY], query=True)
+        while not model._turns._line:  # until it stands in line
+            pass
+        go.set()
+        assert np.array_equal(alone, ingested.result(60))
+        assert (1, model.dimension) == asked.result(60).shape
+    assert ["ingest_0", "query_0", *["ingest_0"] * 4] == encoded
+
+
+def test_embedding_under_pytorch_can_be_given_up(tmp_path: Path) -> None:
+    """Between two batches, as on the engine."""
+    model = open_embedder(str(save_embedder(tmp_path / "model")), revision=None, device="cpu", batch_size=2, local=True)
+    given_up = threading.Event()
+    given_up.set()
+    with deadline.unless(given_up), pytest.raises(deadline.GivenUpError):
+        model.embed(TEXTS, query=False)
+    assert (5, model.dimension) == model.embed(TEXTS, query=False).shape
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
+from threading import Event, current_thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +142,70 @@ def test_the_first_failure_is_raised() -> None:
     with pytest.raises(RuntimeError, match="it does not start"):
         engine.run([[5] * (600 + 8 * i) for i in range(2)])
     assert 2 == engine._requests.qsize()
+
+
+class Gated:
+    """A request whose end is not seen before the test says so; tells who has started it, and who waits for it."""
+
+    def __init__(self, request: Any, told: list[str], go: Event) -> None:
+        self._request = request
+        self._told = told
+        self._go = go
+
+    def start_async(self, inputs: object, share_inputs: bool) -> None:
+        self._told.append(current_thread().name)
+        self._request.start_async(inputs, share_inputs=share_inputs)
+
+    def wait(self) -> None:
+        if not self._go.is_set():
+            self._told.append("waits")
+            assert self._go.wait(60)
+        self._request.wait()
+
+    def get_output_tensor(self, place: int) -> Any:
+        return self._request.get_output_tensor(place)
+
+
+def test_a_query_beside_an_ingest_gets_the_next_request() -> None:
+    """The ingest, hundreds of texts long, would take back each that it has collected."""
+    engine = Engine(EMBEDDER / "model.xml")
+    ingest, query = [[5 + i] * 500 for i in range(20)], [[9] * 20]
+    alone = engine.run(ingest), engine.run(query)
+    told: list[str] = []
+    go = Event()
+    requests = [engine._requests.get() for _ in range(engine._requests.qsize())]
+    engine._requests.put(Gated(requests[0], told, go))
+    with ThreadPoolExecutor(1, "ingest") as first, ThreadPoolExecutor(1, "query") as second:
+        ingested = first.submit(engine.run, ingest)
+        while "waits" not in told:
+            pass
+        asked = second.submit(engine.run, query)
+        while not engine._requests._line:  # until it stands in line
+            pass
+        go.set()
+        assert np.array_equal(alone[0], ingested.result(60))
+        assert np.array_equal(alone[1], asked.result(60))
+    assert ["ingest_0", "waits", "query_0", "ingest_0"] == told[:4]
+    assert 1 == engine._requests.qsize()
+
+
+def test_one_call_has_few_more_requests_than_streams() -> None:
+    """Who comes stands behind all that was started before."""
+    engine = Engine(EMBEDDER / "model.xml")
+    told: list[str] = []
+    go = Event()
+    requests = [engine._requests.get() for _ in range(engine._requests.qsize())]
+    for request in requests:
+        engine._requests.put(Gated(request, told, go))
+    with ThreadPoolExecutor(1, "ingest") as pool:
+        ingested = pool.submit(engine.run, [[5 + i] * 500 for i in range(4 * len(requests))])
+        while "waits" not in told:
+            pass
+        held = len(told) - 1
+        go.set()
+        ingested.result(60)
+    assert engine._streams < held <= 1.5 * engine._streams or (1, 2) == (engine._streams, held)
+    assert len(requests) == engine._requests.qsize()
 
 
 FORKED = """

@@ -106,6 +106,25 @@ def test_an_inherited_pipeline_is_refused(tmp_path: Path) -> None:
     assert "0.75" == after
 
 
+ASKED = """
+import asyncio
+from pipeline import Document, Pipeline
+from tests.fakes import FakeEmbedder, FakeStore
+
+async def ask():
+    rag = Pipeline(embedder=FakeEmbedder(), store=FakeStore())
+    report = await rag.aingest([Document(id="a", text="hello world")])
+    print(report.new, len((await rag.aquery("hello")).hits), flush=True)
+
+asyncio.run(ask())
+"""
+
+
+def test_a_child_has_threads_of_its_own_for_asynchronous_calls() -> None:
+    """Those of the parent, which wait for work, are not there: a call would never be answered."""
+    assert ["1 1", "1 1"] == fork(ASKED, "asyncio.run(ask())")
+
+
 def test_an_inherited_connection_to_a_server_is_refused() -> None:
     """As a pipeline's, where a store is used by itself."""
     parent = """
