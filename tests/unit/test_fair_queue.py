@@ -1,4 +1,5 @@
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -6,10 +7,15 @@ import pytest
 from pipeline.inference.fair_queue import FairQueue
 
 
-def waits(queue: FairQueue[str], count: int) -> None:
-    """Until so many threads stand in line."""
-    while len(queue._line) < count:
-        pass
+def in_line(queue: FairQueue[str], count: int, work: Callable[[], None]) -> list[threading.Thread]:
+    """So many threads that do this work, of which each stands in line before the next one starts."""
+    threads = []
+    for number in range(1, count + 1):
+        threads.append(threading.Thread(target=work, daemon=True))
+        threads[-1].start()
+        while len(queue._line) < number:
+            pass
+    return threads
 
 
 def test_who_waits_comes_before_who_gives_back_and_takes_again() -> None:
@@ -22,30 +28,28 @@ def test_who_waits_comes_before_who_gives_back_and_takes_again() -> None:
         taken.append("waited")
         queue.put("only")
 
-    with ThreadPoolExecutor(2) as pool:
-        for number in (1, 2):
-            pool.submit(wait)
-            waits(queue, number)
-        queue.put("only")
-        assert queue.get_spare() is None
-        taken.append(queue.get())
+    waiting = in_line(queue, 2, wait)
+    queue.put("only")
+    assert queue.get_spare() is None
+    taken.append(queue.get())
+    for thread in waiting:
+        thread.join(10)
     assert ["only", "waited", "waited", "only"] == taken
 
 
 def test_a_spare_one_is_one_that_nobody_waits_for() -> None:
     """Those in line have theirs, also before they have woken up."""
     queue = FairQueue(["a", "b"])
-    first, second = queue.get_spare(), queue.get_spare()
-    assert (["a", "b"], None) == ([first, second], queue.get_spare())
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(queue.get)
-        waits(queue, 1)
-        with queue._changed:  # so that it cannot wake up in between
-            queue.put("b")
-            assert queue.get_spare() is None
-            queue.put("a")
-            assert queue.get_spare() == "b"
-        assert "a" == waiting.result(60)
+    assert ["a", "b", None] == [queue.get_spare() for _ in range(3)]
+    taken: list[str] = []
+    (waiting,) = in_line(queue, 1, lambda: taken.append(queue.get()))
+    with queue._changed:  # so that it cannot wake up in between
+        queue.put("b")
+        assert queue.get_spare() is None
+        queue.put("a")
+        assert "b" == queue.get_spare()
+    waiting.join(10)
+    assert ["a"] == taken
 
 
 def test_who_is_interrupted_leaves_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +64,7 @@ def test_who_is_interrupted_leaves_the_line(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(KeyboardInterrupt):
             queue.get()
     queue.put("a")
+    assert not queue._line
     assert "a" == queue.get()
 
 
