@@ -142,7 +142,8 @@ def _table(*columns: str) -> Table:
 def print_calibration(console: Console, outcome: Mapping[str, Any]) -> None:
     """What ``rag calibrate`` fitted, and how far probabilities were from the truth before and after."""
     error, half = outcome["calibration_error"], outcome["precision_at_half"]
-    threshold = outcome["threshold"]
+    threshold, hits = outcome["threshold"], f"the first {outcome['top_k']} hits"
+    kept = outcome["relevant_kept"]
 
     def share(value: float | None) -> str:
         return "no hit" if value is None else f"{value:.3f}"
@@ -157,10 +158,15 @@ def print_calibration(console: Console, outcome: Mapping[str, Any]) -> None:
                 f"{outcome['relevant']} of them relevant ({outcome['method']})",
             ),
             ("calibration error", f"{error['before']:.4f} before, {error['after']:.4f} after"),
-            ("relevant over 0.5", f"{share(half['before'])} before, {share(half['after'])} after"),
+            ("relevant over 0.5", f"{share(half['before'])} before, {share(half['after'])} after, of {hits}"),
             (
                 f"precision {outcome['precision']:g}",
-                "not reached on 10 candidates or more" if threshold is None else f"from RAG_THRESHOLD={threshold:g} on",
+                f"in {hits}: "
+                + (
+                    "not reached on 10 hits or more"
+                    if threshold is None
+                    else f"from RAG_THRESHOLD={threshold:g} on, which keeps {kept or 0:.1%} of the relevant ones"
+                ),
             ),
             ("kept in", f"{outcome['file']} (remove it to undo)"),
         ],
