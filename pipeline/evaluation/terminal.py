@@ -118,14 +118,15 @@ def print_tuned(console: Console, found: Mapping[str, Any]) -> None:
     low, high = found["interval_95"]
     sure = "more than chance" if found["p"] < 0.05 else "may be chance"
     console.print(f"difference {found['difference']:+.4f} ({low:+.4f} to {high:+.4f}), {p_value(found['p'])}: {sure}")
+    kept = found["threshold"] or found["lowest_threshold"]
+    shares = {name: "-" if kept[name] is None else f"{kept[name]:.1%}" for name in ("relevant_kept", "irrelevant_kept")}
+    others = f"{shares['irrelevant_kept']} of the others"
     if found["threshold"] is not None:
-        kept = found["threshold"]
-        shares = {
-            name: "-" if kept[name] is None else f"{kept[name]:.1%}" for name in ("relevant_kept", "irrelevant_kept")
-        }
+        console.print(f"the threshold keeps {shares['relevant_kept']} of the relevant hits there, and {others}")
+    elif kept["relevant_kept"] is not None:
         console.print(
-            f"the threshold keeps {shares['relevant_kept']} of the relevant hits there, and "
-            f"{shares['irrelevant_kept']} of the others"
+            "no threshold keeps 99 % of the relevant hits that it was to be chosen by: 0.01, the lowest that is tried, "
+            f"keeps {shares['relevant_kept']}, and {others}"
         )
     console.print()
     for name, value in found["env"].items():
