@@ -66,7 +66,10 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
     """Two saved runs beside each other."""
     a, b = found["a"], found["b"]
     console.print(f"{found['dataset']}: {found['queries']} queries", style="bold")
-    console.print(Text(f"A  {a['run']}\nB  {b['run']}"))
+    for name, side in (("A", a), ("B", b)):
+        console.print(Text(f"{name}  {side['run']}\n   {side['path']}"), soft_wrap=True)
+    for name, (old, new) in found["made"].items():
+        console.print(Text(f"{name}: {_value(old)} in A, {_value(new)} in B"), style="yellow", soft_wrap=True)
     table = _table("", "A", "B", "B - A", "95 % interval", "p")
     for metric, test in found["difference"].items():
         table.add_row(
@@ -87,6 +90,10 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
     for query in found["most_worse"]:
         old, new = query["ndcg@10"]
         console.print(Text(f"  {old:.2f} -> {new:.2f}  {query['query']}"))
+
+
+def _value(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def print_questions(console: Console, found: Mapping[str, Any]) -> None:
