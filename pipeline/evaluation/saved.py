@@ -147,7 +147,8 @@ def compare(a: SavedRun, b: SavedRun) -> dict[str, Any]:
     for id_, text in a.queries.items():
         if text != b.queries[id_]:
             raise SettingsError(
-                f"the runs cannot be compared: query {id_} is {text[:80]!r} in {a.path} and {b.queries[id_][:80]!r} in {b.path}"
+                f"the runs cannot be compared: query {id_} is {text[:80]!r} in {a.path} and "
+                f"{b.queries[id_][:80]!r} in {b.path}"
             )
     shared = [metric for metric in a.values if metric in b.values]
     ordered = {metric: {id_: b.values[metric][id_] for id_ in a.values[metric]} for metric in shared}
