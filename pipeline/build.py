@@ -330,6 +330,7 @@ def _jina(settings: Settings) -> Reranker:
         url_setting="RAG_JINA_BASE_URL",
         key_setting="RAG_JINA_API_KEY (or JINA_API_KEY)",
         length_setting="RAG_CHUNK_TOKENS",
+        scores_setting=None,
         gate=_gate(settings, settings.jina_base_url or JINA_URL),
         timeout_s=settings.rerank_timeout,
         deadline_s=settings.rerank_deadline,

@@ -43,7 +43,7 @@ class Calibration:
     relevant: int
     """How many of the pairs are relevant."""
     threshold: float | None
-    """Lowest probability from which on ``precision`` was reached; None if it never was."""
+    """Lowest probability from which on ``precision`` was reached among the hits; None if it never was."""
     precision: float
     """The wanted share of relevant ones among the hits over the threshold."""
     created: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import ssl
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 
@@ -164,8 +165,9 @@ def status_error(
     advice = (
         f"a text or the query is too long for it; set {endpoint.length_setting} to what it takes" if too_large else ""
     )
+    advice = advice or _advice(endpoint, status, _target(endpoint, headers, secret))
     return RemoteError(
-        f"{endpoint.place} answered {status}{f' ({said})' if said else ''}: {advice or _advice(endpoint, status)}",
+        f"{endpoint.place} answered {status}{f' ({said})' if said else ''}: {advice}",
         status=status,
         retryable=retryable,
         operator=not retryable and not too_large,
@@ -174,13 +176,25 @@ def status_error(
     )
 
 
-def _advice(endpoint: Endpoint, status: int) -> str:
+def _target(endpoint: Endpoint, headers: Mapping[str, str], secret: str | None) -> str:
+    """Where a redirect leads, without what may be a key."""
+    location = headers.get("location")
+    if not location:
+        return "another address"
+    try:
+        place = without_secrets(urljoin(endpoint.url, location))
+    except ValueError:  # it is none
+        return "another address"
+    return (place.replace(secret, "***") if secret else place)[:200]
+
+
+def _advice(endpoint: Endpoint, status: int, target: str) -> str:
     if status == 429:
         return "too many requests or the quota is used up; ask less often or raise the plan"
     if status >= 500 or status in _PASSING:
         return "the fault is on the server's side; try later"
     if 300 <= status < 400:
-        return f"it points to another address; check {endpoint.url_setting}"
+        return f"it points to {target}; check {endpoint.url_setting}"
     return {
         400: f"it does not accept the request; check {endpoint.model_setting}",
         401: f"the key is missing or wrong; check {endpoint.key_setting}",
@@ -284,7 +298,32 @@ def in_input_order(items: Iterable[tuple[object, Any]], count: int, endpoint: En
     return [found[i] for i in range(count)]
 
 
-def number(value: object) -> float:
+def scores_within(
+    values: Sequence[object], low: float, high: float, endpoint: Endpoint, *, kind: str, setting: str | None = None
+) -> list[float]:
+    """The values as floats.
+
+    ``setting`` is where the operator declares what they are: if there is one and a number lies beyond it, no fallback
+    is to hide that.
+
+    Raises:
+        RemoteError: one is no number from ``low`` to ``high``.
+    """
+    numbers = []
+    for value in values:
+        number = _number(value)
+        if not low <= number <= high:  # NaN, too, is not
+            declared = setting is not None and math.isfinite(number)
+            raise RemoteError(
+                f"{endpoint.place} gave a score of {json.dumps(value, ensure_ascii=False, default=str)[:60]}, which is "
+                f"no {kind}" + (f"; {setting} says which of the two it answers with" if declared else ""),
+                operator=declared,
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _number(value: object) -> float:
     """The value as a float; NaN if it is no number."""
     try:
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan

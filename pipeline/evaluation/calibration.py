@@ -31,10 +31,13 @@ _BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Candidates of labelled queries with what the reranker said: three arrays of the same length."""
+    """Candidates of labelled queries with what the reranker said: arrays of the same length.
+
+    Those of a query stand together, in the order of its hits.
+    """
 
     query: NDArray[np.int64]
-    """Number of the query."""
+    """Number of the query; it rises."""
     raw: NDArray[np.float64]
     """Raw score."""
     probability: NDArray[np.float64]
@@ -54,21 +57,28 @@ class Outcome:
     pairs: Pairs
     after: NDArray[np.float64]
     """Probability of each pair, from a map that was fitted without its query."""
+    top_k: int
+    """How many hits a query returns."""
 
     def to_dict(self) -> dict[str, Any]:
         """As ``rag calibrate --json`` prints it."""
-        relevant = self.pairs.relevant
+        relevant, threshold = self.pairs.relevant, self.calibration.threshold
+        before, after = (
+            precision_recall(self.pairs, probability, (0.5,), self.top_k)[0][1]
+            for probability in (self.pairs.probability, self.after)
+        )
+        at = () if threshold is None else (threshold,)
+        kept = [kept for _, _, kept in precision_recall(self.pairs, self.after, at, self.top_k)]
         return {
             **self.calibration.to_dict(),
+            "top_k": self.top_k,
+            "relevant_kept": kept[0] if kept else None,
             "file": str(self.path),
             "calibration_error": {
                 "before": calibration_error(self.pairs.probability, relevant),
                 "after": calibration_error(self.after, relevant),
             },
-            "precision_at_half": {
-                "before": precision_over(self.pairs.probability, relevant, 0.5),
-                "after": precision_over(self.after, relevant, 0.5),
-            },
+            "precision_at_half": {"before": before, "after": after},
         }
 
 
@@ -109,6 +119,8 @@ def calibrate_dataset(
             hybrid_fusion=settings.hybrid_fusion,
             top_n=settings.top_n,
             top_k=settings.top_n,
+            alpha=settings.alpha,
+            fusion=settings.fusion,
             chunk_tokens=settings.chunk_tokens,
             chunk_overlap=settings.chunk_overlap,
         )
@@ -126,11 +138,11 @@ def calibrate_dataset(
         queries=len(dataset.queries),
         pairs=len(pairs),
         relevant=int(pairs.relevant.sum()),
-        threshold=lowest_threshold(after, pairs.relevant, precision),
+        threshold=lowest_threshold(pairs, after, precision, settings.top_k),
         precision=precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return Outcome(calibration, save_calibration(calibration_dir(settings), calibration), pairs, after)
+    return Outcome(calibration, save_calibration(calibration_dir(settings), calibration), pairs, after, settings.top_k)
 
 
 def _identity(scorer: Scorer) -> str:
@@ -150,13 +162,15 @@ def judged_pairs(rag: Pipeline, dataset: Dataset, say: Callable[[str], None]) ->
         if number and number % 100 == 0:
             say(f"{number} of {len(dataset.queries)} queries")
         grades = dataset.qrels[id_]
-        seen: set[str] = set()
         judged = [(hit.rerank, hit.document_id) for hit in rag.query(text).hits if hit.rerank is not None]
-        for score, document in sorted(judged, key=lambda pair: -pair[0].raw):
+        best: dict[str, int] = {}
+        for place, (score, document) in enumerate(judged):
+            if document not in best or score.raw > judged[best[document]][0].raw:
+                best[document] = place
+        for place, (score, document) in enumerate(judged):
             relevant = grades.get(document, 0) > 0
-            if not (relevant and document in seen):
+            if not relevant or best[document] == place:
                 rows.append((number, score.raw, score.probability, relevant))
-            seen.add(document)
     queries, raw, probability, marks = zip(*rows, strict=True) if rows else ((), (), (), ())
     pairs = Pairs(np.array(queries), np.array(raw), np.array(probability), np.array(marks, dtype=bool))
     if not pairs.relevant.any() or pairs.relevant.all():
@@ -174,19 +188,25 @@ def fit(pairs: Pairs, scale: ScoreScale, method: Method) -> tuple[tuple[float, f
         SettingsError: scores do not rise with relevance.
     """
     x = _logits(pairs, scale)
+    # Platt's targets (1999; Lin, Lin and Weng, 2007): with 0 and 1 a curve over few pairs, which one score may tell
+    # apart without a mistake, rises without end, and claims a certainty that no sample gives.
+    relevant = int(pairs.relevant.sum())
+    target = np.where(pairs.relevant, (relevant + 1) / (relevant + 2), 1 / (len(pairs) - relevant + 2))
     if method == "isotonic":
         from sklearn.isotonic import IsotonicRegression
 
-        # 0 and 1 would claim a certainty that no sample gives; this is Laplace's estimate for a value never seen.
-        margin = 1.0 / (len(pairs) + 2)
-        rising = IsotonicRegression(y_min=margin, y_max=1 - margin, out_of_bounds="clip", increasing=True)
-        rising.fit(x, pairs.relevant.astype(float))
+        rising = IsotonicRegression(out_of_bounds="clip", increasing=True).fit(x, target)
         points = tuple(zip(rising.X_thresholds_.tolist(), rising.y_thresholds_.tolist(), strict=True))
         rises = points[-1][1] > points[0][1]
     else:
         from sklearn.linear_model import LogisticRegression
 
-        curve = LogisticRegression(C=np.inf).fit(x[:, None], pairs.relevant)
+        # Each pair counts as relevant with the weight of its target, and as irrelevant with the rest.
+        curve = LogisticRegression(C=np.inf, solver="newton-cholesky").fit(
+            np.concatenate([x, x])[:, None],
+            np.repeat([True, False], len(pairs)),
+            sample_weight=np.concatenate([target, 1 - target]),
+        )
         points = ((float(curve.coef_[0, 0]), float(curve.intercept_[0])),)
         rises = points[0][0] > 0
     if not rises:
@@ -223,23 +243,28 @@ def _logits(pairs: Pairs, scale: ScoreScale) -> NDArray[np.float64]:
     return pairs.raw if scale == "logit" else np.array([logit(p) for p in pairs.raw.tolist()])
 
 
-def precision_over(probability: NDArray[np.float64], relevant: NDArray[np.bool_], threshold: float) -> float | None:
-    """Share of relevant ones among the pairs with at least this probability; None if there are none."""
-    over = probability >= threshold
-    return round(float(relevant[over].mean()), 4) if over.any() else None
+def shown(pairs: Pairs, probability: NDArray[np.float64], threshold: float, top_k: int) -> NDArray[np.bool_]:
+    """Which pairs are hits: of each query the first ``top_k`` with at least this probability."""
+    passed = probability >= threshold
+    count = np.cumsum(passed)
+    # What passed of the queries before does not count.
+    earlier = np.append(0, count)[np.searchsorted(pairs.query, pairs.query)]
+    hits: NDArray[np.bool_] = passed & (count - earlier <= top_k)
+    return hits
 
 
 def lowest_threshold(
-    probability: NDArray[np.float64], relevant: NDArray[np.bool_], precision: float, least: int = 10
+    pairs: Pairs, probability: NDArray[np.float64], precision: float, top_k: int, least: int = 10
 ) -> float | None:
-    """Lowest threshold over which the wanted share is relevant, counted on ``least`` pairs or more; None if none."""
-    down = np.argsort(-probability, kind="stable")
-    kept = np.arange(1, len(down) + 1)
-    reached = (np.cumsum(relevant[down]) / kept >= precision) & (kept >= least)
-    # A threshold takes all pairs of the same probability along.
-    last_of_ties = np.append(np.diff(probability[down]) != 0, True)
-    places = np.flatnonzero(reached & last_of_ties)
-    return float(np.floor(probability[down][places[-1]] * 1e4) / 1e4) if len(places) else None
+    """Lowest threshold with which the wanted share of the hits is relevant, counted on ``least`` hits or more.
+
+    None if there is none.
+    """
+    for threshold in np.unique(np.floor(probability * 1e3) / 1e3).tolist():
+        hits = pairs.relevant[shown(pairs, probability, threshold, top_k)]
+        if len(hits) >= least and hits.mean() >= precision:
+            return float(threshold)
+    return None
 
 
 def reliability(
@@ -262,10 +287,16 @@ def calibration_error(probability: NDArray[np.float64], relevant: NDArray[np.boo
 
 
 def precision_recall(
-    probability: NDArray[np.float64], relevant: NDArray[np.bool_], thresholds: Sequence[float]
-) -> list[tuple[float, float | None, float]]:
-    """(threshold, precision, recall among the candidates) for each threshold."""
-    return [
-        (t, precision_over(probability, relevant, t), float(relevant[probability >= t].sum() / relevant.sum()))
-        for t in thresholds
-    ]
+    pairs: Pairs, probability: NDArray[np.float64], thresholds: Sequence[float], top_k: int
+) -> list[tuple[float, float | None, float | None]]:
+    """For each threshold the share of relevant ones among the hits, and the share of the relevant hits that it keeps.
+
+    None where there are no hits, or none of them is relevant without a threshold.
+    """
+    all_relevant = pairs.relevant[shown(pairs, probability, 0.0, top_k)].sum()
+    found: list[tuple[float, float | None, float | None]] = []
+    for threshold in thresholds:
+        hits = pairs.relevant[shown(pairs, probability, threshold, top_k)]
+        precision = round(float(hits.mean()), 4) if len(hits) else None
+        found.append((threshold, precision, round(float(hits.sum() / all_relevant), 4) if all_relevant else None))
+    return found

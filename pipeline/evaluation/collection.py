@@ -60,7 +60,7 @@ def open_dataset(
         questions = read_questions(Path(name))
         store = build_store(settings)
         try:
-            return resolve(Path(name), questions, store, max_queries), store
+            return resolve(Path(name), questions, store, max_queries, say), store
         except BaseException:
             store.close()
             raise

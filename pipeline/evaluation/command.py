@@ -5,6 +5,7 @@ The imports that cost time are inside the commands.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,6 +145,8 @@ def evaluate(
 
     _check_report(report)
     settings = Settings()
+    saved_in = runs or settings.data_dir / "runs"
+    _check_folder(saved_in)
     specs = cross(
         settings,
         searches=search or (),
@@ -169,7 +172,7 @@ def evaluate(
         print_eval(stdout(), found)
     # After the results, which a full disk must not take away.
     with _writing():
-        say(f"saved in {save(evaluation, found, runs or settings.data_dir / 'runs')}")
+        say(f"saved in {save(evaluation, found, saved_in)}")
     if report is not None:
         from pipeline.evaluation.report.page import page
 
@@ -304,6 +307,15 @@ def _check_report(report: Path | None) -> None:
     """Before the work, which takes minutes."""
     if report is not None and not report.absolute().parent.is_dir():
         raise SettingsError(f"--report {report}: there is no folder {report.parent}")
+
+
+def _check_folder(folder: Path) -> None:
+    """Whether a folder can be made there, or written into; before the work, too."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise SettingsError(f"runs cannot be saved in {folder}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SettingsError(f"runs cannot be saved in {folder}: {there} cannot be written to")
 
 
 def _write_report(report: Path, page: str, say: Callable[[str], None]) -> None:

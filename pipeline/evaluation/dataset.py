@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from pipeline.types import Document
 
 # A few judged documents are missing from the corpus of some published datasets; more than this is another corpus.
 _MISSING_ALLOWED = 0.1
+# What stands over the scores where a file of judgements begins with names.
+_HEADS = frozenset({"score", "relevance", "rel", "grade", "label"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +53,9 @@ def read_dataset(folder: Path, max_queries: int | None = None, split: str = "tes
                 f"{folder} is no dataset in BEIR's layout: {part} is missing (needed: corpus.jsonl, queries.jsonl, "
                 f"{judgements})"
             )
-    texts = {
-        _field(line, "_id", folder / "queries.jsonl", number): _field(line, "text", folder / "queries.jsonl", number)
-        for number, line in json_lines(folder / "queries.jsonl")
-    }
     return judged(
         name=folder.resolve().name,
-        texts=texts,
+        texts=_read_queries(folder / "queries.jsonl"),
         qrels=_read_qrels(folder / judgements),
         origin=folder.resolve(),
         corpus=lambda: _corpus(folder / "corpus.jsonl"),
@@ -137,13 +137,45 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         raise SettingsError(f"{path}, line {number}: not a JSON object")
                     yield number, value
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> SettingsError:
+    """Says what else the file is, where its first bytes tell."""
+    why = str(error)
+    if isinstance(error, UnicodeDecodeError):
+        with suppress(OSError), path.open("rb") as file:
+            head = file.read(2)
+            if head == b"\x1f\x8b":
+                why = "it is compressed by gzip; unpack it first"
+            elif head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                why = "it is in UTF-16; save it as UTF-8"
+            else:
+                why = f"it is not in UTF-8 ({error})"
+    return SettingsError(f"{path} cannot be read: {why}")
+
+
+def _read_queries(path: Path) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for number, line in json_lines(path):
+        id_, text = _field(line, "_id", path, number), _field(line, "text", path, number)
+        if texts.setdefault(id_, text) != text:
+            raise SettingsError(f"{path}, lines {lines[id_]} and {number}: two queries have the id {id_!r}")
+        lines.setdefault(id_, number)
+    return texts
 
 
 def _corpus(path: Path) -> Iterator[Document]:
+    seen: dict[str, int] = {}  # hashes, as a corpus is read as a stream
     for number, line in json_lines(path):
+        id_ = _field(line, "_id", path, number)
+        content = hash((str(line.get("title") or ""), str(line.get("text") or "")))
+        if seen.setdefault(id_, content) != content:
+            first = next(earlier for earlier, one in json_lines(path) if str(one.get("_id")) == id_)
+            raise SettingsError(f"{path}, lines {first} and {number}: two documents have the id {id_!r}")
         yield Document(
-            id=_field(line, "_id", path, number),
+            id=id_,
             text=str(line.get("text") or ""),
             title=str(line.get("title") or ""),
             metadata=line.get("metadata") or {},
@@ -158,21 +190,49 @@ def _field(line: dict[str, Any], name: str, path: Path, number: int) -> str:
 
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
+    places: dict[tuple[str, str], int] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from error
+        raise _unreadable(path, error) from error
     lines = csv.reader(io.StringIO(text), delimiter="\t")
     try:
         rows = list(lines)
     except csv.Error as error:  # as of an id that begins with a quotation mark
         raise SettingsError(f"{path}, line {lines.line_num}: {error}") from error
     for number, row in enumerate(rows, 1):
-        if not row or (number == 1 and row[0] == "query-id"):
+        if not row or (number == 1 and (row[0] == "query-id" or row[-1].strip().lower() in _HEADS)):
             continue
-        try:
-            query_id, document_id, grade = row
-            qrels.setdefault(query_id, {})[document_id] = int(grade)
-        except ValueError as error:
-            raise SettingsError(f"{path}, line {number}: expected query-id, corpus-id and score, by tabs") from error
+        grade = _grade(row[2]) if len(row) == 3 else None
+        if grade is None:
+            raise SettingsError(f"{path}, line {number}: {_what_else(row)}")
+        query_id, document_id, _ = row
+        if qrels.setdefault(query_id, {}).setdefault(document_id, grade) != grade:
+            raise SettingsError(
+                f"{path}, lines {places[query_id, document_id]} and {number}: {document_id!r} has two grades for "
+                f"query {query_id!r}"
+            )
+        places.setdefault((query_id, document_id), number)
     return qrels
+
+
+def _grade(text: str) -> int | None:
+    """A whole number, which some write as "1.0"."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() else None
+
+
+def _what_else(row: list[str]) -> str:
+    """What is wrong with a line of judgements, in words."""
+    needed = "expected query-id, corpus-id and score, by tabs"
+    if len(row) == 3:
+        return f"{needed}, and a score is a whole number, not {row[2]!r}"
+    fields = " ".join(row).split()
+    if len(fields) == 4 and _grade(fields[3]) is not None:
+        return f"{needed}; this is TREC's format: write its first, third and fourth field, by tabs"
+    if len(row) == 1 and len(fields) == 3:
+        return f"{needed}, and these are by spaces"
+    return needed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,14 @@ from pipeline.types import Chunk, DocumentVersion
 _BESIDE_CJK = re.compile(
     r"(?<=[\u3000-\u30ff\u3400-\u9fff\uf900-\uffef]) | (?=[\u3000-\u30ff\u3400-\u9fff\uf900-\uffef])"
 )
+# A name with a folder and any ending, or one with the ending of a document. What an answer may be, such as "TCP/IP",
+# "km/h", an address or "settings.json", is neither.
+_PATH = re.compile(
+    r"(?!\w+://)(\S*[/\\]\S*\.[a-z]\w{0,7}|\S+\.(md|markdown|txt|rst|html?|pdf|docx?|pptx?|xlsx?|epub|eml|jsonl))",
+    re.IGNORECASE,
+)
+# An answer that so many documents have, at least, and this share of all, says little.
+_MANY, _SHARE = 10, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +64,37 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def resolve(path: Path, questions: Iterable[Question], store: Store, max_queries: int | None = None) -> Dataset:
+def resolve(
+    path: Path,
+    questions: Iterable[Question],
+    store: Store,
+    max_queries: int | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> Dataset:
     """The questions as a dataset over the documents of ``store``.
 
     What is relevant is looked up as a document's id; then as a source: the same path, or the end of one
     ("docs/a.md"); else as an answer: every document with a chunk that has the string is relevant, whatever the case,
-    the width of its characters, and the white space. A question's id is its line number.
+    the width of its characters, and the white space. What looks like a path is never an answer: other documents may
+    mention a file that is not there. A question's id is its line number.
 
     Raises:
         SettingsError: the collection is empty, or something relevant is nowhere in it.
     """
     questions = list(questions)[:max_queries]
     found: dict[str, set[str]] = {wanted: set() for question in questions for wanted in question.relevant}
-    if not _look_up(found, store.versions()):
+    count = _look_up(found, store.versions())
+    if not count:
         raise SettingsError(f"{store.name} is empty: ingest the documents that {path} asks about first")
-    _search_answers({wanted: documents for wanted, documents in found.items() if not documents}, store.chunks())
+    answers = {wanted: documents for wanted, documents in found.items() if not documents}
+    for question in questions:
+        for wanted in question.relevant:
+            if wanted in answers and _PATH.fullmatch(wanted.strip()):
+                raise SettingsError(
+                    f"{path}, line {question.line}: {wanted!r} looks like a path, and is no source and no document id "
+                    f"in {store.name}: ingest it first; if it is a string of the answer, give a word more of it"
+                )
+    _search_answers(answers, store.chunks())
 
     qrels: dict[str, dict[str, int]] = {}
     for question in questions:
@@ -78,9 +102,14 @@ def resolve(path: Path, questions: Iterable[Question], store: Store, max_queries
             if not found[wanted]:
                 raise SettingsError(
                     f"{path}, line {question.line}: {wanted!r} is no document id, no source and in no text of "
-                    f"{store.name}: was everything ingested?"
+                    f"{store.name}: was everything ingested? A string of the answer must lie within one chunk: "
+                    "a shorter piece of it may do"
                 )
         qrels[str(question.line)] = {id_: 1 for wanted in question.relevant for id_ in sorted(found[wanted])}
+    say(f"{path.name}: {len(found) - len(answers)} documents by id or path, {len(answers)} answers found in texts")
+    for answer, documents in answers.items():
+        if len(documents) >= _MANY and len(documents) > _SHARE * count:
+            say(f"{answer!r} is in {len(documents)} of {count} documents, and all of them count as relevant")
     return judged(
         name=path.stem,
         texts={str(question.line): question.text for question in questions},
@@ -99,7 +128,7 @@ def _look_up(found: Mapping[str, set[str]], versions: Iterable[DocumentVersion])
     paths: dict[str, set[str]] = {}
     for wanted in found:
         real = os.path.realpath(wanted) if os.path.exists(wanted) else wanted  # noqa: PTH110  Path raises on an answer
-        for path in (wanted, wanted.removeprefix("./"), real):
+        for path in (wanted, wanted.removeprefix("./"), wanted.replace("\\", "/"), real):
             paths.setdefault(path, set()).add(wanted)
     ids: set[str] = set()
     sources: dict[str, set[str]] = {}

@@ -34,6 +34,10 @@ class SavedRun:
     """Metric -> query -> value."""
     latency_ms: dict[str, float]
     """Query -> time of the whole query."""
+    made: dict[str, Any]
+    """When, and with what settings."""
+    path: str
+    """Where it is kept."""
 
 
 def save(evaluation: Evaluation, outcome: Mapping[str, Any], folder: Path) -> Path:
@@ -98,7 +102,14 @@ def load(path: Path) -> SavedRun:
         record = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
         values, queries = record["values"], record["queries"]
         saved = SavedRun(
-            record["label"], record["dataset"], queries, _read_qrels(qrels_path), values, record["latency_ms"]
+            record["label"],
+            record["dataset"],
+            queries,
+            _read_qrels(qrels_path),
+            values,
+            record["latency_ms"],
+            dict(record.get("made", {})),
+            str(stem),
         )
         rankings = _read_trec(trec)
         spelled = _spelled(values)
@@ -125,7 +136,7 @@ def compare(a: SavedRun, b: SavedRun) -> dict[str, Any]:
     """B against A, query by query; positive differences are in B's favour.
 
     Raises:
-        SettingsError: the runs are not of the same queries and judgements.
+        SettingsError: the runs are not of the same queries, texts and judgements.
     """
     if a.qrels != b.qrels:
         alone = sorted(set(a.qrels) ^ set(b.qrels))
@@ -133,6 +144,12 @@ def compare(a: SavedRun, b: SavedRun) -> dict[str, Any]:
         raise SettingsError(
             f"the runs cannot be compared: {what} ({a.dataset}: {len(a.qrels)} queries, {b.dataset}: {len(b.qrels)})"
         )
+    for id_, text in a.queries.items():
+        if text != b.queries[id_]:
+            raise SettingsError(
+                f"the runs cannot be compared: query {id_} is {text[:80]!r} in {a.path} and "
+                f"{b.queries[id_][:80]!r} in {b.path}"
+            )
     shared = [metric for metric in a.values if metric in b.values]
     ordered = {metric: {id_: b.values[metric][id_] for id_ in a.values[metric]} for metric in shared}
     differences = against({metric: a.values[metric] for metric in shared}, ordered)
@@ -143,6 +160,11 @@ def compare(a: SavedRun, b: SavedRun) -> dict[str, Any]:
         "queries": len(a.qrels),
         "a": _side(a, shared),
         "b": _side(b, shared),
+        "made": {
+            name: [run.made.get(name) for run in (a, b)]
+            for name in {**a.made, **b.made}
+            if a.made.get(name) != b.made.get(name)
+        },
         "difference": differences,
         "better": sum(change > 0 for change in changes.values()),
         "worse": len(worst),
@@ -156,7 +178,7 @@ def compare(a: SavedRun, b: SavedRun) -> dict[str, Any]:
 
 def _side(run: SavedRun, metrics: list[str]) -> dict[str, Any]:
     means = {metric: round(float(np.mean(list(run.values[metric].values()))), 5) for metric in metrics}
-    return {"run": run.label, **means, "latency_ms": percentiles(run.latency_ms.values())}
+    return {"run": run.label, "path": run.path, **means, "latency_ms": percentiles(run.latency_ms.values())}
 
 
 def _spelled(values: Mapping[str, Any]) -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from pipeline.errors import SettingsError
 
 RESAMPLES = 10_000
+LEVEL = 0.05
+"""A smaller p is hardly chance."""
+_EQUAL = 0.001
 # Random numbers drawn at once: bounds memory for datasets of many queries.
 _BLOCK = 2_000_000
 
@@ -70,6 +73,20 @@ def difference(first: Sequence[float], second: Sequence[float]) -> dict[str, flo
     low, high = bootstrap_interval(differences)
     found = {"difference": float(np.mean(differences)), "low": low, "high": high, "p": p}
     return {name: round(value, 5) for name, value in found.items()}
+
+
+def nearest_as_good(values: Mapping[float, Sequence[float]], usual: float) -> float:
+    """Of weights with a value for each query the one with the best mean, or the nearest to ``usual`` that is as good.
+
+    As good is what lies within 0.001 of the best, or may do so by chance (p >= 0.05): few queries, or easy ones, say
+    nothing for a weight that leaves one side hardly any say.
+    """
+    best = max(values.values(), key=np.mean)
+    return next(
+        weight
+        for weight in sorted(values, key=lambda weight: (abs(weight - usual), weight))
+        if np.mean(best) - np.mean(values[weight]) <= _EQUAL or paired_p(values[weight], best) >= LEVEL
+    )
 
 
 def p_value(p: float, name: str = "p") -> str:

@@ -66,7 +66,10 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
     """Two saved runs beside each other."""
     a, b = found["a"], found["b"]
     console.print(f"{found['dataset']}: {found['queries']} queries", style="bold")
-    console.print(Text(f"A  {a['run']}\nB  {b['run']}"))
+    for name, side in (("A", a), ("B", b)):
+        console.print(Text(f"{name}  {side['run']}\n   {side['path']}"), soft_wrap=True)
+    for name, (old, new) in found["made"].items():
+        console.print(Text(f"{name}: {_value(old)} in A, {_value(new)} in B"), style="yellow", soft_wrap=True)
     table = _table("", "A", "B", "B - A", "95 % interval", "p")
     for metric, test in found["difference"].items():
         table.add_row(
@@ -87,6 +90,10 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
     for query in found["most_worse"]:
         old, new = query["ndcg@10"]
         console.print(Text(f"  {old:.2f} -> {new:.2f}  {query['query']}"))
+
+
+def _value(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def print_questions(console: Console, found: Mapping[str, Any]) -> None:
@@ -118,14 +125,15 @@ def print_tuned(console: Console, found: Mapping[str, Any]) -> None:
     low, high = found["interval_95"]
     sure = "more than chance" if found["p"] < 0.05 else "may be chance"
     console.print(f"difference {found['difference']:+.4f} ({low:+.4f} to {high:+.4f}), {p_value(found['p'])}: {sure}")
+    kept = found["threshold"] or found["lowest_threshold"]
+    shares = {name: "-" if kept[name] is None else f"{kept[name]:.1%}" for name in ("relevant_kept", "irrelevant_kept")}
+    others = f"{shares['irrelevant_kept']} of the others"
     if found["threshold"] is not None:
-        kept = found["threshold"]
-        shares = {
-            name: "-" if kept[name] is None else f"{kept[name]:.1%}" for name in ("relevant_kept", "irrelevant_kept")
-        }
+        console.print(f"the threshold keeps {shares['relevant_kept']} of the relevant hits there, and {others}")
+    elif kept["relevant_kept"] is not None:
         console.print(
-            f"the threshold keeps {shares['relevant_kept']} of the relevant hits there, and "
-            f"{shares['irrelevant_kept']} of the others"
+            "no threshold keeps 99 % of the relevant hits that it was to be chosen by: 0.01, the lowest that is tried, "
+            f"keeps {shares['relevant_kept']}, and {others}"
         )
     console.print()
     for name, value in found["env"].items():
@@ -142,7 +150,8 @@ def _table(*columns: str) -> Table:
 def print_calibration(console: Console, outcome: Mapping[str, Any]) -> None:
     """What ``rag calibrate`` fitted, and how far probabilities were from the truth before and after."""
     error, half = outcome["calibration_error"], outcome["precision_at_half"]
-    threshold = outcome["threshold"]
+    threshold, hits = outcome["threshold"], f"the first {outcome['top_k']} hits"
+    kept = outcome["relevant_kept"]
 
     def share(value: float | None) -> str:
         return "no hit" if value is None else f"{value:.3f}"
@@ -157,10 +166,15 @@ def print_calibration(console: Console, outcome: Mapping[str, Any]) -> None:
                 f"{outcome['relevant']} of them relevant ({outcome['method']})",
             ),
             ("calibration error", f"{error['before']:.4f} before, {error['after']:.4f} after"),
-            ("relevant over 0.5", f"{share(half['before'])} before, {share(half['after'])} after"),
+            ("relevant over 0.5", f"{share(half['before'])} before, {share(half['after'])} after, of {hits}"),
             (
                 f"precision {outcome['precision']:g}",
-                "not reached on 10 candidates or more" if threshold is None else f"from RAG_THRESHOLD={threshold:g} on",
+                f"in {hits}: "
+                + (
+                    "not reached on 10 hits or more"
+                    if threshold is None
+                    else f"from RAG_THRESHOLD={threshold:g} on, which keeps {kept or 0:.1%} of the relevant ones"
+                ),
             ),
             ("kept in", f"{outcome['file']} (remove it to undo)"),
         ],

@@ -17,9 +17,9 @@ import numpy as np
 from pipeline.errors import SettingsError
 from pipeline.evaluation.collection import Say
 from pipeline.evaluation.metrics import metrics_at
-from pipeline.evaluation.plan import cross
+from pipeline.evaluation.plan import RunSpec, cross
 from pipeline.evaluation.run import Answer, Evaluation, RunResult, evaluate
-from pipeline.evaluation.statistics import difference
+from pipeline.evaluation.statistics import difference, nearest_as_good
 from pipeline.evaluation.summary import percentiles
 from pipeline.settings import Settings, variable
 
@@ -29,6 +29,7 @@ ALPHAS = (0.1, 0.25, 0.5, 0.75, 1.0)
 _FEWEST = 20
 # A threshold may cost this share of the recall that there was without it.
 _RECALL_LOSS = 0.01
+_LOWEST = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,8 @@ def tune(
         raise SettingsError(f"--top-n must be at least RAG_TOP_K ({settings.top_k})")
     now = cross(settings, rerankers=[settings.reranker])
     tried = cross(settings, searches=searches or SEARCHES, rerankers=rerankers, top_ns=depths, alphas=alphas or ALPHAS)
+    if not alphas:  # beside those that are always tried, the one that each reranker has anyway
+        tried += [replace(spec, alpha=settings.alpha) for spec in tried if spec.reranker != "none"]
     # The threshold is chosen last: it drops hits and changes no order.
     specs = list(dict.fromkeys(replace(spec, threshold=None) for spec in (*now, *tried)))
     trials: list[Trial] = []
@@ -141,6 +144,7 @@ def report(
             "value": cut,
             **_kept(best.run, qrels, held_out, settings.top_k, cut),
         },
+        "lowest_threshold": _kept(best.run, qrels, tuned_on, settings.top_k, _LOWEST),
         "env": env(best, settings, cut),
     }
 
@@ -162,6 +166,8 @@ def split(ids: Iterable[str]) -> tuple[list[str], list[str]]:
 def choose(trials: Sequence[Trial], ids: Sequence[str], *, budget_ms: float, metric: str) -> Trial:
     """The best within the budget; of equally good ones the fastest.
 
+    Its weight is the nearest to the one of the settings that is as good: on ties the time would choose it.
+
     Raises:
         SettingsError: none is within it.
     """
@@ -172,7 +178,17 @@ def choose(trials: Sequence[Trial], ids: Sequence[str], *, budget_ms: float, met
             f"nothing answers within {budget_ms:g} ms (p95); the fastest is {fastest.run.spec.label} with "
             f"{fastest.latency(ids)['p95']:.0f} ms: raise --budget-ms or try a smaller --top-n"
         )
-    return max(within, key=lambda trial: (round(trial.mean(metric, ids), 9), -trial.latency(ids)["p50"]))
+    best = max(within, key=lambda trial: (round(trial.mean(metric, ids), 9), -trial.latency(ids)["p50"]))
+
+    def but_for_alpha(trial: Trial) -> tuple[int, RunSpec]:
+        return trial.chunk_tokens, replace(trial.run.spec, alpha=None)
+
+    weights = {trial.run.alpha: trial for trial in within if but_for_alpha(trial) == but_for_alpha(best)}
+    as_set = [weight for weight, one in weights.items() if one.run.spec.alpha == trials[0].run.spec.alpha]
+    values = {
+        weight: [one.run.values[metric][id_] for id_ in ids] for weight, one in weights.items() if weight is not None
+    }
+    return weights[nearest_as_good(values, as_set[0])] if values and as_set and as_set[0] is not None else best
 
 
 def _within(trials: Sequence[Trial], ids: Sequence[str], budget_ms: float) -> list[Trial]:

@@ -22,7 +22,7 @@ from pipeline.remote import (
     in_input_order,
     network_error,
     not_json,
-    number,
+    scores_within,
     status_error,
 )
 from pipeline.rerankers.asking import RERANK_RETRY, raw_scores
@@ -177,8 +177,4 @@ class CohereReranker:
         pairs = [(getattr(item, "index", None), getattr(item, "relevance_score", None)) for item in results]
         if pairs and all(score is None for _, score in pairs):
             raise RemoteError(f"{self._endpoint.place} answered in another form; check {_URL_SETTING}", operator=True)
-        scores = [number(value) for value in in_input_order(pairs, count, self._endpoint)]
-        for score in scores:
-            if not 0.0 <= score <= 1.0:  # NaN, too, is not
-                raise RemoteError(f"{self._endpoint.place} gave a relevance score of {score}, which is not in [0, 1]")
-        return scores
+        return scores_within(in_input_order(pairs, count, self._endpoint), 0.0, 1.0, self._endpoint, kind="probability")

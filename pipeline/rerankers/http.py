@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,8 +16,8 @@ from pipeline.remote import (
     check_url,
     identity_of,
     in_input_order,
-    number,
     post_json,
+    scores_within,
 )
 from pipeline.rerankers.asking import RERANK_RETRY, raw_scores
 from pipeline.retrying import RemoteError, RetryPolicy
@@ -87,7 +86,8 @@ class HttpReranker:
     """Asks a reranking endpoint; ``url`` is its base address, or the whole one if it ends in ``/rerank``.
 
     Whether the endpoint answers probabilities or logits is declared by ``scores`` (None: what the shape usually
-    does) and never guessed: a value outside the declared range is an error. Blank texts, which servers refuse, are
+    does) and never guessed: a value outside the declared range is an error, and one for the operator to mend where
+    ``scores_setting`` names the setting that declares it. Blank texts, which servers refuse, are
     not sent and get the lowest score. Equal texts are sent once, long lists in parts of ``max_documents``, and what is
     too large for one request in halves.
 
@@ -114,6 +114,7 @@ class HttpReranker:
         url_setting: str = "RAG_RERANK_URL",
         key_setting: str = "RAG_RERANK_API_KEY",
         length_setting: str = "RAG_RERANK_MAX_TOKENS",
+        scores_setting: str | None = "RAG_RERANK_SCORES",
         max_documents: int | None = None,
         max_tokens: int | None = None,
         gate: Gate | None = None,
@@ -131,6 +132,7 @@ class HttpReranker:
         self.name = name
         self.model = model
         self.scale: ScoreScale = scores or self._wire.scores
+        self._scores_setting = scores_setting
         self._max_documents = max_documents or self._wire.documents
         self._retry = replace(retry or RERANK_RETRY, timeout_s=timeout_s, deadline_s=deadline_s)
         self._endpoint = Endpoint(
@@ -190,13 +192,6 @@ class HttpReranker:
                 operator=True,
             )
         pairs: Iterable[tuple[object, Any]] = ((item["index"], item[self._wire.score]) for item in results)
-        scores = [number(value) for value in in_input_order(pairs, count, self._endpoint)]
         low, high = (0.0, 1.0) if self.scale == "probability" else (-1e6, 1e6)
-        for score in scores:
-            if not low <= score <= high:  # NaN, too, is not
-                raise RemoteError(
-                    f"{self._endpoint.place} gave a score of {score}, which is no {self.scale}; "
-                    "RAG_RERANK_SCORES says which of the two it answers with",
-                    operator=not math.isnan(score),
-                )
-        return scores
+        values = in_input_order(pairs, count, self._endpoint)
+        return scores_within(values, low, high, self._endpoint, kind=self.scale, setting=self._scores_setting)

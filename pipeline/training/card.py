@@ -60,7 +60,8 @@ def _lines(
     )
     yield ""
     yield f"nDCG@10 on {queries['report']} queries that were kept back, over the first {outcome['top_n']} candidates."
-    yield f"The weight against the first stage (alpha) was chosen on {queries['choose']} other ones."
+    yield f"The weight against the first stage (alpha) was chosen on {queries['choose']} other ones, of equally good"
+    yield "weights the nearest to that of the model before, which stands with its own."
     yield "`work/split.json` has the ids of both."
     if outcome["cascade"]:
         yield "As in a query, `embedded` is the first step (`RAG_CASCADE`), and the model reads the best third;"

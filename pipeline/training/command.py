@@ -84,6 +84,12 @@ def print_outcome(console: Console, outcome: Mapping[str, Any]) -> None:
         if ndcg[name] is not None:
             table.add_row(name, f"{alpha[name]:g}", f"{ndcg[name]:.4f}", f"{ndcg[name + '_alone']:.4f}")
     console.print(table)
+    console.print(
+        f"alpha {alpha['after']:g} was chosen on {outcome['queries']['choose']} other queries; of equally good ones "
+        "it is the nearest to that of the model before",
+        style="dim",
+        highlight=False,
+    )
     for line, test in zip(plainly(outcome), outcome["against"].values(), strict=True):
         style = {"better": "green", "worse": "red"}.get(test["verdict"], "yellow")
         console.print(f"{line} ({test['difference']:+.4f}, {p_value(test['p'])})", style=style, highlight=False)

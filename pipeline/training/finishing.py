@@ -102,8 +102,9 @@ def _used(settings: Settings, model: Path, engine_folder: Path | None) -> Settin
 def _measured(
     base: Base, new: Reranker, ready: Prepared, cache: ScoreCache, used: Settings, say: Say
 ) -> dict[str, Any]:
-    """nDCG@10 of first stage, before and after on the queries to report on, each with the weight that suits it best
-    on those to choose by; with the fusion of queries, and behind the first step of a cascade, if they will have one."""
+    """nDCG@10 of first stage, before and after on the queries to report on: before with its own weight, after with the
+    one chosen on those to choose by; with the fusion of queries, and behind the first step of a cascade, if they will
+    have one."""
     cascade = build_cascade(used)
     first_step = None if cascade is None else cascade.reranker
     try:
@@ -123,6 +124,7 @@ def _compared(
     ndcg: dict[str, float | None] = {"first_stage": _mean(first)}
     alphas: dict[str, float | None] = {}
     values = {}
+    usual = (base.reranker or new).default_alpha
     for name, reranker in (("before", base.reranker), ("after", new)):
         ndcg[name] = ndcg[f"{name}_alone"] = alphas[name] = None
         if reranker is None:
@@ -131,7 +133,9 @@ def _compared(
         ndcg[f"{name}_alone"] = _mean(measuring.ndcg(ready.report, scores[report]))
         if quick is not None:
             scores = measuring.in_second_step(of, scores, used.top_k)
-        alpha = alphas[name] = measuring.best_alpha(of[choose], scores[choose], used.fusion)
+        # Who uses the model that there was has it with its own weight.
+        alpha = usual if name == "before" else measuring.best_alpha(of[choose], scores[choose], usual, used.fusion)
+        alphas[name] = alpha
         values[name] = measuring.ndcg(of[report], scores[report], alpha, used.fusion)
         ndcg[name] = _mean(values[name])
     against = {"the model that it started from": values.get("before"), "the first stage alone": first}

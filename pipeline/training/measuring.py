@@ -12,6 +12,7 @@ from pipeline.cascade import first_step, second_step
 from pipeline.errors import SettingsError
 from pipeline.evaluation.collection import Say
 from pipeline.evaluation.metrics import metrics_by_query
+from pipeline.evaluation.statistics import LEVEL, nearest_as_good
 from pipeline.reranking import Scorer
 from pipeline.scoring import final_scores, first_stage_scores, order
 from pipeline.training.sources import Source
@@ -22,7 +23,6 @@ from pipeline.windows import passages_of
 _ALPHAS = [round(0.05 * step, 2) for step in range(1, 21)]
 _METRIC = {"ndcg@10": "nDCG@10"}
 _SAY_EVERY_S = 10.0
-_LEVEL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +102,10 @@ def ndcg(of: Sequence[Case], scores: Scores | None, alpha: float = 1.0, fusion: 
     return [values[case.id] for case in of]
 
 
-def best_alpha(of: Sequence[Case], scores: Scores, fusion: StageFusion = "linear") -> float:
-    """The weight, in steps of 0.05, with the highest mean; of equal ones the smallest, which trusts the known most."""
-    means = [(round(float(np.mean(ndcg(of, scores, alpha, fusion))), 9), -alpha) for alpha in _ALPHAS]
-    return -max(means)[1]
+def best_alpha(of: Sequence[Case], scores: Scores, usual: float, fusion: StageFusion = "linear") -> float:
+    """The weight, in steps of 0.05, with the highest mean, or the nearest to the ``usual`` one that is as good."""
+    values = {alpha: by_query(of, ndcg(of, scores, alpha, fusion)) for alpha in (*_ALPHAS, usual)}
+    return nearest_as_good(values, usual)
 
 
 def distinct(of: Sequence[Case]) -> int:
@@ -123,7 +123,7 @@ def by_query(of: Sequence[Case], values: Sequence[float]) -> list[float]:
 
 def verdict(test: Mapping[str, float]) -> str:
     """ "better" or "worse" where chance is an unlikely reason (p < 0.05), else "no difference"."""
-    if test["p"] >= _LEVEL or test["difference"] == 0:
+    if test["p"] >= LEVEL or test["difference"] == 0:
         return "no difference"
     return "better" if test["difference"] > 0 else "worse"
 

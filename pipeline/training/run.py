@@ -175,7 +175,7 @@ def _judge(
     if base.reranker is None:
         return None
     scorer = Scorer(base.reranker, tokenizer=tokenizer, cache=cache)
-    alpha = measuring.best_alpha(choose, measuring.scored(scorer, choose, say, "before"))
+    alpha = measuring.best_alpha(choose, measuring.scored(scorer, choose, say, "before"), base.reranker.default_alpha)
     return Judge(scorer, alpha, teaches=False)
 
 

@@ -123,7 +123,7 @@ class Sources:
             )
         first = next((line for _, line in json_lines(path)), {})
         if "question" in first:
-            dataset = resolve(path, read_questions(path), self._collection())
+            dataset = resolve(path, read_questions(path), self._collection(), say=self._say)
             return CollectionSource(dataset, self._collection(), self._embedder, self._settings)
         if "query" in first and "chosen" in first:
             return FeedbackSource(path, read_feedback(path), self._collection(), self._say)

@@ -77,7 +77,7 @@ def _http(shape: Shape, **fixed: Any) -> Callable[..., Reranker]:
 
 _HTTP = ("RAG_RERANK_API_KEY", "RAG_RERANK_URL")
 _JINA = {"name": "jina", "key_setting": "RAG_JINA_API_KEY", "url_setting": "RAG_JINA_BASE_URL"}
-_JINA |= {"length_setting": "RAG_CHUNK_TOKENS"}
+_JINA |= {"length_setting": "RAG_CHUNK_TOKENS", "scores_setting": None}
 _LENGTH_SETTINGS = {
     "cohere": "RAG_COHERE_MAX_TOKENS_PER_DOC",
     "jina": "RAG_CHUNK_TOKENS",
@@ -256,9 +256,10 @@ def test_other_refusals_are_not_taken_for_one_of_size(case: Case, says: Any) -> 
         ([(0, 0.1), (1, 0.2), (-1, 0.3)], "answered for text -1"),
         ([(0, 0.1), (1, 0.2), (None, 0.3)], "answered for text None"),
         ([(0, 0.1), (1, 0.2), (2, 10**400)], "score of"),
-        ([(0, 0.1), (1, 0.2), (2, float("nan"))], "score of nan"),
-        ([(0, 0.1), (1, 0.2), (2, None)], "score of nan"),
-        ([(0, 0.1), (1, 0.2), (2, "high")], "score of nan"),
+        ([(0, 0.1), (1, 0.2), (2, float("nan"))], "score of NaN"),
+        ([(0, 0.1), (1, 0.2), (2, None)], "score of null"),
+        ([(0, 0.1), (1, 0.2), (2, "high")], 'score of "high"'),
+        ([(0, 0.1), (1, 0.2), (2, "0.9")], 'score of "0.9"'),
         ([(0, 0.1), (1, 0.2), (2, 1.5)], "score of 1.5"),
         ([(0, 0.1), (1, 0.2), (2, -0.5)], "score of -0.5"),
     ],
@@ -269,6 +270,30 @@ def test_answers_that_make_no_sense_are_errors(case: Case, pairs: Pairs, says: s
         error = failure(case.make(server))
     assert says in str(error)
     assert (case.provider, 1, False) == (error.provider, len(server.requests), error.retryable)
+    # A fallback may answer, unless a setting declares what the scores are, and a number shows that they are not.
+    declared = case.provider == "http" and says in ("score of 1.5", "score of -0.5")
+    assert (declared, declared) == (error.operator, "RAG_RERANK_SCORES" in str(error))
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("http://user:pw@127.0.0.2:9/v3/rerank?key=k", "http://127.0.0.2:9/v3/rerank"),
+        ("/elsewhere", "/elsewhere"),
+        (f"/{KEY}/x", "/***/x"),
+        ("http://[", "another address"),
+        (None, "another address"),
+    ],
+)
+def test_a_redirect_is_named_with_where_it_leads(case: Case, location: str | None, target: str) -> None:
+    """It is not followed, as the key would go along; so the address is to be set. Credentials are not shown."""
+    headers = {} if location is None else {"location": location}
+    with Loopback([Reply(307, headers=headers)]) as server:
+        error = failure(case.make(server))
+    assert f"{target}; check {case.url_setting}" in str(error)
+    assert "it points to" in str(error)
+    assert not any(part in str(error) for part in ("user", "pw@", "key=k", KEY))
+    assert (True, 1) == (error.operator, len(server.requests))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Fitting of calibrations, on scores whose truth is known."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import get_args
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipeline.calibration import Calibration, Method
 from pipeline.core import Pipeline
@@ -20,8 +22,9 @@ from pipeline.evaluation.calibration import (
     fit,
     judged_pairs,
     lowest_threshold,
-    precision_over,
+    precision_recall,
     reliability,
+    shown,
 )
 from pipeline.evaluation.dataset import Dataset
 from pipeline.evaluation.report.calibration import calibration_page
@@ -42,6 +45,17 @@ def synthetic(slope: float, offset: float, seed: int, scale: ScoreScale = "logit
     return Pairs(np.arange(8000) // 20, raw, own, relevant)
 
 
+def apart(queries: int) -> Pairs:
+    """Few candidates, which a score of 0 tells apart without a mistake."""
+    raw = np.array([2.0, -1.0, -3.0, -5.0, -6.0] * queries) + np.repeat(np.linspace(-0.5, 0.5, queries), 5)
+    return Pairs(np.repeat(np.arange(queries), 5), raw, np.array([sigmoid(x) for x in raw]), raw > 0)
+
+
+def over_half(pairs: Pairs, probability: NDArray[np.float64]) -> float:
+    """Share of relevant ones among all pairs of at least that probability."""
+    return precision_recall(pairs, probability, [0.5], len(pairs))[0][1] or 0.0
+
+
 @pytest.mark.parametrize("scale", get_args(ScoreScale))
 def test_platt_finds_the_curve_that_made_the_labels(scale: ScoreScale) -> None:
     """From logits as from probabilities."""
@@ -54,14 +68,13 @@ def test_platt_finds_the_curve_that_made_the_labels(scale: ScoreScale) -> None:
 def test_a_threshold_means_the_same_for_two_rerankers(method: Method) -> None:
     """One is far too sure of itself and one far too timid; on queries that neither map has seen they agree."""
     bold, timid = synthetic(3.0, 6.0, 1), synthetic(0.3, -1.0, 2, "probability")
-    before = [precision_over(pairs.probability, pairs.relevant, 0.5) for pairs in (bold, timid)]
+    before = [over_half(pairs, pairs.probability) for pairs in (bold, timid)]
     after = []
     for pairs, scale in ((bold, "logit"), (timid, "probability")):
         mapped = cross_fitted(pairs, "logit" if scale == "logit" else "probability", method)
-        after.append(precision_over(mapped, pairs.relevant, 0.5))
+        after.append(over_half(pairs, mapped))
         assert calibration_error(mapped, pairs.relevant) < 0.02 < calibration_error(pairs.probability, pairs.relevant)
-    assert None not in before + after
-    assert abs((before[0] or 0) - (before[1] or 0)) > 0.2
+    assert abs(before[0] - before[1]) > 0.2
     assert after[0] == pytest.approx(after[1], abs=0.05)
 
 
@@ -80,22 +93,60 @@ def test_isotonic_probabilities_have_finite_logits() -> None:
     assert 0.0 < ends[0] < ends[1] < 1.0
 
 
+@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("queries", [1, 2, 5, 10])
+def test_few_candidates_give_no_certainty(method: Method, queries: int) -> None:
+    """Of n relevant ones alone, a share of (n + 1) / (n + 2) is what Laplace would expect of the next."""
+    pairs = apart(queries)
+    made = Calibration("", method, fit(pairs, "logit", method), "", 0, 0, 0, None, 0.9, "")
+    said = np.array([made.probability(raw, "logit") for raw in pairs.raw])
+    assert 0.5 < said[pairs.relevant].min()
+    assert said.max() < (queries + 1.5) / (queries + 2)
+    assert said[~pairs.relevant].max() < 0.5
+    assert said.min() > 1e-4
+
+
+def test_a_query_returns_the_first_of_what_passes() -> None:
+    """So what a threshold drops makes room for the next ones, and other queries take none."""
+    pairs = Pairs(np.array([0, 0, 0, 0, 2, 2, 2]), np.zeros(7), np.zeros(7), np.array([True] * 7))
+    probability = np.array([0.9, 0.1, 0.8, 0.7, 0.6, 0.1, 0.1])
+    assert [True, True, False, False, True, True, False] == shown(pairs, probability, 0.0, 2).tolist()
+    assert [True, False, True, False, True, False, False] == shown(pairs, probability, 0.5, 2).tolist()
+
+
 def test_the_lowest_threshold_reaches_the_precision() -> None:
-    """No lower one does, and it is not found on a handful of lucky pairs."""
+    """No lower one does, and it is not found on a handful of lucky hits."""
     probability = np.linspace(1, 0, 101)
-    relevant = np.array([i < 3 or (10 <= i < 60) for i in range(101)])
-    found = lowest_threshold(probability, relevant, 0.8)
+    pairs = Pairs(np.zeros(101), probability, probability, np.array([i < 3 or (10 <= i < 60) for i in range(101)]))
+    found = lowest_threshold(pairs, probability, 0.8, 101)
     assert found is not None
-    assert (precision_over(probability, relevant, found) or 0) >= 0.8
-    assert all((precision_over(probability, relevant, p) or 0) < 0.8 for p in probability[probability < found])
-    assert lowest_threshold(probability, np.arange(101) < 3, 0.9) is None
+    ((_, reached, kept),) = precision_recall(pairs, probability, [found], 101)
+    assert (reached or 0) >= 0.8
+    assert kept == 1.0
+    lower = precision_recall(pairs, probability, probability[probability < found].tolist(), 101)
+    assert all((precision or 0) < 0.8 for _, precision, _ in lower)
+    few = replace(pairs, relevant=np.arange(101) < 3)
+    assert lowest_threshold(few, probability, 0.9, 101) is None
 
 
 def test_pairs_of_equal_probability_go_over_a_threshold_together() -> None:
     """A threshold inside a tie would promise what it cannot keep."""
     probability = np.array([0.9] * 20 + [0.5] * 20)
     relevant = np.array([True] * 20 + [True] * 10 + [False] * 10)
-    assert 0.9 == lowest_threshold(probability, relevant, 0.8)
+    pairs = Pairs(np.zeros(40), probability, probability, relevant)
+    assert 0.9 == lowest_threshold(pairs, probability, 0.8, 40)
+
+
+def test_precision_is_that_of_what_a_query_returns() -> None:
+    """Twenty queries, each with a relevant first hit of 0.3 and nine others of 0.2: of all candidates over 0.2 a tenth
+    is relevant, of the first hits all are, and nobody needs a threshold that drops them."""
+    probability = np.tile([0.3] + [0.2] * 9, 20)
+    pairs = Pairs(np.repeat(np.arange(20), 10), probability, probability, probability > 0.25)
+    assert 0.2 == lowest_threshold(pairs, probability, 0.9, 1)
+    assert 0.3 == lowest_threshold(pairs, probability, 0.9, 10)
+    assert [(0.2, 0.5, 1.0), (0.3, 1.0, 1.0), (0.4, None, 0.0)] == precision_recall(
+        pairs, probability, [0.2, 0.3, 0.4], 2
+    )
 
 
 def test_reliability_sets_what_was_said_beside_what_was_true() -> None:
@@ -155,9 +206,10 @@ def test_the_report_shows_both_sides_and_loads_nothing() -> None:
     made = Calibration(
         "模型 <m>@1", "platt", fit(pairs, "logit", "platt"), "set", 400, 8000, 2000, 0.7, 0.9, "2026-01-01T00:00:00"
     )
-    html = calibration_page(Outcome(made, Path("x.json"), pairs, after))
+    html = calibration_page(Outcome(made, Path("x.json"), pairs, after, 5))
     assert "模型 &lt;m&gt;@1" in html
     assert "RAG_THRESHOLD=0.7" in html
+    assert "of the first 5 hits are relevant" in html
     assert 3 == html.count('<svg class="chart"')
     assert 6 == html.count("<polyline")
     assert "http:" not in html

@@ -286,6 +286,30 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(command: str
     assert ["file.txt"] == [path.name for path in Path().iterdir()]
 
 
+@pytest.mark.parametrize("below", ["", "more/runs"])
+@pytest.mark.usefixtures("plain_settings")
+def test_runs_that_cannot_be_saved_are_found_out_before_the_work(tmp_path: Path, below: str) -> None:
+    """Not after it: a file stands where the folder should."""
+    file = tmp_path / "file"
+    file.write_text("")
+    found = CliRunner().invoke(app, ["eval", "no-dataset", "--runs", str(file / below)])
+    assert isinstance(found.exception, SettingsError)
+    assert f"runs cannot be saved in {file / below}: {file} is no folder" == str(found.exception)
+
+
+@pytest.mark.usefixtures("plain_settings")
+def test_a_folder_for_runs_that_is_locked_is_found_out_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of somebody else; what is still to be made is no hindrance."""
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    found = CliRunner().invoke(app, ["eval", "no-dataset", "--runs", str(tmp_path / "runs")])
+    assert f"{tmp_path} cannot be written to" in str(found.exception)
+    monkeypatch.undo()
+    found = CliRunner().invoke(app, ["eval", "no-dataset", "--runs", str(tmp_path / "a" / "runs")])
+    assert "no such dataset" in str(found.exception)
+
+
 def test_a_long_value_is_shown_whole() -> None:
     """As a file's path, which people copy."""
     stream = io.StringIO()

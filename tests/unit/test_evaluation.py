@@ -1,3 +1,4 @@
+import gzip
 import json
 import math
 from collections.abc import Callable
@@ -89,6 +90,68 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     """By file and number."""
     folder = write(tmp_path / "set", qrels="q1\td1\n")
     with pytest.raises(SettingsError, match="line 1"):
+        read_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    "qrels",
+    ["qid\tdocid\tscore\nq1\td1\t1\n", "q1\td1\t1.0\n", "q1\td1\t1\nq2\td2\t0\nq1\td1\t1\n"],
+    ids=["other names", "a decimal", "twice the same"],
+)
+def test_judgements_that_mean_the_same_are_read(tmp_path: Path, qrels: str) -> None:
+    """However the program that wrote them spelled it."""
+    assert {"q1": {"d1": 1}} == read_dataset(write(tmp_path / "set", qrels=qrels)).qrels
+
+
+@pytest.mark.parametrize(
+    ("qrels", "said"),
+    [
+        ("q1 0 d1 1\n", "line 1: expected .*TREC's format"),
+        ("q1\t0\td1\t1\n", "line 1: expected .*TREC's format"),
+        ("q1 d1 1\n", "by spaces"),
+        ("q1\td1\t0.5\n", "a whole number, not '0.5'"),
+        ("q1\td1\thigh\n", "a whole number, not 'high'"),
+        ("q1\td1\tnan\n", "a whole number, not 'nan'"),
+        ("q1\td1\t1\n\nq1\td2\t1\nq1\td1\t0\n", "lines 1 and 4: 'd1' has two grades for query 'q1'"),
+    ],
+)
+def test_judgements_of_another_form_are_named(tmp_path: Path, qrels: str, said: str) -> None:
+    """With what they are, as far as it can be told."""
+    with pytest.raises(SettingsError, match=said):
+        read_dataset(write(tmp_path / "set", qrels=qrels))
+
+
+def test_an_id_stands_for_one_text(tmp_path: Path) -> None:
+    """Else one of two would be measured, and nobody knew which; equal lines do no harm."""
+    folder = write(tmp_path / "set", qrels="q1\td1\t1\n")
+    for name in ("queries", "corpus"):
+        path = folder / f"{name}.jsonl"
+        first = path.read_text().splitlines()[0]
+        path.write_text(f"{path.read_text()}\n{first}\n")
+    assert 3 == len(list(read_dataset(folder).documents()))
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "d2", "text": "three"}\n')
+    with pytest.raises(SettingsError, match="lines 2 and 4: two documents have the id 'd2'"):
+        list(read_dataset(folder).documents())
+    with (folder / "queries.jsonl").open("a") as file:
+        file.write('{"_id": "q1", "text": "drei"}\n')
+    with pytest.raises(SettingsError, match="lines 1 and 4: two queries have the id 'q1'"):
+        read_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"{}"), "compressed by gzip; unpack it"),
+        ('{"_id": "q1"}'.encode("utf-16"), "in UTF-16; save it as UTF-8"),
+        ('{"_id": "é"}'.encode("latin-1"), "not in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_utf_8_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    """With what it is instead."""
+    folder = write(tmp_path / "set", qrels="q1\td1\t1\n")
+    (folder / "queries.jsonl").write_bytes(content)
+    with pytest.raises(SettingsError, match=rf"queries\.jsonl cannot be read: it is {said}"):
         read_dataset(folder)
 
 

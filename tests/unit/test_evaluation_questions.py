@@ -49,6 +49,7 @@ def qrels(path: Path, store: FakeStore) -> dict[str, dict[str, int]]:
         (["/data/docs/ports.md"], {"/data/docs/ports.md"}),
         (["docs/ports.md"], {"/data/docs/ports.md"}),
         (["./docs/ports.md"], {"/data/docs/ports.md"}),
+        (["docs\\ports.md"], {"/data/docs/ports.md"}),
         (["备份.md"], {"/data/docs/zh/备份.md"}),
         (["notes.jsonl"], {"note-1"}),
         (["PORT 6333"], {"note-1", "/data/docs/ports.md"}),
@@ -72,10 +73,62 @@ def test_what_is_relevant_is_an_id_a_path_or_an_answer(
 def test_what_is_nowhere_is_an_error_with_its_line(tmp_path: Path, store: FakeStore) -> None:
     """A question that can never be answered would only lower the figures."""
     path = write(
-        tmp_path / "q.jsonl", {"question": "a", "relevant": ["note-1"]}, {"question": "b", "relevant": ["no.md"]}
+        tmp_path / "q.jsonl", {"question": "a", "relevant": ["note-1"]}, {"question": "b", "relevant": ["port 1"]}
     )
-    with pytest.raises(SettingsError, match=r"line 2: 'no\.md' is no document id, no source and in no text"):
+    with pytest.raises(
+        SettingsError, match=r"line 2: 'port 1' is no document id, no source and in no text .*within one chunk"
+    ):
         qrels(path, store)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer"),
+    [
+        ("docs/network.md", False),
+        ("docs\\network.md", False),
+        ("network.MD", False),
+        ("文档/网络.md", False),
+        ("/etc/app.conf", False),
+        ("a network.md", True),
+        ("TCP/IP", True),
+        ("km/h", True),
+        ("和/或", True),
+        ("1/2.5", True),
+        ("Node.js", True),
+        ("settings.json", True),
+        ("https://example.org/a.html", True),
+    ],
+)
+def test_a_path_that_is_not_there_is_no_answer(tmp_path: Path, store: FakeStore, wanted: str, answer: bool) -> None:
+    """Though other documents mention it: they would count as relevant. What may be an answer is one."""
+    Pipeline(embedder=FakeEmbedder(), store=store).ingest([Document(id="other", text=f"See a {wanted}.")])
+    path = write(tmp_path / "q.jsonl", {"question": "Which?", "relevant": [wanted]})
+    if answer:
+        assert {"1": {"other": 1}} == qrels(path, store)
+    else:
+        with pytest.raises(SettingsError, match=r"line 1: .* looks like a path, and is no source"):
+            qrels(path, store)
+
+
+def test_it_is_said_how_things_were_found(tmp_path: Path) -> None:
+    """And which answer tells documents apart so little that a wrong hit hardly counts."""
+    store = FakeStore()
+    Pipeline(embedder=FakeEmbedder(), store=store).ingest(
+        [Document(id=f"n{i}", text=f"The port is {i} 号") for i in range(33)]
+    )
+    path = write(
+        tmp_path / "q.jsonl",
+        {"question": "a", "relevant": ["n1", "n2"]},
+        {"question": "b", "relevant": ["port is 7"]},
+        {"question": "c", "relevant": ["the", "号"]},
+    )
+    said: list[str] = []
+    resolve(path, read_questions(path), store, say=said.append)
+    assert [
+        "q.jsonl: 2 documents by id or path, 3 answers found in texts",
+        "'the' is in 33 of 33 documents, and all of them count as relevant",
+        "'号' is in 33 of 33 documents, and all of them count as relevant",
+    ] == said
 
 
 def test_the_end_of_a_name_is_no_path(tmp_path: Path, store: FakeStore) -> None:

@@ -379,6 +379,31 @@ def test_runs_over_other_queries_cannot_be_compared(saved: Path, tmp_path: Path)
         compare(load(paths(saved)[0]), load(paths(other)[0]))
 
 
+def test_other_questions_under_the_same_ids_cannot_be_compared(saved: Path, tmp_path: Path) -> None:
+    """As of a file of questions that was edited: its ids are line numbers."""
+    changed = evaluation()
+    changed.dataset.queries["q2"] = "copies on another machine"
+    other = save(changed, outcome(changed), tmp_path / "other")
+    with pytest.raises(SettingsError, match=r"query q2 is 'snapshot each night' in .* and 'copies on another machine'"):
+        compare(load(paths(saved)[0]), load(paths(other)[0]))
+
+
+def test_it_is_said_what_else_differs(saved: Path, tmp_path: Path) -> None:
+    """The label of a run names neither model nor chunks; runs of one evaluation differ in nothing else."""
+    other = evaluation(settings=Settings(data_dir=Path("unused"), chunk_tokens=128, reranker_model="a/model"))
+    new = paths(save(other, outcome(other), tmp_path / "other"))[0]
+    old, beside = paths(saved)
+    assert {} == compare(load(old), load(beside))["made"]
+    found = compare(load(old), load(new))
+    assert ([256, 128], [None, "a/model"]) == (found["made"]["chunk_tokens"], found["made"]["reranker_model"])
+    assert "embedder" not in found["made"]
+    console = Console(file=(out := StringIO()), width=80)
+    print_comparison(console, found)
+    assert "chunk_tokens: 256 in A, 128 in B\n" in out.getvalue()
+    assert "reranker_model: none in A, a/model in B\n" in out.getvalue()
+    assert str(new.with_suffix("")) in out.getvalue()
+
+
 def test_what_is_no_saved_run_is_named(tmp_path: Path) -> None:
     """With what is missing."""
     with pytest.raises(SettingsError, match=r"nothing\.json"):
@@ -403,7 +428,8 @@ def test_the_tables_fit_a_narrow_terminal(saved: Path) -> None:
     print_comparison(console, compare(*map(load, paths(saved))))
     shown = out.getvalue()
     assert "  2  hybrid + contrary, top 4\n" in shown
-    assert "A  hybrid\nB  hybrid + contrary, top 4\n" in shown
+    assert "A  hybrid\n" in shown
+    assert "B  hybrid + contrary, top 4\n" in shown
     assert "note: 5 queries are few" in shown
     assert "…" not in shown
-    assert max(map(len, shown.splitlines())) <= 80
+    assert max(len(line) for line in shown.splitlines() if str(saved) not in line) <= 80

@@ -10,7 +10,7 @@ from pipeline.evaluation.dataset import Dataset
 from pipeline.evaluation.plan import RunSpec
 from pipeline.evaluation.run import Answer, Evaluation, RunResult
 from pipeline.evaluation.terminal import print_tuned
-from pipeline.evaluation.tune import Trial, report, resized, split, threshold, tune
+from pipeline.evaluation.tune import Trial, choose, report, resized, split, threshold, tune
 from pipeline.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("plain_settings")
@@ -136,6 +136,18 @@ def test_of_equals_the_fastest_is_chosen() -> None:
     )
 
 
+def test_of_equal_weights_it_is_the_one_that_is_set() -> None:
+    """Not the one whose runs happened to be faster; a weight that is better is taken."""
+    trials = [
+        NOW,
+        trial(RunSpec("hybrid", "embedded", 50, 0.1), ms=290, quality=[0.5, 0.7]),
+        trial(RunSpec("hybrid", "embedded", 50, 0.5), ms=295, quality=[0.5, 0.7]),
+    ]
+    assert NOW is choose(trials, IDS, budget_ms=500, metric="ndcg@10")
+    better = trial(RunSpec("hybrid", "embedded", 50, 1.0), ms=310, quality=[0.8])
+    assert better is choose([*trials, better], IDS, budget_ms=500, metric="ndcg@10")
+
+
 def test_a_budget_that_nothing_meets_is_an_error() -> None:
     """With the fastest there is."""
     with pytest.raises(SettingsError, match=r"nothing answers within 10 ms.*top 50 with 300 ms"):
@@ -184,8 +196,28 @@ def test_the_threshold_keeps_the_relevant_hits() -> None:
 
 
 def test_no_threshold_without_probabilities() -> None:
-    """There is nothing to compare with."""
+    """There is nothing to compare with, and nothing is said."""
     assert threshold(NOW.run, QRELS, IDS, 3) is None
+    assert "threshold" not in printed(NOW)
+
+
+def test_it_is_said_why_there_is_no_threshold() -> None:
+    """With what the lowest one would do."""
+    scores = (("right", 0.004), ("wrong", 0.2), ("other", 0.001))
+    one = trial(RunSpec("hybrid", "embedded", 50), ms=1, quality=[1.0], scores=scores)
+    found = report(evaluation([one]), [one], settings(), budget_ms=5, metric="ndcg@10")
+    assert found["threshold"] is None
+    assert "RAG_THRESHOLD" not in found["env"]
+    assert (
+        "no threshold keeps 99 % of the relevant hits that it was to be chosen by: 0.01, the lowest that is tried, "
+        "keeps 0.0%, and 50.0% of the others" in printed(one)
+    )
+
+
+def printed(one: Trial) -> str:
+    console = Console(file=(out := StringIO()), width=300)
+    print_tuned(console, report(evaluation([one]), [one], settings(), budget_ms=500, metric="ndcg@10"))
+    return out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def case(number: int, relevant: str = "c", found: str = "abcde") -> Case:
     """Five candidates of which the first stage puts the relevant one third."""
     chunks = [Chunk(id_, "hash", 0, 1, id_, "", id_) for id_ in found]
     candidates = tuple(Candidate(chunk, 1.0 - rank / 10, rank) for rank, chunk in enumerate(chunks, 1))
-    return Case("set", f"set/{number}", "query", candidates, {relevant: 1})
+    return Case("set", f"set/{number}", f"query {number}", candidates, {relevant: 1})
 
 
 def logits(*values: float) -> list[RerankScore]:
@@ -32,6 +32,7 @@ def logits(*values: float) -> list[RerankScore]:
 
 
 CASES = [case(1), case(2)]
+MANY = [case(number) for number in range(10)]
 THIRD = 1 / math.log2(4)
 
 
@@ -61,26 +62,47 @@ def test_behind_a_first_step_only_what_is_read_has_a_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "expected"),
-    [([0, 0, 5, 0, 0], 0.4), ([5, 4, 0, 0, 0], 0.05)],
+    ("right", "usual", "expected"),
+    [
+        ([0, 0, 5, 0, 0], 0.2, 0.4),
+        ([0, 0, 5, 0, 0], 0.6, 0.6),
+        ([0, 0, 5, 0, 0], 0.62, 0.62),
+        ([5, 4, 0, 0, 0], 0.5, 0.5),
+        ([0, 0, -5, 0, 0], 0.5, 0.2),
+    ],
 )
-def test_the_weight_is_the_smallest_of_the_best(right: Sequence[float], expected: float) -> None:
-    """A reranker that only does harm gets the least; one that is right as much as it needs.
+def test_the_weight_is_the_nearest_of_the_best(right: Sequence[float], usual: float, expected: float) -> None:
+    """One that is right gets as much as it needs: (1 - a) * 1.41 - a / 2 < 2 * a, so a > 0.36.
 
-    Here that is (1 - a) * 1.41 - a / 2 < 2 * a, so a > 0.36.
+    One that only does harm gets what does none, and where all weights are equal it is the one that was there before.
     """
-    scores = [logits(*right)] * 2
-    chosen = measuring.best_alpha(CASES, scores)
+    scores = [logits(*right)] * len(MANY)
+    chosen = measuring.best_alpha(MANY, scores, usual)
     assert expected == chosen
-    best = max(sum(measuring.ndcg(CASES, scores, step / 20)) for step in range(1, 21))
-    assert best == pytest.approx(sum(measuring.ndcg(CASES, scores, chosen)))
+    best = max(sum(measuring.ndcg(MANY, scores, step / 20)) for step in range(1, 21))
+    assert best == pytest.approx(sum(measuring.ndcg(MANY, scores, chosen)))
+
+
+def test_a_handful_of_queries_changes_no_weight() -> None:
+    """Two that another weight puts right may be chance."""
+    assert 0.2 == measuring.best_alpha(CASES, [logits(0, 0, 5, 0, 0)] * 2, 0.2)
+
+
+def test_the_model_before_stands_with_its_own_weight() -> None:
+    """Who uses it has it so; and the new one has that weight unless another is better."""
+    old, new = (FakeReranker(dict.fromkeys("abde", 0.0) | {"c": 5.0}, default_alpha=0.2) for _ in range(2))
+    ready = Prepared([], {}, MANY, [case(20)], 0, word_tokenizer())
+    settings = Settings(cascade="off")
+    outcome = finishing._measured(Base("m", "m", old, None), new, ready, ScoreCache(), settings, lambda line: None)
+    assert {"before": 0.2, "after": 0.4} == outcome["alpha"]
+    assert outcome["ndcg@10"]["before"] < outcome["ndcg@10"]["after"] == 1.0
 
 
 @pytest.mark.parametrize(("fusion", "alpha", "place"), [("linear", 0.4, 3), ("rrf", 0.7, 2)])
 def test_it_is_measured_with_the_fusion_of_queries(fusion: StageFusion, alpha: float, place: int) -> None:
     """The weight is chosen with it, and the figure is what queries will have: with that weight alone it would be 1."""
-    new = FakeReranker({"a": 0.0, "b": 0.0, "c": 5.0, "d": 0.0, "e": 0.0})
-    ready = Prepared([], {}, CASES, [case(3, found="abdec")], 0, word_tokenizer())
+    new = FakeReranker({"a": 0.0, "b": 0.0, "c": 5.0, "d": 0.0, "e": 0.0}, default_alpha=0.1)
+    ready = Prepared([], {}, MANY, [case(30, found="abdec")], 0, word_tokenizer())
     settings = Settings(fusion=fusion, cascade="off")
     outcome = finishing._measured(
         Base("none", "none", None, None), new, ready, ScoreCache(), settings, lambda line: None

@@ -17,10 +17,14 @@ def calibration_page(outcome: Outcome) -> str:
     error = outcome.to_dict()["calibration_error"]
     lead = f"A probability was off by {error['before']:.3f} on average before, and is off by {error['after']:.3f} now. "
     if fitted.threshold is None:
-        lead += f"At no threshold are {fitted.precision:.0%} of the candidates relevant."
+        lead += f"At no threshold are {fitted.precision:.0%} of the first {outcome.top_k} hits relevant."
     else:
         setting = f"<strong>RAG_THRESHOLD={fitted.threshold:g}</strong>"
-        lead += f"From {setting} on, {fitted.precision:.0%} of the candidates are relevant."
+        kept = outcome.to_dict()["relevant_kept"]
+        lead += (
+            f"From {setting} on, {fitted.precision:.0%} of the first {outcome.top_k} hits are relevant, and "
+            f"{kept or 0:.1%} of the relevant ones are kept."
+        )
     header = (
         f'<header><p class="eyebrow">Calibration · {text_of(fitted.dataset)} · {fitted.queries:,} queries · '
         f"{fitted.pairs:,} candidates, {fitted.relevant:,} relevant · {fitted.created[:10]}</p>"
@@ -38,9 +42,9 @@ def _plots(outcome: Outcome) -> str:
     ]
     precision, recall = [], []
     for name, values, tint, dashed in sides:
-        curve = precision_recall(values, relevant, _THRESHOLDS)
+        curve = precision_recall(outcome.pairs, values, _THRESHOLDS, outcome.top_k)
         precision.append(Line(name, [(t, p) for t, p, _ in curve if p is not None], tint, dashed))
-        recall.append(Line(name, [(t, r) for t, _, r in curve], tint, dashed))
+        recall.append(Line(name, [(t, r) for t, _, r in curve if r is not None], tint, dashed))
     names = legend([("dashed", f"c{_BEFORE}", "before"), ("", f"c{_AFTER}", "after")])
     charts = (
         (
@@ -52,12 +56,12 @@ def _plots(outcome: Outcome) -> str:
         ),
         (
             "Precision by threshold",
-            "Share of relevant ones among the candidates that a threshold keeps.",
+            f"Share of relevant ones among the first {outcome.top_k} hits that a threshold leaves.",
             unit_lines(precision, x_label="threshold", y_label="precision", name="Precision over threshold"),
         ),
         (
             "Recall by threshold",
-            "Share of the relevant candidates that a threshold keeps.",
+            f"Share of the relevant ones among the first {outcome.top_k} hits that a threshold keeps.",
             unit_lines(recall, x_label="threshold", y_label="recall", name="Recall over threshold"),
         ),
     )
@@ -69,19 +73,22 @@ def _plots(outcome: Outcome) -> str:
 
 
 def _table(outcome: Outcome) -> str:
-    relevant = outcome.pairs.relevant
-    before = precision_recall(outcome.pairs.probability, relevant, _ROWS)
-    after = precision_recall(outcome.after, relevant, _ROWS)
+    before, after = (
+        precision_recall(outcome.pairs, values, _ROWS, outcome.top_k)
+        for values in (outcome.pairs.probability, outcome.after)
+    )
     rows = (
         f"<tr><td>{t:g}</td>{_cells(p0, r0)}{_cells(p1, r1)}</tr>"
         for (t, p0, r0), (_, p1, r1) in zip(before, after, strict=True)
     )
     head = ("Threshold", "precision<br>before", "recall<br>before", "precision<br>after", "recall<br>after")
-    return section("thresholds", "Thresholds", "What RAG_THRESHOLD keeps.", table(head, rows))
+    return section(
+        "thresholds", "Thresholds", f"What RAG_THRESHOLD keeps of the first {outcome.top_k} hits.", table(head, rows)
+    )
 
 
-def _cells(precision: float | None, recall: float) -> str:
-    return f"<td>{'–' if precision is None else f'{precision:.3f}'}</td><td>{recall:.3f}</td>"
+def _cells(*shares: float | None) -> str:
+    return "".join(f"<td>{'–' if share is None else f'{share:.3f}'}</td>" for share in shares)
 
 
 def _method(outcome: Outcome) -> str:
