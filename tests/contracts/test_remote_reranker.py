@@ -76,7 +76,7 @@ def _http(shape: Shape, **fixed: Any) -> Callable[..., Reranker]:
 
 
 _HTTP = ("RAG_RERANK_API_KEY", "RAG_RERANK_URL")
-_JINA = {"name": "jina", "key_setting": "RAG_JINA_API_KEY", "url_setting": "RAG_JINA_BASE_URL"}
+_JINA: dict[str, str | None] = {"name": "jina", "key_setting": "RAG_JINA_API_KEY", "url_setting": "RAG_JINA_BASE_URL"}
 _JINA |= {"length_setting": "RAG_CHUNK_TOKENS", "scores_setting": None}
 _LENGTH_SETTINGS = {
     "cohere": "RAG_COHERE_MAX_TOKENS_PER_DOC",

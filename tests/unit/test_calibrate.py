@@ -117,7 +117,9 @@ def test_a_query_returns_the_first_of_what_passes() -> None:
 def test_the_lowest_threshold_reaches_the_precision() -> None:
     """No lower one does, and it is not found on a handful of lucky hits."""
     probability = np.linspace(1, 0, 101)
-    pairs = Pairs(np.zeros(101), probability, probability, np.array([i < 3 or (10 <= i < 60) for i in range(101)]))
+    pairs = Pairs(
+        np.zeros(101, dtype=np.int64), probability, probability, np.array([i < 3 or (10 <= i < 60) for i in range(101)])
+    )
     found = lowest_threshold(pairs, probability, 0.8, 101)
     assert found is not None
     ((_, reached, kept),) = precision_recall(pairs, probability, [found], 101)
@@ -133,7 +135,7 @@ def test_pairs_of_equal_probability_go_over_a_threshold_together() -> None:
     """A threshold inside a tie would promise what it cannot keep."""
     probability = np.array([0.9] * 20 + [0.5] * 20)
     relevant = np.array([True] * 20 + [True] * 10 + [False] * 10)
-    pairs = Pairs(np.zeros(40), probability, probability, relevant)
+    pairs = Pairs(np.zeros(40, dtype=np.int64), probability, probability, relevant)
     assert 0.9 == lowest_threshold(pairs, probability, 0.8, 40)
 
 
