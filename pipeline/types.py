@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pipeline.errors import DocumentError
 from pipeline.plain import as_text, for_json, plain
+from pipeline.text import title_of_path
 
 SearchMode = Literal["hybrid", "dense", "sparse"]
 HybridFusion = Literal["convex", "dbsf", "rrf"]
@@ -86,15 +87,19 @@ class Document:
     def content_hash(self) -> str:
         """Hash (32 hex digits of BLAKE2b) of everything that is stored: equal hashes need no new embedding.
 
+<<<<<<< HEAD
         Of a file it is that of the content alone: not of its path and name, nor of a title that is only its name.
 
         Raises:
             DocumentError: there is something among the metadata that cannot be stored.
+=======
+        Of a file it is that of the content alone: not of its path and name, nor of a title made of them.
+>>>>>>> 717bdfe08b960a68c7b07516d8934a9b41aee19e
         """
         source, title, metadata = self.source, self.title, dict(self.metadata)
         if self.from_file:
-            name = metadata.pop("file_name", "")
-            source, title = "", "" if title == name else title
+            names = (metadata.pop("file_name", ""), title_of_path(self.source))
+            source, title = "", "" if title in names else title
         parts: list[Any] = [self.text, title, source, metadata, self.markdown]
         if self.page_starts:
             parts.append(self.page_starts)

@@ -21,7 +21,7 @@ from pipeline.ingestion.markdown import sections
 from pipeline.ingestion.reading import read
 from pipeline.reports import Failure
 from pipeline.stores.payload import clean
-from pipeline.text import HAN
+from pipeline.text import HAN, title_of_path
 from pipeline.types import Document
 
 CAVEAT = (
@@ -105,7 +105,7 @@ def _writing(into: Path) -> Iterator[None]:
 def queries_of(document: Document) -> Iterator[tuple[str, str]]:
     """(kind, query) for a document; kinds are "title", "heading" and "faq"."""
     title = " ".join(document.title.split())
-    if title != document.metadata.get("file_name") and _telling(title):
+    if title not in (document.metadata.get("file_name"), title_of_path(document.source)) and _telling(title):
         yield "title", title
     for match in _QUESTION.finditer(document.text):
         if _telling(match["text"]):

@@ -6,6 +6,7 @@ passes of the tokenizer, one to count and one to make sure.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ MIN_CHUNK_TOKENS = 16
 # A section of less than this share of a chunk is put together with its neighbours.
 _SMALL_SECTION = 4
 _CHUNKS_AT_ONCE = 256
+# Between a web page's heading and the name of its site: signs that stand apart, or are not part of any word.
+_SEPARATED = re.compile(r"\s*[|–—·•»«｜－＿：]|\s[-_:]|[-_:]\s|(?<=[^\x00-\x7f])[-_:]")
+_SEPARATED_BEFORE = re.compile(r"[|–—·•»«｜－＿：_:-]\s*$")
+_COLONS = frozenset(":：")
 # Bytes that a token of English or Chinese has at most, most of the time.
 _SHORT_BYTES = 4
 
@@ -111,16 +116,16 @@ class Chunker:
 
     def _spans(self, document: Document, text: str) -> Iterator[_Span]:
         """Chunks as the counts of the first pass suggest."""
-        name = _name(document)
+        parts = sections(text) if document.markdown else [Section(0, 0, ())]
+        name, heading_of_name = _name_and_heading(_name(document), parts)
         titles: dict[tuple[str, ...], _Title] = {}
 
         def title(path: tuple[str, ...]) -> _Title:
             if path not in titles:
-                own = path[1:] if path and path[0].casefold() == name.casefold() else path
+                own = path[1:] if path[:1] == (heading_of_name,) else path
                 titles[path] = self._title([name, *own] if name else list(own))
             return titles[path]
 
-        parts = sections(text) if document.markdown else [Section(0, 0, ())]
         pieces = _cut_at(atoms(text, longest=CHARACTERS_PER_TOKEN * self.chunk_tokens // 2), parts)
         weights = weigh(self._tokenizer, text, pieces)
         firsts = [bisect_left(pieces, part.start, key=_start) for part in parts] + [len(pieces)]
@@ -252,6 +257,22 @@ def _with_page(metadata: Mapping[str, Any], page_starts: Sequence[int], start: i
 
 def _name(document: Document) -> str:
     return " ".join(well_formed(document.title).split())
+
+
+def _name_and_heading(name: str, parts: Sequence[Section]) -> tuple[str, str]:
+    """A document's title, and the heading at the top of its text that says the same, so that none says it twice.
+
+    Titles of web pages have that of the site beside the heading: where they begin with the heading, it is enough. Where
+    they end with it, they stay, as do the words behind a colon: these may say more than the heading.
+    """
+    folded = name.casefold()
+    for heading in dict.fromkeys(part.path[0] for part in parts if part.path):
+        start = heading.casefold()
+        if folded == start or (folded.endswith(start) and _SEPARATED_BEFORE.search(folded[: -len(start)])):
+            return name, heading
+        if folded.startswith(start) and (found := _SEPARATED.match(folded, len(start))):
+            return name if found[0].strip() in _COLONS else heading, heading
+    return name, ""
 
 
 def _start(atom: Atom) -> int:

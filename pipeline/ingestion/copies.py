@@ -11,13 +11,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from pipeline.errors import StoreError
 from pipeline.ingestion.changes import Change, compare
 from pipeline.interfaces import Store
-from pipeline.text import printable
+from pipeline.text import file_name, title_of_path
 from pipeline.types import Chunk, DocumentVersion, chunk_id
 
 if TYPE_CHECKING:
@@ -237,12 +236,12 @@ def _write(store: Store, embed: Embed, plan: SharingPlan, copies: Set[str]) -> b
 
 
 def _renamed(chunk: Chunk, path: str, copies: tuple[str, ...]) -> Chunk:
-    """The chunk with a path and copies; where the title is the name of the file, it is that of the new one."""
-    old, new = _name(chunk.source), _name(path)
+    """The chunk with a path and copies; where the title is made of the file's path, it is that of the new one."""
     first, separator, rest = chunk.title.partition(" > ")
-    title = f"{new}{separator}{rest}" if first == old else chunk.title
-    names = list(dict.fromkeys([new, *map(_name, copies)]))
-    metadata = {**chunk.metadata, "file_name": new if len(names) == 1 else names}
+    old = (file_name(chunk.source), title_of_path(chunk.source))
+    title = f"{title_of_path(path)}{separator}{rest}" if first in old else chunk.title
+    names = list(dict.fromkeys(map(file_name, (path, *copies))))
+    metadata = {**chunk.metadata, "file_name": names[0] if len(names) == 1 else names}
     return replace(chunk, document_id=path, source=path, copies=copies, title=title, metadata=metadata)
 
 
@@ -254,7 +253,3 @@ def as_copy(chunk: Chunk, paths: Sequence[str]) -> Chunk:
 def _of_a_file(version: DocumentVersion) -> bool:
     """Whether it may have copies: a file's document has its source as its id. Others may be equal and are all kept."""
     return version.document_id == version.source
-
-
-def _name(path: str) -> str:
-    return printable(PurePath(path).name)

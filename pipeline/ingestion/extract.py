@@ -17,6 +17,7 @@ from pipeline.ingestion.encoding import decode, fits
 from pipeline.ingestion.mail import EAST_ASIAN, codec_of, in_utf8
 from pipeline.ingestion.pages import SLIDE_MARK, find_pages, take_out_marks
 from pipeline.ingestion.rtf import with_numbers
+from pipeline.ingestion.web import content_of
 
 # A ZIP-based file that unpacks to more than this is a bomb, not a document.
 _MAX_UNPACKED = 1_000_000_000
@@ -31,6 +32,7 @@ _DECLARED_WITHIN = 4096
 _BELIEVED = re.compile("cp(?:125|866|874|932|949)|euc_|hz|iso2022_|iso8859-|koi8-|mac-|shift_|tis")
 # With bounds, so that a page of nothing but beginnings is soon through.
 _TITLE = re.compile(r"<title\b[^<>]*>(.{0,1000}?)</title\s*>", re.IGNORECASE | re.DOTALL)
+_HEADING, _HEADING_END = re.compile(r"<h1\b[^<>]*>", re.IGNORECASE), re.compile(r"</h1\b", re.IGNORECASE)
 # What the extractor would print above the text as a heading of its own.
 _HEAD = re.compile(r"<title\b[^<>]*>.{0,1000}?</title\s*>|<(?:meta|link|base)\b[^<>]*>", re.IGNORECASE | re.DOTALL)
 _INLINE_IMAGE = re.compile(r"!\[([^\]\n]{0,1000})\]\(data:[^)\s!]*\)")
@@ -45,6 +47,7 @@ _PERMALINKS = frozenset({"", "\u200b", "#", "¶", "§", "🔗"})
 
 # Ideographs, kana, and marks of full width.
 _CHINESE = "\u2018-\u201d\u2e80-\u3002\u3008-\u30ff\u3400-\u9fff\uff01-\uff5e"
+_IS_CHINESE = re.compile(f"[{_CHINESE}]")
 _GAP, _LINE_END = re.compile(f"(?<=[{_CHINESE}]) (?=[{_CHINESE}])"), re.compile(f"(?<=[{_CHINESE}])\n(?=[{_CHINESE}])")
 # Characters on each side by which a place is known again, and of the shortest line that is taken for a full one.
 _AROUND, _FULL_LINE = 4, 12
@@ -55,7 +58,17 @@ _PARAGRAPH_END = re.compile(
 )
 # Half widths by which a full line may be shorter than the widest: an indent, or what must not begin or end a line.
 _SHORTER = 6
-_SOURCE_LINE_END = re.compile(rf"<(?P<end>/?)pre\b|(?<=[{_CHINESE}])[ \t]*\r?\n[ \t]*(?=[{_CHINESE}])", re.IGNORECASE)
+_SOURCE_LINE_END = re.compile(r"<(?P<end>/?)(?:pre|textarea|script|style)\b|\n\s*", re.IGNORECASE)
+# Characters of the longest tag before a line end that is seen as one.
+_LONGEST_TAG = 2000
+# Tags within a line: all but those that begin or end one.
+_INLINE_TAG = re.compile(
+    r"</?(?!(?:address|article|aside|blockquote|body|br|caption|center|col|colgroup|dd|details|dialog|dir|div|dl|dt"
+    r"|fieldset|figcaption|figure|footer|form|h[1-6]|head|header|hgroup|hr|html|legend|li|link|main|menu|meta|nav|ol"
+    r"|optgroup|option|p|pre|script|section|style|summary|table|tbody|td|template|textarea|tfoot|th|thead|title|tr|ul)"
+    r"\b)[a-z][^<>]*>",
+    re.IGNORECASE,
+)
 # Signs for radicals that a PDF has in place of characters that look alike, -> the characters. For those of the Kangxi
 # dictionary Unicode says it itself; the others are those of its EquivalentUnifiedIdeograph.txt that are in use.
 _RADICALS = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x2F00, 0x2FD6)} | str.maketrans(
@@ -118,6 +131,8 @@ def extract(kind: str, data: bytes) -> Extracted:
         enable_quality_processing=False,
         output_format="markdown",
         pages=kreuzberg.PageConfig(insert_page_markers=True, marker_format=SLIDE_MARK) if kind == "pptx" else None,
+        # It would leave out every form, also one that holds all of a page.
+        html_options={"preprocessing": {"enabled": False}} if kind == "html" else None,
     )
     try:
         result = kreuzberg.extract_bytes_sync(data, kinds.EXTRACTED[kind], config=config)
@@ -233,7 +248,10 @@ def _around(text: str, place: int) -> str:
 
 
 def _join_source_lines(page: str) -> str:
-    """A web page without the line ends of its source between two ideographs, but for those in ``pre``."""
+    """A web page without the line ends of its source between two ideographs, and with spaces for those beside tags.
+
+    Before some tags the extractor would lose them. What is in ``pre`` stays.
+    """
     kept: list[str] = []
     done = 0
     inside = False
@@ -241,9 +259,27 @@ def _join_source_lines(page: str) -> str:
         if match["end"] is not None:
             inside = not match["end"]
         elif not inside:
-            kept.append(page[done : match.start()])
+            kept.append(page[done : match.start()].rstrip())
+            kept.append(_for_line_end(page, done + len(kept[-1]), match))
             done = match.end()
     return "".join([*kept, page[done:]])
+
+
+def _for_line_end(page: str, before: int, match: re.Match[str]) -> str:
+    """What stands for a line end between the text up to ``before`` and what follows the match."""
+    first, last = before, match.end()
+    while page[first - 1 : first] == ">":
+        start = page.rfind("<", max(0, first - _LONGEST_TAG), first)
+        if start < 0 or not _INLINE_TAG.fullmatch(page, start, first):
+            break
+        first = start
+    while tag := _INLINE_TAG.match(page, last):
+        last = tag.end()
+    ends, begins = page[first - 1 : first], page[last : last + 1]
+    if _IS_CHINESE.match(ends) and _IS_CHINESE.match(begins):
+        return ""
+    in_line = (ends, begins) != (">", "<") and (first < before or last > match.end())
+    return " " if in_line else match[0]
 
 
 def clean(text: str) -> str:
@@ -258,7 +294,18 @@ def _page(data: bytes) -> tuple[str, bytes]:
         raise NoTextError(f"{kinds.binary_kind(data)}, no text")
     match = _TITLE.search(page)
     title = " ".join(html.unescape(match[1]).split()) if match else ""
-    return title, _without_local_links(_join_source_lines(_HEAD.sub("", page))).encode("utf-8", "replace")
+    body = _HEAD.sub("", page)
+    content = content_of(body)
+    if not title and not _HEADING.search(content):
+        title = _first_heading(body)
+    return title, _without_local_links(_join_source_lines(content)).encode("utf-8", "replace")
+
+
+def _first_heading(page: str) -> str:
+    """The text of a page's first main heading; empty where there is none."""
+    begin = _HEADING.search(page)
+    end = begin and _HEADING_END.search(page, begin.end(), begin.end() + 1000)
+    return " ".join(html.unescape(_TAG.sub("", page[begin.end() : end.start()])).split()) if begin and end else ""
 
 
 def _declared(data: bytes) -> str | None:

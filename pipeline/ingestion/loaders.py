@@ -19,7 +19,7 @@ from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.markdown import first_heading
 from pipeline.ingestion.structured import json_text, notebook_markdown, table_text
 from pipeline.reports import Failure, NoText
-from pipeline.text import printable
+from pipeline.text import printable, title_of_path
 from pipeline.types import Document
 
 MAX_BYTES = 100_000_000
@@ -221,7 +221,7 @@ def _document(path: Path, source: str, data: bytes, modified: str) -> Document:
     return Document(
         id=source,
         text=text,
-        title=title.strip() or metadata["file_name"],
+        title=title.strip() or title_of_path(source),
         source=source,
         metadata=metadata,
         markdown=markdown,

@@ -23,6 +23,7 @@ from pipeline.ingestion.loaders import load
 from pipeline.ingestion.mail import in_utf8
 from pipeline.ingestion.markdown import sections
 from pipeline.ingestion.rtf import with_numbers
+from pipeline.ingestion.web import content_of
 from pipeline.reports import Failure
 from pipeline.types import Document
 from tests.fakes import word_tokenizer, words
@@ -500,6 +501,105 @@ def test_line_ends_of_a_page_between_chinese_characters_are_no_spaces(tmp_path: 
     assert text.startswith(
         "数据库每天备份 一次\nTiDB\n集群\n\n张三\n李四\n\n张三\n李四\n\n```\n数据\n库\n```\n\n之后，的文字"
     )
+
+
+@pytest.mark.parametrize("tag", ["span", "label", "font", "b", 'a href="/x"', "custom-x", "ruby"])
+def test_line_ends_of_a_page_beside_tags_are_spaces(tmp_path: Path, tag: str) -> None:
+    """As in a browser, but between Chinese characters; what stands in ``pre`` stays as it is."""
+    begin, end = f"<{tag}>", f"</{tag.split()[0]}>"
+    body = (
+        f"<p>example with\n{begin}magic{end}\n{begin}\r\nmethods{end}\nand <i>{begin}more{end}\n</i>words</p>"
+        f"<p>数据\n{begin}库{end}\n备份</p><p>一<br>\n{begin}二{end}</p><pre>a\n<i>b</i>\n\n<i>  c</i></pre>"
+    )
+    (tmp_path / "a.html").write_bytes(f"<html><body>{body}</body></html>".encode())
+    text = one(tmp_path / "a.html").text
+    assert "example with magic methods and more words" == " ".join(
+        re.sub(r"[*_]", "", text[: text.index("数")]).split()
+    )
+    assert "数据库备份一二" == re.sub(r"[*\s]", "", text[text.index("数") : text.index("`")])
+    assert " " not in text[text.index("数") : text.index("`")]
+    assert text.endswith("```\na\nb\n\n  c\n```\n")
+
+
+WORDS = "<p>The snapshot is copied every night to another machine, and is kept there for a year.</p>"
+FURNITURE = [
+    '<div role="navigation"><h3>Contents</h3><ul><li><a href="/b">Restore</a></li></ul></div>',
+    "<aside><p>Related articles</p></aside>",
+    '<div id="cookie-banner" class="x"><p>We use cookies</p></div>',
+    "<div class='page_Sidebar'>Related articles</div>",
+    "<div class=breadcrumbs><a href=/>Home</a> &gt; <a href=/d>Docs</a></div>",
+    '<ul class="toc"><li><a href="#a">One</a><li><a href="#b">Two</a></ul>',
+    "<footer><p>© 2024 Acme</p></footer>",
+    "<div role='contentinfo'>© 2024 <div>Acme</div></div>",
+    '<form class="search"><label>Search</label></form>',
+    "<nav>Menu</nav>",
+]
+
+
+@pytest.mark.parametrize("furniture", FURNITURE)
+def test_a_page_is_read_without_what_stands_on_every_page_of_a_site(tmp_path: Path, furniture: str) -> None:
+    """Whether it has a main part that stands apart or not."""
+    for body in (
+        f"{furniture}{WORDS}",
+        f"{WORDS}{furniture}",
+        f"<div>{furniture}<h1>备份</h1>{WORDS}</div>{furniture}",
+    ):
+        (tmp_path / "a.html").write_text(f"<html><body>{body}</body></html>", encoding="utf-8")
+        assert re.fullmatch(r"(# 备份\s+)?The snapshot .* for a year\.\s*", one(tmp_path / "a.html").text)
+
+
+@pytest.mark.parametrize("tag", ["main", 'div role="main"', "article"])
+def test_of_a_page_its_main_part_is_read(tmp_path: Path, tag: str) -> None:
+    """With what stands in it, but for menus; its title may stand outside."""
+    inside = "<aside>A note.</aside><div class='sidebar'>A box.</div><footer>Li Na</footer>"
+    main = f"<{tag}><nav>Menu</nav>{WORDS}<div>{inside}</div></{tag.split()[0]}>"
+    page = (
+        f"<body><header><h1>The <i>Title</i></h1></header><div>News</div>{main}<!-- </main> --><div>More</div></body>"
+    )
+    (tmp_path / "a.html").write_text(f"<html>{page}</html>")
+    document = one(tmp_path / "a.html")
+    assert "The Title" == document.title
+    assert ["A note.", "A box.", "Li Na"] == document.text.strip().split("\n\n")[1:]
+    assert document.text.startswith("The snapshot")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<main></main>{}",  # filled by a script
+        "<main><p>Loading</p></main>{}",
+        "<article>{}</article><article>{}</article>",
+        "<main>{}</main><main>{}</main>",
+        "<article>{}</article><section>{}</section>",
+        "<main>{}</main><p>More of it:</p>{} {}",
+        '<div class="with-sidebar"><h1>T</h1>{}</div><p>x</p>',
+        '<div class="with-sidebar">{}{}</div>{}<p>x</p>',
+        '<div class="has-toc">{}</div>{}{}<p>x</p>',
+        '<main><section id="cookie"><h2>Cookie</h2>{}</section></main>',
+        '<div class="section" id="consent"><h2>Consent</h2>{}</div>{}{}',
+        '<body class="right-sidebar toc">{}</body>',
+        "<blockquote>{}<footer>{}</footer></blockquote>{}{}",
+        "<section>{}<aside>{}</aside></section>{}{}",
+        "<div>{}<aside>never closed {}</div>{}{}{}",
+        '<div title="<aside>">{}</div></aside>{}',
+        '<a title="<!--">x</a>{}<script>"<aside>"</script>{}</aside>{}',
+        '<form id="aspnetForm"><div>{}</div></form>',
+        "<nav>{}</nav>",
+        '<div role="navigation">{}</div>',
+        '<div class="sidebar">{}</div>',
+    ],
+)
+def test_content_of_a_page_is_never_left_out(tmp_path: Path, body: str) -> None:
+    """Whatever it is called: where most of the text is, where it has headings, and where nothing else is."""
+    count = body.count("{}")
+    (tmp_path / "a.html").write_text(f"<html>{body.format(*[WORDS] * count)}</html>")
+    assert count == one(tmp_path / "a.html").text.count("The snapshot is copied")
+
+
+def test_pages_of_nothing_but_beginnings_are_soon_through() -> None:
+    """In a time that grows with their length, not with its square; all of them stays."""
+    for piece in ('<a x="', "<!--", "<div>", "<h1>", "<script>", ">x\n", '<ul class="toc ', "<nav><p>"):
+        assert piece * 30_000 == content_of(piece * 30_000)
 
 
 def test_a_picture_named_html_is_a_picture(tmp_path: Path) -> None:

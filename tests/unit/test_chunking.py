@@ -322,6 +322,35 @@ def test_each_section_is_its_own_chunk_under_its_headings() -> None:
     assert expected == titles(text, chunk_tokens=40)
 
 
+@pytest.mark.parametrize(
+    ("title", "heading", "expected"),
+    [
+        ("os.path — Common names — Python 3.11", "`os.path` — Common names", "os.path — Common names"),
+        ("Billing FAQ | Acme", "Billing FAQ", "Billing FAQ"),
+        ("Billing - Help - Acme", "billing", "billing"),
+        ("Billing · Acme", "Billing", "Billing"),
+        ("Billing»Acme", "Billing", "Billing"),
+        ("Billing_ Acme", "Billing", "Billing"),
+        ("深度学习_某百科", "深度学习", "深度学习"),
+        ("备份－知乎", "备份", "备份"),
+        ("备份｜某站", "备份", "备份"),
+        ("Acme | Billing", "Billing", "Acme | Billing"),
+        ("某站 - 备份", "备份", "某站 - 备份"),
+        ("Install: Linux", "Install", "Install: Linux"),
+        ("备份：恢复", "备份", "备份：恢复"),
+        ("GPU-bound work", "GPU", "GPU-bound work > GPU"),
+        ("Foo_bar", "Foo", "Foo_bar > Foo"),
+        ("Installer | Acme", "Install", "Installer | Acme > Install"),
+        ("Uninstall", "install", "Uninstall > install"),
+    ],
+)
+def test_the_name_of_a_site_does_not_repeat_the_heading(title: str, heading: str, expected: str) -> None:
+    """Of two that say the same the heading stays, but where the title may say more; on all chunks."""
+    body = sentences(3)
+    found = titles(f"# {heading}\n\n{body}\n\n## Next\n\n{body}\n", title=title, chunk_tokens=48)
+    assert [expected, f"{expected} > Next"] == found
+
+
 def test_a_heading_without_text_goes_with_the_next() -> None:
     """No chunk consists of a heading that the next one repeats in its title."""
     chunks = cut("# A\n\n## B\n\n" + sentences(3) + "\n\n# C\n\n" + sentences(3), markdown=True, chunk_tokens=40)

@@ -156,6 +156,23 @@ def test_a_file_that_is_moved_is_not_embedded_again(rig: Rig) -> None:
     assert ("b.txt", "b.txt") == (plain.chunks[0].title, plain.metadata["file_name"])
 
 
+def test_a_file_that_is_moved_to_another_folder_has_a_title_of_its_name(rig: Rig) -> None:
+    """Where that is in its title; a file that is equal is a copy of it, whatever their folders are called."""
+    for folder in ("one", "two"):
+        (rig.folder / folder).mkdir()
+        (rig.folder / folder / "copyright").write_text("plain words")
+    rig.rag.ingest(rig.folder)
+    assert {"copyright": ["copyright"]} == rig.stored()
+    (rig.folder / "one").rename(rig.folder / "three")
+    (rig.folder / "two" / "copyright").unlink()
+    rig.rag.ingest(rig.folder, prune=True, max_delete=1.0)
+    assert rig.rag.verify(rig.folder).clean
+    assert ["one/copyright\nplain words", "three/copyright\nplain words"] == rig.embedder.embedded
+    found = rig.rag.get((rig.folder / "three/copyright").as_posix())
+    assert found is not None
+    assert ("three/copyright", "copyright") == (found.chunks[0].title, found.metadata["file_name"])
+
+
 def test_a_copy_that_changes_gets_a_document_of_its_own(rig: Rig) -> None:
     """And one that becomes equal loses it."""
     rig.write(a=TEXT, b=TEXT)

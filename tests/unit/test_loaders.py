@@ -153,14 +153,28 @@ def test_bytes_that_are_no_text_are_known() -> None:
         ("a.md", "---\ntitle: From above\n---\n# The heading\n\ntext", "From above"),
         ("a.md", "```\n# no heading\n```\ntext", "a.md"),
         ("a.txt", "# no Markdown", "a.txt"),
-        ("main.py", "print(1)", "main.py"),
+        ("app.py", "print(1)", "app.py"),
+        ("main.py", "print(1)", "zlib1g/main.py"),
+        ("copyright", "All rights", "zlib1g/copyright"),
+        ("README.md", "No heading", "zlib1g/README.md"),
+        ("README_zh.txt", "正文", "zlib1g/README_zh.txt"),
+        ("LICENSE-MIT", "Text", "zlib1g/LICENSE-MIT"),
+        ("index.html", "<html><p>Text</p></html>", "zlib1g/index.html"),
+        ("index.html", "<html><title>T</title><p>Text</p></html>", "T"),
+        ("README.md", "# Heading", "Heading"),
+        ("indexes.txt", "Text", "indexes.txt"),
         ("中文.md", "# 标题\n\n正文", "标题"),
     ],
 )
 def test_titles(tmp_path: Path, name: str, content: str, title: str) -> None:
-    """Front matter, the first heading, or else the file's name."""
-    (tmp_path / name).write_text(content, encoding="utf-8")
-    assert title == one(tmp_path / name).title
+    """Front matter, the first heading, or else the file's name, with the folder's where that alone says nothing."""
+    (tmp_path / "zlib1g").mkdir()
+    (tmp_path / "zlib1g" / name).write_text(content, encoding="utf-8")
+    document = one(tmp_path / "zlib1g" / name)
+    assert title == document.title
+    (tmp_path / "other").mkdir()
+    moved = (tmp_path / "zlib1g" / name).rename(tmp_path / "other" / f"b{Path(name).suffix}")
+    assert document.content_hash() == one(moved).content_hash()
 
 
 def test_front_matter_becomes_metadata(tmp_path: Path) -> None:
