@@ -87,14 +87,10 @@ class Document:
     def content_hash(self) -> str:
         """Hash (32 hex digits of BLAKE2b) of everything that is stored: equal hashes need no new embedding.
 
-<<<<<<< HEAD
-        Of a file it is that of the content alone: not of its path and name, nor of a title that is only its name.
+        Of a file it is that of the content alone: not of its path and name, nor of a title made of them.
 
         Raises:
             DocumentError: there is something among the metadata that cannot be stored.
-=======
-        Of a file it is that of the content alone: not of its path and name, nor of a title made of them.
->>>>>>> 717bdfe08b960a68c7b07516d8934a9b41aee19e
         """
         source, title, metadata = self.source, self.title, dict(self.metadata)
         if self.from_file:
