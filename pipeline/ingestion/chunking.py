@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
-from pipeline.ingestion.boundaries import BROKEN, WORD, Atom, atoms, level_at, split_atom
+from pipeline.ingestion.boundaries import BROKEN, SENTENCE, WORD, Atom, atoms, level_at, split_atom
 from pipeline.ingestion.counting import CHARACTERS_PER_TOKEN, by_length, weigh
 from pipeline.ingestion.language import language
 from pipeline.ingestion.markdown import Section, sections
@@ -51,7 +51,8 @@ class Chunker:
 
     A chunk's title (document title and headings, joined by " > ") and text together are at most ``chunk_tokens`` tokens
     of ``tokenizer``, without special tokens; the text may always take half of them, and a title longer than the other
-    half is cut. Neighbouring chunks of a section share up to ``overlap`` tokens, in whole clauses.
+    half is cut. Neighbouring chunks of a section share up to ``overlap`` tokens, in whole sentences,
+    lines or paragraphs, and nothing where none of these fits.
 
     Raises:
         SettingsError: ``chunk_tokens`` is below 16, or ``overlap`` is negative or not less than half of it.
@@ -180,11 +181,14 @@ class Chunker:
     def _overlapping(self, pieces: list[Atom], total: list[int], done: int, capacity: int) -> int:
         """The piece that the next chunk begins with, ``done`` itself or one before it.
 
-        Of those within the overlap it is the one behind the strongest boundary, and of equals the earliest.
+        Of those within the overlap it is the one behind the strongest boundary, and of equals the earliest. It is none
+        inside a sentence, nor weaker than where the chunk before ends: the rest of a row or record would be taken for
+        the beginning of what follows.
         """
         room = min(self.overlap, capacity - (total[done + 1] - total[done]))
         earliest = bisect_left(total, total[done] - room)
-        starts = [i for i in range(max(1, earliest), done) if pieces[i].level >= WORD]
+        least = max(SENTENCE, pieces[done].level)
+        starts = [i for i in range(max(1, earliest), done) if pieces[i].level >= least]
         return max(starts, key=lambda i: (pieces[i].level, -i), default=done)
 
     def _split_long(

@@ -5,8 +5,8 @@ of document title and headings, and neighbours may share some of it. So the text
 
 - Chunks that share text are put together where they do. What repeats itself exactly at that place (``la la la``) may
   come back with one repetition less, but each stored chunk is there as it was.
-- Chunks that share none are put on lines of their own: which white space stood between them is not stored, nor that
-  there was none, as in Chinese.
+- Chunks that share none become paragraphs of their own, as most of them were (two rows of a table stay below each
+  other): which white space stood between them is not stored, nor that there was none, as in Chinese.
 - Chunks of different titles are not put together: what was cut at a heading stays cut there.
 - A chunk's metadata (its page) is that of the stored chunk that it begins in.
 """
@@ -54,11 +54,16 @@ def put_together(texts: Sequence[str], *, overlapping: bool) -> tuple[str, list[
     parts, starts, length = [texts[0]], [0], len(texts[0])
     for before, text in pairwise(texts):
         shared = _shared(before, text) if overlapping else 0
-        added = text[shared:] if shared else f"\n{text}"
+        added = text[shared:] if shared else f"{_between(before, text)}{text}"
         parts.append(added)
         length += len(added)
         starts.append(length - len(text))
     return "".join(parts), starts
+
+
+def _between(before: str, after: str) -> str:
+    row = before.rpartition("\n")[2].lstrip().startswith("|")
+    return "\n" if row and after.lstrip().startswith("|") else "\n\n"
 
 
 def _shared(before: str, after: str) -> int:

@@ -290,13 +290,34 @@ def test_the_last_chunk_is_no_crumb() -> None:
     assert min(sizes) >= 7
 
 
-def test_neighbours_overlap_in_whole_sentences_or_clauses() -> None:
-    """The overlap begins behind a sentence where one fits, and is no longer than asked for."""
+def test_neighbours_overlap_in_whole_sentences() -> None:
+    """The overlap begins behind a sentence, and is no longer than asked for."""
     chunks = texts(cut(sentences(30), chunk_tokens=40, overlap=10))
     for before, after in pairwise(chunks):
         shared = next(n for n in range(len(after), -1, -1) if before.endswith(after[:n]))
         assert 1 <= tokens(after[:shared]) <= 10
         assert after.startswith("Sentence")
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "id: {i}; name: a name, 或者名字; note: One thing. Another thing; price: {i}0\n\n",
+        "| row {i} | a name, 或者名字 | One thing. Another thing | {i}0 |\n",
+        "    call_{i}(name, other, *those, One. Two, number={i}, more, and, more, of, them)\n",
+        "句子{i}，分句，另一个分句，以及许多别的分句，还有更多的分句，一直到最后一个分句。",
+    ],
+    ids=["record", "row", "code", "Chinese"],
+)
+def test_no_overlap_begins_inside_what_belongs_together(unit: str) -> None:
+    """The rest of a record would be taken for the beginning of the next one: rather share nothing."""
+    units = [unit.format(i=i).strip() for i in range(10, 40)]
+    size = tokens(units[0])
+    for overlap in (size - 1, size + 1):
+        chunks = texts(cut("".join(unit.format(i=i) for i in range(10, 40)), chunk_tokens=3 * size, overlap=overlap))
+        assert len(chunks) > 9
+        assert [] == [chunk for chunk in chunks if not any(chunk.lstrip().startswith(unit) for unit in units)]
+        assert (overlap > size) == (sum(map(tokens, chunks)) > sum(map(tokens, units)))
 
 
 def test_an_indent_stays() -> None:
