@@ -251,7 +251,11 @@ class Settings(BaseSettings):
     )
     chunk_tokens: int = Field(256, ge=16, le=8192, description="longest chunk, in the embedder's own tokens")
     chunk_overlap: int = Field(
-        32, ge=0, le=4096, description="tokens that neighbouring chunks share; less than half a chunk"
+        32,
+        ge=0,
+        le=4096,
+        description="most tokens that neighbouring chunks share, in whole sentences, lines or paragraphs; "
+        "less than half a chunk",
     )
     max_file_mb: float = Field(
         100.0,

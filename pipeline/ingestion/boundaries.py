@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from pipeline.text import HAN
 
-# Strength of a boundary, the strongest last.
+# Strength of a boundary, the strongest last. That before a paragraph is stronger the less it is indented: up to BLOCK.
 FORBIDDEN, BROKEN, PUNCTUATION, WORD, CLAUSE, SOFT_LINE, SENTENCE, LINE, PARAGRAPH = range(-3, 6)
+INTRODUCED, BLOCK = PARAGRAPH + 1, PARAGRAPH + 17
 
 _CLOSERS = "\"'”’」』）】》〉］｝〕〗)\\]}"
 _BOUNDARY = re.compile(
@@ -34,6 +35,11 @@ _LINE_ENDS = frozenset('.!?…。！？；;：:{}|>)]"”』」')
 _LINE_STARTS = frozenset(' \t#|>*+-–•0123456789<@}])({["')
 # Ideographs, kana and their marks: writing without spaces, where a token is the closest to a word.
 _IDEOGRAPHIC = re.compile(r"[⺀-⻿、-ヿㄅ-ㄯ㐀-䶿一-鿿豈-﫿＀-￯\U00020000-\U0003ffff]")
+_INDENT = re.compile(r"[ \t]*")
+# What a line ends with that introduces the next; and a paragraph of a few words, such as "See also" or "第一章".
+_INTRODUCING = frozenset(":：")
+_LABEL_LENGTH = 40
+_LABEL = re.compile(rf"[^\W\d_][\w -]{{0,{_LABEL_LENGTH - 10}}}")
 _NOT_AT_START = frozenset("，。！？；：、…）」』】》〉］｝〕〗”’,.!?;:)]}%")
 _NOT_AT_END = frozenset("（「『【《〈［｛〔〖“‘([{")
 
@@ -63,7 +69,7 @@ def atoms(text: str, *, longest: int) -> list[Atom]:
 
 def _level(text: str, match: re.Match[str]) -> int:
     if match["paragraph"]:
-        return PARAGRAPH
+        return _between_paragraphs(text, match.start(), match.end(), match["paragraph"].count("\n"))
     if match["chinese"]:
         return SENTENCE
     if match["latin"]:
@@ -72,9 +78,24 @@ def _level(text: str, match: re.Match[str]) -> int:
         return CLAUSE if short else SENTENCE
     if match["paragraph"] is None:
         return CLAUSE
-    before = text[max(0, match.start() - 2) : match.start()].rstrip("\r")
-    after = text[match.end() : match.end() + 1]
-    return LINE if before[-1:] in _LINE_ENDS or after in _LINE_STARTS else SOFT_LINE
+    before = text[max(0, match.start() - 2) : match.start()].rstrip("\r")[-1:]
+    if before in _INTRODUCING:
+        return SOFT_LINE
+    return LINE if before in _LINE_ENDS or text[match.end() : match.end() + 1] in _LINE_STARTS else SOFT_LINE
+
+
+def _between_paragraphs(text: str, end: int, start: int, empty_lines: int) -> int:
+    """Strength of the boundary between a paragraph that ends there and one that starts here.
+
+    Code is indented where it belongs to what is above, and so are the further paragraphs of a list's item.
+    """
+    line = text.rfind("\n", 0, end) + 1
+    last = text[max(line, end - _LABEL_LENGTH) : end].strip("*_ \t\r")
+    if last.endswith((":", "：")) or (text[max(0, line - 2) : line] in ("", "\n\n") and _LABEL.fullmatch(last)):
+        return INTRODUCED
+    indent = _INDENT.match(text, start)
+    width = len(indent[0].expandtabs(4)) if indent else 0
+    return max(INTRODUCED, BLOCK - width // 2) + (empty_lines > 1)
 
 
 def _pre_cut(text: str, atom: Atom, end: int, longest: int) -> Iterator[Atom]:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
-from pipeline.ingestion.boundaries import BROKEN, WORD, Atom, atoms, level_at, split_atom
+from pipeline.ingestion.boundaries import BROKEN, CLAUSE, PARAGRAPH, SENTENCE, WORD, Atom, atoms, level_at, split_atom
 from pipeline.ingestion.counting import CHARACTERS_PER_TOKEN, by_length, weigh
 from pipeline.ingestion.language import language
-from pipeline.ingestion.markdown import Section, sections
+from pipeline.ingestion.markdown import Section, Table, fences, sections, tables
 from pipeline.text import well_formed
 from pipeline.types import Chunk, Document
 from pipeline.windows import without_limits
@@ -27,6 +27,8 @@ from pipeline.windows import without_limits
 MIN_CHUNK_TOKENS = 16
 # A section of less than this share of a chunk is put together with its neighbours.
 _SMALL_SECTION = 4
+# A table's head of more than this share of a chunk is not repeated.
+_LONG_HEAD = 4
 _CHUNKS_AT_ONCE = 256
 # Between a web page's heading and the name of its site: signs that stand apart, or are not part of any word.
 _SEPARATED = re.compile(r"\s*[|–—·•»«｜－＿：]|\s[-_:]|[-_:]\s|(?<=[^\x00-\x7f])[-_:]")
@@ -49,6 +51,14 @@ class _Span:
     start: int
     end: int
     title: str
+    head: str = ""
+    """Header and rule of the table that it begins inside of, to be put before it."""
+
+    def in_full(self, text: str) -> str:
+        return f"{self.title}\n{self.chunk(text)}".removeprefix("\n")
+
+    def chunk(self, text: str) -> str:
+        return self.head + text[self.start : self.end]
 
 
 class Chunker:
@@ -56,7 +66,9 @@ class Chunker:
 
     A chunk's title (document title and headings, joined by " > ") and text together are at most ``chunk_tokens`` tokens
     of ``tokenizer``, without special tokens; the text may always take half of them, and a title longer than the other
-    half is cut. Neighbouring chunks of a section share up to ``overlap`` tokens, in whole clauses.
+    half is cut. Neighbouring chunks of a section share up to ``overlap`` tokens, in whole sentences, lines or
+    paragraphs, and nothing where none of these fits. A chunk that goes on with a Markdown table has the table's header
+    above its rows: nothing else tells what is in its columns.
 
     Raises:
         SettingsError: ``chunk_tokens`` is below 16, or ``overlap`` is negative or not less than half of it.
@@ -90,7 +102,7 @@ class Chunker:
                 content_hash=content_hash,
                 index=index,
                 count=len(spans),
-                text=text[span.start : span.end],
+                text=span.chunk(text),
                 title=span.title,
                 source=document.source,
                 metadata=_with_page(metadata, document.page_starts, span.start),
@@ -111,7 +123,7 @@ class Chunker:
         span = _trimmed(text, _Span(0, len(text), self._title([name]).text if name else ""))
         if span is None:
             return []
-        full = f"{span.title}\n{text[span.start : span.end]}".removeprefix("\n")
+        full = span.in_full(text)
         return [span] if len(self._tokenizer.encode(full, add_special_tokens=False)) <= self.chunk_tokens else []
 
     def _spans(self, document: Document, text: str) -> Iterator[_Span]:
@@ -128,6 +140,10 @@ class Chunker:
 
         pieces = _cut_at(atoms(text, longest=CHARACTERS_PER_TOKEN * self.chunk_tokens // 2), parts)
         weights = weigh(self._tokenizer, text, pieces)
+        heads = list(tables(text)) if document.markdown and "|" in text else []
+        if document.markdown:
+            _keep(pieces, [(start, end, PARAGRAPH) for start, end in fences(text)])
+            _keep(pieces, [(head.start, head.body + 1, CLAUSE) for head in heads])
         firsts = [bisect_left(pieces, part.start, key=_start) for part in parts] + [len(pieces)]
         sizes = [sum(weights[low:high]) for low, high in pairwise(firsts)]
 
@@ -137,7 +153,7 @@ class Chunker:
             low, high = firsts[index], firsts[following]
             end = pieces[high].start if high < len(pieces) else len(text)
             heading = title(path)
-            yield from self._pack(text, pieces[low:high], weights[low:high], end, heading)
+            yield from self._pack(text, pieces[low:high], weights[low:high], end, heading, heads)
             index = following
 
     def _together(
@@ -160,7 +176,9 @@ class Chunker:
             following += 1
         return following, path
 
-    def _pack(self, text: str, pieces: list[Atom], weights: list[int], end: int, title: _Title) -> Iterator[_Span]:
+    def _pack(
+        self, text: str, pieces: list[Atom], weights: list[int], end: int, title: _Title, heads: Sequence[Table]
+    ) -> Iterator[_Span]:
         """Fills chunks with the pieces of a section; each ends at the strongest boundary of its second half."""
         capacity = self.chunk_tokens - title.tokens
         pieces, weights = self._split_long(text, pieces, weights, end, capacity)
@@ -169,27 +187,32 @@ class Chunker:
         count = len(pieces)
         start, done = 0, 0
         while done < count:
+            head = self._head(text, places[start], heads)
+            room = capacity - head.tokens
             left = total[count] - total[start]
-            if left <= capacity:
+            if left <= room:
                 stop = count
             else:
                 # What is left for the last chunk shall not be a mere crumb.
-                limit = total[start] + min(capacity, left - capacity // 4)
+                limit = total[start] + min(room, left - room // 4)
                 stop = max(done + 1, bisect_right(total, limit) - 1)
-                fair = max(done + 1, bisect_left(total, total[start] + capacity // 2))
+                fair = max(done + 1, bisect_left(total, total[start] + room // 2))
                 stop = max(range(min(fair, stop), stop + 1), key=lambda i: (pieces[i].level if i < count else 0, i))
-            yield _Span(places[start], places[stop], title.text)
+            yield _Span(places[start], places[stop], title.text, head.text)
             done = stop
             start = self._overlapping(pieces, total, done, capacity) if done < count else done
 
     def _overlapping(self, pieces: list[Atom], total: list[int], done: int, capacity: int) -> int:
         """The piece that the next chunk begins with, ``done`` itself or one before it.
 
-        Of those within the overlap it is the one behind the strongest boundary, and of equals the earliest.
+        Of those within the overlap it is the one behind the strongest boundary, and of equals the earliest. It is none
+        inside a sentence, nor weaker than where the chunk before ends: the rest of a row or record would be taken for
+        the beginning of what follows.
         """
         room = min(self.overlap, capacity - (total[done + 1] - total[done]))
         earliest = bisect_left(total, total[done] - room)
-        starts = [i for i in range(max(1, earliest), done) if pieces[i].level >= WORD]
+        least = max(SENTENCE, pieces[done].level)
+        starts = [i for i in range(max(1, earliest), done) if pieces[i].level >= least]
         return max(starts, key=lambda i: (pieces[i].level, -i), default=done)
 
     def _split_long(
@@ -213,6 +236,15 @@ class Chunker:
                 for (part, count), bound in zip(parts, bounds, strict=True)
             )
         return [piece for piece, _ in result], [weight for _, weight in result]
+
+    def _head(self, text: str, place: int, heads: Sequence[Table]) -> _Title:
+        """What a chunk that begins there begins with: the head of the table of which it is a row, if it is not long."""
+        index = bisect_right(heads, place, key=_body) - 1
+        if index < 0 or place >= heads[index].end or text[place - 1] != "\n":
+            return _Title("", 0)
+        head = text[heads[index].start : heads[index].body]
+        tokens = max(len(self._tokenizer.encode(head, add_special_tokens=False)), by_length(len(head))) + 1
+        return _Title(head, tokens) if tokens <= self.chunk_tokens // _LONG_HEAD else _Title("", 0)
 
     # ------------------------------------------------------------ counting
 
@@ -240,14 +272,14 @@ class Chunker:
         """
         for i in range(0, len(spans), _CHUNKS_AT_ONCE):
             some = [span for span in (_trimmed(text, span) for span in spans[i : i + _CHUNKS_AT_ONCE]) if span]
-            full = [f"{span.title}\n{text[span.start : span.end]}".removeprefix("\n") for span in some]
+            full = [span.in_full(text) for span in some]
             encodings = self._tokenizer.encode_batch_fast(full, add_special_tokens=False)
             for span, encoding in zip(some, encodings, strict=True):
                 if len(encoding) <= self.chunk_tokens or span.end - span.start < 2:
                     yield span
                 else:
                     middle = _middle(text, span.start, span.end)
-                    halves = [_Span(span.start, middle, span.title), _Span(middle, span.end, span.title)]
+                    halves = [replace(span, end=middle), _Span(middle, span.end, span.title)]
                     yield from self._fit(text, halves)
 
 
@@ -279,6 +311,17 @@ def _start(atom: Atom) -> int:
     return atom.start
 
 
+def _body(table: Table) -> int:
+    return table.body
+
+
+def _keep(pieces: list[Atom], blocks: Sequence[tuple[int, int, int]]) -> None:
+    """Boundaries between the begin and the end of a block are at most as strong as it says."""
+    for start, end, most in blocks:
+        low, high = bisect_right(pieces, start, key=_start), bisect_left(pieces, end, key=_start)
+        pieces[low:high] = [Atom(piece.start, min(piece.level, most)) for piece in pieces[low:high]]
+
+
 def _cut_at(pieces: list[Atom], parts: Sequence[Section]) -> list[Atom]:
     """The pieces with a boundary at each section's start, where clauses did not give one."""
     known = {piece.start for piece in pieces}
@@ -303,7 +346,7 @@ def _trimmed(text: str, span: _Span) -> _Span | None:
     indent = text.rfind("\n", span.start, start) + 1 or span.start
     if not text[indent:start].strip(" \t"):
         start = indent
-    return _Span(start, span.start + len(piece.rstrip()), span.title)
+    return replace(span, start=start, end=span.start + len(piece.rstrip()))
 
 
 def _middle(text: str, start: int, end: int) -> int:

@@ -12,6 +12,7 @@ MARKDOWN = frozenset({".md", ".markdown", ".mdown", ".mkd", ".mdx"})
 HTML = frozenset({".html", ".htm", ".xhtml"})
 LINES = frozenset({".jsonl", ".ndjson"})
 TABLES = frozenset({".csv", ".tsv"})
+SHEETS = frozenset({"xlsx", "xls", "ods"})
 #: Texts that are written for programs and have to be extracted: known by their names alone.
 BY_NAME = {**dict.fromkeys(HTML, "html"), ".eml": "eml"}
 

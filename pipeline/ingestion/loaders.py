@@ -17,7 +17,7 @@ from pipeline.ingestion.extract import clean, extract
 from pipeline.ingestion.frontmatter import split_front_matter
 from pipeline.ingestion.jsonl import read_jsonl
 from pipeline.ingestion.markdown import first_heading
-from pipeline.ingestion.structured import json_text, notebook_markdown, table_text
+from pipeline.ingestion.structured import json_text, notebook_markdown, sheet_text, table_text
 from pipeline.reports import Failure, NoText
 from pipeline.text import printable, title_of_path
 from pipeline.types import Document
@@ -195,6 +195,8 @@ def _document(path: Path, source: str, data: bytes, modified: str) -> Document:
     if kind is not None:
         found = extract(kind, data)
         title, text, page_starts = found.title, found.text, found.page_starts
+        if kind in kinds.SHEETS:
+            text = sheet_text(text)
         metadata |= found.metadata
         markdown = True
     else:

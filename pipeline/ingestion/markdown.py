@@ -22,6 +22,10 @@ _LINK = re.compile(r"!?\[([^\[\]]*)\](?:\([^()\s]*(?:\s[^()]*)?\)|\[[^\[\]]*\])"
 _EMPHASIS = re.compile(r"(\*\*|__|\*|`+|~~)(?=\S)(.+?)(?<=\S)\1")
 _ANCHOR = re.compile(r"[ \t]*\{[#.:][^{}]*\}[ \t]*$")
 _ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
+_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
+# The first two lines of a table whose lines begin with "|", and all that follow.
+_TABLE_HEAD = re.compile(r"^[ \t]*\|[^\n]*\n[ \t]*\|[ \t]*:?-[-:| \t\r]*\n(?=[ \t]*\|)", re.MULTILINE)
+_ROWS = re.compile(r"(?:[ \t]*\|[^\n]*(?:\n|\Z))*+")
 _MAX_UNDERLINED = 200
 """Characters of the longest line that an underline makes a heading; a longer one is a paragraph above a rule."""
 
@@ -39,6 +43,15 @@ class Section:
     """1-6; 0 for text before the first heading."""
     path: tuple[str, ...]
     """Headings above the text, its own included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Where a table's header begins, its first row (the rule is above it), and what follows the last one."""
+
+    start: int
+    body: int
+    end: int
 
 
 def sections(text: str) -> list[Section]:
@@ -67,6 +80,28 @@ def sections(text: str) -> list[Section]:
 def first_heading(text: str) -> str:
     """The first heading of level 1, or an empty string."""
     return next((title for _, _, level, title in _headings(text) if level == 1), "")
+
+
+def fences(text: str) -> Iterator[tuple[int, int]]:
+    """Begin and end of each fenced block of code; one that is never closed runs to the end."""
+    opened: re.Match[str] | None = None
+    for match in _FENCE.finditer(text):
+        if opened is None:
+            opened = match if match[1][0] == "~" or "`" not in match[2] else None
+        elif match[1].startswith(opened[1]) and not match[2].strip():
+            yield opened.start(), match.end()
+            opened = None
+    if opened is not None:
+        yield opened.start(), len(text)
+
+
+def tables(text: str) -> Iterator[Table]:
+    """The tables whose lines begin with "|"."""
+    end = 0
+    while head := _TABLE_HEAD.search(text, end):
+        rows = _ROWS.match(text, head.end())
+        end = rows.end() if rows else head.end()
+        yield Table(head.start(), head.end(), end)
 
 
 def _headings(text: str) -> Iterator[tuple[int, int, int, str]]:

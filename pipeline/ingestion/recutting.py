@@ -3,10 +3,11 @@
 What is stored of a document are its chunks: each a piece of the text without the white space around it, under a title
 of document title and headings, and neighbours may share some of it. So the text comes back up to the following:
 
+- The head of a table, which each of its chunks begins with, is there once.
 - Chunks that share text are put together where they do. What repeats itself exactly at that place (``la la la``) may
   come back with one repetition less, but each stored chunk is there as it was.
-- Chunks that share none are put on lines of their own: which white space stood between them is not stored, nor that
-  there was none, as in Chinese.
+- Chunks that share none become paragraphs of their own, as most of them were (two rows of a table stay below each
+  other): which white space stood between them is not stored, nor that there was none, as in Chinese.
 - Chunks of different titles are not put together: what was cut at a heading stays cut there.
 - A chunk's metadata (its page) is that of the stored chunk that it begins in.
 """
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer
 
 from pipeline.ingestion.boundaries import WORD, level_at
 from pipeline.ingestion.chunking import Chunker
+from pipeline.ingestion.markdown import tables
 from pipeline.types import Chunk, Document
 
 
@@ -53,12 +55,29 @@ def put_together(texts: Sequence[str], *, overlapping: bool) -> tuple[str, list[
     """The text that these pieces were cut from, and where each of them begins in it."""
     parts, starts, length = [texts[0]], [0], len(texts[0])
     for before, text in pairwise(texts):
+        text = _without_head(before, text)
         shared = _shared(before, text) if overlapping else 0
-        added = text[shared:] if shared else f"\n{text}"
+        added = text[shared:] if shared else f"{_between(before, text)}{text}"
         parts.append(added)
         length += len(added)
         starts.append(length - len(text))
     return "".join(parts), starts
+
+
+def _without_head(before: str, after: str) -> str:
+    """A chunk without the head of the table that it goes on with."""
+    table = next(tables(after), None) if _row(before.rpartition("\n")[2]) and _row(after) else None
+    if table is None or table.start or after[: table.body] not in before:
+        return after
+    return after[table.body :]
+
+
+def _row(line: str) -> bool:
+    return line.lstrip(" \t").startswith("|")
+
+
+def _between(before: str, after: str) -> str:
+    return "\n" if _row(before.rpartition("\n")[2]) and _row(after) else "\n\n"
 
 
 def _shared(before: str, after: str) -> int:

@@ -6,10 +6,15 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
+
+from pipeline.ingestion.markdown import tables
 
 _SAMPLE = 5_000
 _DELIMITERS = ",\t;|"
+# What separates the cells of a Markdown table.
+_CELLS = re.compile(r"(?<!\\)\|")
 # Numbers and dates with a letter in them.
 _LETTERED = re.compile(
     r"[+-]?[\d.,]+e[+-]?\d+|\d+-\d+-\d+t[\d:.]+(?:z|[+-][\d:]+)?|[\d:/. -]+[ap]m|\d+年\d+月\d+日[\d: ]*", re.IGNORECASE
@@ -31,6 +36,23 @@ def table_text(text: str) -> str:
     rows = [row for row in rows if any(row)]
     if len(rows) < 2 or not _is_header(rows[0]):
         return text
+    return _records(rows)
+
+
+def sheet_text(text: str) -> str:
+    """The Markdown of a spreadsheet with the rows of its tables as those of :func:`table_text`."""
+    parts: list[str] = []
+    done = 0
+    for table in tables(text):
+        rows = [_CELLS.split(line.strip())[1:-1] for line in text[table.start : table.end].splitlines()]
+        rows = [row for row in ([cell.strip() for cell in row] for row in (rows[0], *rows[2:])) if any(row)]
+        if len(rows) > 1 and _is_header(rows[0]):
+            parts += [text[done : table.start], _records(rows), "\n"]
+            done = table.end
+    return "".join([*parts, text[done:]])
+
+
+def _records(rows: Sequence[Sequence[str]]) -> str:
     header = rows[0]
     return "\n\n".join(
         "; ".join(f"{header[i]}: {cell}" if i < len(header) else cell for i, cell in enumerate(row) if cell)

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.message import EmailMessage
 from itertools import pairwise
 from pathlib import Path
@@ -86,12 +86,12 @@ def pptx(*slides: tuple[str, ...]) -> bytes:
     return office("ppt/presentation.xml", "slide", parts, relations)
 
 
-def xlsx() -> bytes:
+def xlsx(table: Sequence[Sequence[str]] = ((ENGLISH,), (CHINESE,))) -> bytes:
     s = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-    cells = "".join(f'<c r="A{i}" t="inlineStr"><is><t>{t}</t></is></c>' for i, t in enumerate((ENGLISH, CHINESE), 1))
-    rows = "".join(
-        f'<row r="{i}">{cell}</row>' for i, cell in enumerate(cells.replace("</c>", "</c>\n").split("\n"), 1)
-    )
+    rows = ""
+    for i, row in enumerate(table, 1):
+        cells = (f'<c r="{"ABC"[k]}{i}" t="inlineStr"><is><t>{t}</t></is></c>' for k, t in enumerate(row))
+        rows += f'<row r="{i}">{"".join(cells)}</row>'
     sheet = f"<worksheet {s}><sheetData>{rows}</sheetData></worksheet>"
     book = f'<workbook {s} xmlns:r="{_OFFICE}"><sheets><sheet name="One" sheetId="1" r:id="r2"/></sheets></workbook>'
     parts = {
@@ -743,6 +743,26 @@ def test_an_archive_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path) ->
         packed.writestr("word/document.xml", "<x/>")
         packed.infolist()[0].file_size = 3_000_000_000
     assert "unpacks to more than 1 GB" == why(tmp_path / "bomb.docx")
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        (
+            [("Host", "RAM GB", "备注"), ("node-1", "1024", "a|b"), ("node-2", "512", "")],
+            "Host: node-1; RAM GB: 1024; 备注: a\\|b\n\nHost: node-2; RAM GB: 512\n",
+        ),
+        (
+            [("Sales of 2024", "", ""), ("Name", "Q1", "Q2")],
+            "| Sales of 2024 |  |  |\n| --- | --- | --- |\n| Name | Q1 | Q2 |\n",
+        ),
+    ],
+    ids=["header", "no header"],
+)
+def test_a_row_of_a_sheet_says_what_its_cells_are(table: list[tuple[str, ...]], text: str, tmp_path: Path) -> None:
+    """As a row of a CSV file does; where the first row does not name the columns they stay in a table."""
+    (tmp_path / "t.xlsx").write_bytes(xlsx(table))
+    assert f"## One\n\n{text}" == one(tmp_path / "t.xlsx").text
 
 
 @pytest.mark.parametrize("make", [docx, pptx, xlsx, epub, html, pdf], ids=lambda make: make.__name__)

@@ -2,6 +2,7 @@ import random
 import threading
 from collections.abc import Sequence
 from itertools import pairwise
+from textwrap import indent
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, models
 
 from pipeline.errors import SettingsError
 from pipeline.ingestion.chunking import Chunker
+from pipeline.ingestion.recutting import put_together
 from pipeline.types import Chunk, Document
 from tests.fakes import word_tokenizer
 
@@ -290,8 +292,8 @@ def test_the_last_chunk_is_no_crumb() -> None:
     assert min(sizes) >= 7
 
 
-def test_neighbours_overlap_in_whole_sentences_or_clauses() -> None:
-    """The overlap begins behind a sentence where one fits, and is no longer than asked for."""
+def test_neighbours_overlap_in_whole_sentences() -> None:
+    """The overlap begins behind a sentence, and is no longer than asked for."""
     chunks = texts(cut(sentences(30), chunk_tokens=40, overlap=10))
     for before, after in pairwise(chunks):
         shared = next(n for n in range(len(after), -1, -1) if before.endswith(after[:n]))
@@ -299,10 +301,92 @@ def test_neighbours_overlap_in_whole_sentences_or_clauses() -> None:
         assert after.startswith("Sentence")
 
 
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "id: {i}; name: a name, 或者名字; note: One thing. Another thing; price: {i}0\n\n",
+        "| row {i} | a name, 或者名字 | One thing. Another thing | {i}0 |\n",
+        "    call_{i}(name, other, *those, One. Two, number={i}, more, and, more, of, them)\n",
+        "句子{i}，分句，另一个分句，以及许多别的分句，还有更多的分句，一直到最后一个分句。",
+    ],
+    ids=["record", "row", "code", "Chinese"],
+)
+def test_no_overlap_begins_inside_what_belongs_together(unit: str) -> None:
+    """The rest of a record would be taken for the beginning of the next one: rather share nothing."""
+    units = [unit.format(i=i).strip() for i in range(10, 40)]
+    size = tokens(units[0])
+    for overlap in (size - 1, size + 1):
+        chunks = texts(cut("".join(unit.format(i=i) for i in range(10, 40)), chunk_tokens=3 * size, overlap=overlap))
+        assert len(chunks) > 9
+        assert [] == [chunk for chunk in chunks if not any(chunk.lstrip().startswith(unit) for unit in units)]
+        assert (overlap > size) == (sum(map(tokens, chunks)) > sum(map(tokens, units)))
+
+
+def test_code_is_cut_where_it_is_indented_least() -> None:
+    """A function stays whole beside an empty line within the next one, and a class beside one between its methods."""
+    body = "\n".join(f"    call_{i}()" for i in range(5))
+    text = f"def first():\n{body}\n{body}\n\ndef second():\n{body}\n\n{body}\n"
+    assert "def second():" == texts(cut(text, chunk_tokens=96))[1].split("\n")[0]
+    assert "\tdef second():" == texts(cut(indent(text, "\t"), chunk_tokens=96))[1].split("\n")[0]
+    text = f"one\n{body}\n{body}\n\n\ntwo\n{body}\n\nthree\n{body}\n"
+    assert "two" == texts(cut(text, chunk_tokens=96))[1].split("\n")[0]
+
+
+@pytest.mark.parametrize(
+    "line", ["It looks like this:", "如下所示：", "**Note:**", "See also", "第二章", "**Warning**"], ids=str
+)
+def test_what_introduces_goes_with_what_it_introduces(line: str) -> None:
+    """Both may stand at the end of a full chunk: another end of a paragraph is better."""
+    some = " ".join(["word"] * 14) + "."
+    chunks = texts(cut(f"{some}\n\n{some}\n\n{line}\n\n{some}", chunk_tokens=46))
+    assert [f"{some}\n\n{some}", f"{line}\n\n{some}"] == chunks
+
+
+def test_lines_of_code_below_a_paragraph_that_introduces_them_stay_together() -> None:
+    """The worst place for a cut is inside the block, where there are paragraphs beside it."""
+    some = " ".join(["word"] * 12) + "."
+    block = "```\n" + "one()\n\n\ntwo()\n" * 2 + "```"
+    chunks = texts(cut(f"{some}\n\n{some}\n\n{block}\n\n{some}", chunk_tokens=40, markdown=True))
+    assert [f"{some}\n\n{some}", f"{block}\n\n{some}"] == chunks
+    chunks = texts(cut(f"{some} {some}\nSo:\n\n{block}\n\n{some}", chunk_tokens=42, markdown=True))
+    assert [f"{some} {some}\nSo:", f"{block}\n\n{some}"] == chunks
+
+
 def test_an_indent_stays() -> None:
     """The first line of a chunk of code is indented as in the file."""
     text = "def f():\n" + "\n".join(f"    line_{i} = {i}" for i in range(40))
     assert [] == [chunk for chunk in texts(cut(text))[1:] if not chunk.startswith("    line")]
+
+
+# ---------------------------------------------------------------- tables
+
+HEAD = "| Host | RAM GB | 备注 |\n| --- | --- | --- |\n"
+
+
+@pytest.mark.parametrize("overlap", [0, 12])
+def test_every_chunk_of_a_table_begins_with_its_header(overlap: int) -> None:
+    """Nothing else tells what is in its columns; rows are whole, and only those in the table have it."""
+    rows = [f"| node-{i} | 10{i} | 第{i}个 |" for i in range(40)]
+    text = "Some hosts.\n\n" + HEAD + "\n".join(rows) + "\n\n" + sentences(20)
+    chunks = texts(cut(text, chunk_tokens=96, overlap=overlap, markdown=True))
+    inside = [chunk for chunk in chunks if "node-" in chunk]
+    assert len(inside) > 5
+    assert [] == [chunk for chunk in inside[1:] if not chunk.startswith(HEAD)]
+    assert [] == [chunk for chunk in chunks if max(tokens(chunk), chunk.count(HEAD) * 96) > 96]
+    assert [] == [row for chunk in inside for row in chunk.split("\n") if "node-" in row and row not in rows]
+    assert [True] * 40 == [any(row in chunk.split("\n") for chunk in inside) for row in rows]
+    assert text.split() == put_together(chunks, overlapping=overlap > 0)[0].split()
+    assert not any(HEAD in chunk for chunk in texts(cut(text, chunk_tokens=96))[1:])
+
+
+def test_a_tables_head_is_not_cut_and_not_repeated_where_it_is_long() -> None:
+    """A chunk of nothing but headers says nothing, and one that ends with a header says it in vain."""
+    rows = "".join(f"| {i} | {i} | {i} |\n" for i in range(40))
+    for words in range(40, 90):
+        for chunk in texts(cut(" ".join(["word"] * words) + ".\n" + HEAD + rows, chunk_tokens=96, markdown=True)):
+            assert (HEAD.strip() in chunk, False) == ("|" in chunk, chunk.endswith(HEAD.strip()))
+    long = "| " + " | ".join(["column"] * 12) + " |\n| --- |\n"
+    assert 1 == sum("column" in chunk for chunk in texts(cut(long + rows, chunk_tokens=64, markdown=True)))
 
 
 # ---------------------------------------------------------------- headings
@@ -455,6 +539,7 @@ def test_a_tokenizer_whose_counts_do_not_add_up_stays_within_the_limit() -> None
 
 def test_hostile_texts_take_time_in_line_with_their_length() -> None:
     """Any of these in square time would take minutes, which the test's own time limit does not allow."""
-    blocks = ("#\n", "```\n", "-\n", "<!--\n", "a\n-\n", "\n", " ", "a")
+    blocks = ("#\n", "```\n", "-\n", "<!--\n", "a\n-\n", "\n", " ", "a", "|a|\n|-|\n", "```x\n", "a:\n\n")
     for text in ("." * 300_000, *(block * 20_000 + "x" for block in blocks)):
-        assert squeezed(text) == squeezed("".join(texts(cut(text, chunk_tokens=256, markdown=True))))
+        chunks = texts(cut(text, chunk_tokens=256, markdown=True))
+        assert squeezed(text) == squeezed(put_together(chunks, overlapping=False)[0])

@@ -36,9 +36,17 @@ def test_without_overlap_only_white_space_is_lost() -> None:
     assert PROSE.split() == whole.split()
 
 
+def test_chunks_that_share_nothing_are_paragraphs_or_rows() -> None:
+    """Mostly they were cut at an empty line; one between rows would end their table."""
+    records = "\n\n".join(f"id: {n}; name: a name of several words; price: {n}0" for n in range(40))
+    chunks = chunker(48, 8).chunk(Document("d", records))
+    assert (records, True) == (put_together([chunk.text for chunk in chunks], overlapping=True)[0], len(chunks) > 5)
+    assert "a\n| 1 |\n| 2 |\n| 3 |\n\nb" == put_together(["a\n| 1 |", "| 2 |\n| 3 |", "b"], overlapping=False)[0]
+
+
 def test_an_end_that_is_no_overlap_is_kept() -> None:
     """An overlap begins where a word does: the same letters inside one are chance."""
-    assert ("a banana\nanana split", [0, 9]) == put_together(["a banana", "anana split"], overlapping=True)
+    assert ("a banana\n\nanana split", [0, 10]) == put_together(["a banana", "anana split"], overlapping=True)
 
 
 def test_every_stored_chunk_is_in_the_whole() -> None:
