@@ -7,7 +7,7 @@ of document title and headings, and neighbours may share some of it. So the text
 - Chunks that share text are put together where they do. What repeats itself exactly at that place (``la la la``) may
   come back with one repetition less, but each stored chunk is there as it was.
 - Chunks that share none become paragraphs of their own, as most of them were (two rows of a table stay below each
-  other): which white space stood between them is not stored, nor that there was none, as in Chinese.
+  other, sentences go on in their line): which white space stood between them is not stored, nor that there was none.
 - Chunks of different titles are not put together: what was cut at a heading stays cut there.
 - A chunk's metadata (its page) is that of the stored chunk that it begins in.
 """
@@ -77,6 +77,8 @@ def _row(line: str) -> bool:
 
 
 def _between(before: str, after: str) -> str:
+    if "\n" not in before + after and before[-1] in ",;.!?，；、。！？…":
+        return " " if before[-1].isascii() else ""
     return "\n" if _row(before.rpartition("\n")[2]) and _row(after) else "\n\n"
 
 

@@ -41,6 +41,11 @@ def test_chunks_that_share_nothing_are_paragraphs_or_rows() -> None:
     records = "\n\n".join(f"id: {n}; name: a name of several words; price: {n}0" for n in range(40))
     chunks = chunker(48, 8).chunk(Document("d", records))
     assert (records, True) == (put_together([chunk.text for chunk in chunks], overlapping=True)[0], len(chunks) > 5)
+    for text in (PROSE, CHINESE):
+        assert (
+            text
+            == put_together([chunk.text for chunk in chunker(48, 0).chunk(Document("d", text))], overlapping=False)[0]
+        )
     assert "a\n| 1 |\n| 2 |\n| 3 |\n\nb" == put_together(["a\n| 1 |", "| 2 |\n| 3 |", "b"], overlapping=False)[0]
 
 
