@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipeline.errors import SettingsError
-from pipeline.ingestion.boundaries import BROKEN, CLAUSE, PARAGRAPH, SENTENCE, WORD, Atom, atoms, level_at, split_atom
+from pipeline.ingestion.boundaries import BROKEN, CLAUSE, PARAGRAPH, WORD, Atom, atoms, level_at, split_atom
 from pipeline.ingestion.counting import CHARACTERS_PER_TOKEN, by_length, weigh
 from pipeline.ingestion.language import language
 from pipeline.ingestion.markdown import Section, Table, fences, sections, tables
@@ -67,8 +67,8 @@ class Chunker:
     A chunk's title (document title and headings, joined by " > ") and text together are at most ``chunk_tokens`` tokens
     of ``tokenizer``, without special tokens; the text may always take half of them, and a title longer than the other
     half is cut. Neighbouring chunks of a section share up to ``overlap`` tokens, in whole sentences, lines or
-    paragraphs, and nothing where none of these fits. A chunk that goes on with a Markdown table has the table's header
-    above its rows: nothing else tells what is in its columns.
+    paragraphs (words, where a sentence is cut), and nothing where none of these fits. A chunk that goes on with a
+    Markdown table has the table's header above its rows: nothing else tells what is in its columns.
 
     Raises:
         SettingsError: ``chunk_tokens`` is below 16, or ``overlap`` is negative or not less than half of it.
@@ -206,12 +206,12 @@ class Chunker:
         """The piece that the next chunk begins with, ``done`` itself or one before it.
 
         Of those within the overlap it is the one behind the strongest boundary, and of equals the earliest. It is none
-        inside a sentence, nor weaker than where the chunk before ends: the rest of a row or record would be taken for
-        the beginning of what follows.
+        weaker than where the chunk before ends: the rest of a row, a record or a sentence would be taken for the
+        beginning of what follows. Where the cut itself is inside one, what is before it belongs to what is behind.
         """
         room = min(self.overlap, capacity - (total[done + 1] - total[done]))
         earliest = bisect_left(total, total[done] - room)
-        least = max(SENTENCE, pieces[done].level)
+        least = max(WORD, pieces[done].level)
         starts = [i for i in range(max(1, earliest), done) if pieces[i].level >= least]
         return max(starts, key=lambda i: (pieces[i].level, -i), default=done)
 
