@@ -445,7 +445,9 @@ class Pipeline:
         self._check_process()
         if before < 0 or after < 0:
             raise SettingsError(f"before and after are numbers of chunks, not {min(before, after)}")
-        return collection.context(self.store, hit.chunk, before, after, overlapping=self.chunk_overlap > 0)
+        stored = self.store.fingerprint()
+        overlap = self.chunk_overlap if stored is None else stored.chunk_overlap
+        return collection.context(self.store, hit.chunk, before, after, overlapping=overlap > 0)
 
     def delete(self, document_ids: str | Iterable[str] = (), *, where: Where | None = None) -> int:
         """Removes documents by their ids; returns how many of them were there. Unknown ids are no error.

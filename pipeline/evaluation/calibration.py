@@ -43,9 +43,21 @@ class Pairs:
     probability: NDArray[np.float64]
     """The reranker's own probability."""
     relevant: NDArray[np.bool_]
+    repeated: NDArray[np.bool_] | None = None
+    """Chunks of a relevant document beside its best one: hits, but nothing to learn from. None: there are none."""
 
     def __len__(self) -> int:
         return len(self.raw)
+
+    @property
+    def once(self) -> NDArray[np.bool_]:
+        """Which of them are learned from."""
+        return np.ones(len(self), dtype=bool) if self.repeated is None else ~self.repeated
+
+    def only(self, wanted: NDArray[np.bool_]) -> Pairs:
+        """Those of them that are wanted and learned from."""
+        rows = wanted & self.once
+        return Pairs(self.query[rows], self.raw[rows], self.probability[rows], self.relevant[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +74,8 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """As ``rag calibrate --json`` prints it."""
-        relevant, threshold = self.pairs.relevant, self.calibration.threshold
+        once, threshold = self.pairs.once, self.calibration.threshold
+        relevant = self.pairs.relevant[once]
         before, after = (
             precision_recall(self.pairs, probability, (0.5,), self.top_k)[0][1]
             for probability in (self.pairs.probability, self.after)
@@ -75,8 +88,8 @@ class Outcome:
             "relevant_kept": kept[0] if kept else None,
             "file": str(self.path),
             "calibration_error": {
-                "before": calibration_error(self.pairs.probability, relevant),
-                "after": calibration_error(self.after, relevant),
+                "before": calibration_error(self.pairs.probability[once], relevant),
+                "after": calibration_error(self.after[once], relevant),
             },
             "precision_at_half": {"before": before, "after": after},
         }
@@ -126,9 +139,11 @@ def calibrate_dataset(
         )
         pairs = judged_pairs(rag, dataset, say)
     identity = _identity(scorer)
-    if pairs.relevant.sum() < _FEW:
-        say(f"only {pairs.relevant.sum()} relevant candidates: the result is a rough guess (better: {_FEW} and more)")
-    points = fit(pairs, reranker.scale, method)
+    learned = pairs.only(pairs.once)
+    relevant = int(learned.relevant.sum())
+    if relevant < _FEW:
+        say(f"only {relevant} relevant candidates: the result is a rough guess (better: {_FEW} and more)")
+    points = fit(learned, reranker.scale, method)
     after = cross_fitted(pairs, reranker.scale, method)
     calibration = Calibration(
         reranker=identity,
@@ -136,8 +151,8 @@ def calibrate_dataset(
         points=points,
         dataset=dataset.name,
         queries=len(dataset.queries),
-        pairs=len(pairs),
-        relevant=int(pairs.relevant.sum()),
+        pairs=len(learned),
+        relevant=relevant,
         threshold=lowest_threshold(pairs, after, precision, settings.top_k),
         precision=precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -156,8 +171,8 @@ def _identity(scorer: Scorer) -> str:
 
 
 def judged_pairs(rag: Pipeline, dataset: Dataset, say: Callable[[str], None]) -> Pairs:
-    """All candidates of all queries with their scores; of a relevant document only the best chunk, the one meant."""
-    rows: list[tuple[int, float, float, bool]] = []
+    """All candidates of all queries with their scores; of a relevant document the best chunk is the one meant."""
+    rows: list[tuple[int, float, float, bool, bool]] = []
     for number, (id_, text) in enumerate(dataset.queries.items()):
         if number and number % 100 == 0:
             say(f"{number} of {len(dataset.queries)} queries")
@@ -169,10 +184,15 @@ def judged_pairs(rag: Pipeline, dataset: Dataset, say: Callable[[str], None]) ->
                 best[document] = place
         for place, (score, document) in enumerate(judged):
             relevant = grades.get(document, 0) > 0
-            if not relevant or best[document] == place:
-                rows.append((number, score.raw, score.probability, relevant))
-    queries, raw, probability, marks = zip(*rows, strict=True) if rows else ((), (), (), ())
-    pairs = Pairs(np.array(queries), np.array(raw), np.array(probability), np.array(marks, dtype=bool))
+            rows.append((number, score.raw, score.probability, relevant, relevant and best[document] != place))
+    queries, raw, probability, marks, again = zip(*rows, strict=True) if rows else ((), (), (), (), ())
+    pairs = Pairs(
+        np.array(queries),
+        np.array(raw),
+        np.array(probability),
+        np.array(marks, dtype=bool),
+        np.array(again, dtype=bool),
+    )
     if not pairs.relevant.any() or pairs.relevant.all():
         raise SettingsError(
             f"{dataset.name}: {'no' if len(pairs) == 0 or not pairs.relevant.any() else 'every'} candidate is "
@@ -222,8 +242,7 @@ def cross_fitted(pairs: Pairs, scale: ScoreScale, method: Method) -> NDArray[np.
     after = np.empty(len(pairs))
     for half in (0, 1):
         mine = pairs.query % 2 == half
-        others = Pairs(*(column[~mine] for column in (pairs.query, pairs.raw, pairs.probability, pairs.relevant)))
-        points = _fit_of_half(others, pairs, scale, method)
+        points = _fit_of_half(pairs.only(~mine), pairs.only(pairs.once), scale, method)
         mapped = replace(_NO_CALIBRATION, method=method, points=points)
         after[mine] = [mapped.probability(raw, scale) for raw in pairs.raw[mine].tolist()]
     return after

@@ -21,7 +21,7 @@ _BESIDE_CJK = re.compile(
 # A name with a folder and any ending, or one with the ending of a document. What an answer may be, such as "TCP/IP",
 # "km/h", an address or "settings.json", is neither.
 _PATH = re.compile(
-    r"(?!\w+://)(\S*[/\\]\S*\.[a-z]\w{0,7}|\S+\.(md|markdown|txt|rst|html?|pdf|docx?|pptx?|xlsx?|epub|eml|jsonl))",
+    r"(?!\w+://|www\.)(\S*[/\\]\S*\.[a-z][a-z0-9_]{0,7}|\S+\.(md|markdown|txt|rst|html?|pdf|docx?|pptx?|xlsx?|epub|eml|jsonl))",
     re.IGNORECASE,
 )
 # An answer that so many documents have, at least, and this share of all, says little.

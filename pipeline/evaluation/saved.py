@@ -163,7 +163,7 @@ def compare(a: SavedRun, b: SavedRun) -> dict[str, Any]:
         "made": {
             name: [run.made.get(name) for run in (a, b)]
             for name in {**a.made, **b.made}
-            if a.made.get(name) != b.made.get(name)
+            if name != "at" and a.made.get(name) != b.made.get(name)
         },
         "difference": differences,
         "better": sum(change > 0 for change in changes.values()),

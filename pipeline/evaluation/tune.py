@@ -183,8 +183,9 @@ def choose(trials: Sequence[Trial], ids: Sequence[str], *, budget_ms: float, met
     def but_for_alpha(trial: Trial) -> tuple[int, RunSpec]:
         return trial.chunk_tokens, replace(trial.run.spec, alpha=None)
 
-    weights = {trial.run.alpha: trial for trial in within if but_for_alpha(trial) == but_for_alpha(best)}
-    as_set = [weight for weight, one in weights.items() if one.run.spec.alpha == trials[0].run.spec.alpha]
+    alike = [trial for trial in within if but_for_alpha(trial) == but_for_alpha(best)]
+    weights = {trial.run.alpha: trial for trial in alike}
+    as_set = [trial.run.alpha for trial in alike if trial.run.spec.alpha == trials[0].run.spec.alpha]
     values = {
         weight: [one.run.values[metric][id_] for id_ in ids] for weight, one in weights.items() if weight is not None
     }

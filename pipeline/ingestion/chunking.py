@@ -33,7 +33,6 @@ _CHUNKS_AT_ONCE = 256
 # Between a web page's heading and the name of its site: signs that stand apart, or are not part of any word.
 _SEPARATED = re.compile(r"\s*[|–—·•»«｜－＿：]|\s[-_:]|[-_:]\s|(?<=[^\x00-\x7f])[-_:]")
 _SEPARATED_BEFORE = re.compile(r"[|–—·•»«｜－＿：_:-]\s*$")
-_COLONS = frozenset(":：")
 # Bytes that a token of English or Chinese has at most, most of the time.
 _SHORT_BYTES = 4
 
@@ -129,20 +128,22 @@ class Chunker:
     def _spans(self, document: Document, text: str) -> Iterator[_Span]:
         """Chunks as the counts of the first pass suggest."""
         parts = sections(text) if document.markdown else [Section(0, 0, ())]
-        name, heading_of_name = _name_and_heading(_name(document), parts)
+        name = _name(document)
+        said = _heading_in(name, parts)
         titles: dict[tuple[str, ...], _Title] = {}
 
         def title(path: tuple[str, ...]) -> _Title:
             if path not in titles:
-                own = path[1:] if path[:1] == (heading_of_name,) else path
+                own = path[1:] if path[:1] == (said,) else path
                 titles[path] = self._title([name, *own] if name else list(own))
             return titles[path]
 
         pieces = _cut_at(atoms(text, longest=CHARACTERS_PER_TOKEN * self.chunk_tokens // 2), parts)
         weights = weigh(self._tokenizer, text, pieces)
-        heads = list(tables(text)) if document.markdown and "|" in text else []
+        heads = list(tables(text)) if "|" in text else []
         if document.markdown:
             _keep(pieces, [(start, end, PARAGRAPH) for start, end in fences(text)])
+        if heads:
             _keep(pieces, [(head.start, head.body + 1, CLAUSE) for head in heads])
         firsts = [bisect_left(pieces, part.start, key=_start) for part in parts] + [len(pieces)]
         sizes = [sum(weights[low:high]) for low, high in pairwise(firsts)]
@@ -200,7 +201,9 @@ class Chunker:
                 stop = max(range(min(fair, stop), stop + 1), key=lambda i: (pieces[i].level if i < count else 0, i))
             yield _Span(places[start], places[stop], title.text, head.text)
             done = stop
-            start = self._overlapping(pieces, total, done, capacity) if done < count else done
+            if done < count:
+                room = capacity - self._head(text, places[done], heads).tokens
+                start = self._overlapping(pieces, total, done, room)
 
     def _overlapping(self, pieces: list[Atom], total: list[int], done: int, capacity: int) -> int:
         """The piece that the next chunk begins with, ``done`` itself or one before it.
@@ -241,6 +244,8 @@ class Chunker:
         """What a chunk that begins there begins with: the head of the table of which it is a row, if it is not long."""
         index = bisect_right(heads, place, key=_body) - 1
         if index < 0 or place >= heads[index].end or text[place - 1] != "\n":
+            return _Title("", 0)
+        if by_length(heads[index].body - heads[index].start) > self.chunk_tokens // _LONG_HEAD:
             return _Title("", 0)
         head = text[heads[index].start : heads[index].body]
         tokens = max(len(self._tokenizer.encode(head, add_special_tokens=False)), by_length(len(head))) + 1
@@ -291,20 +296,19 @@ def _name(document: Document) -> str:
     return " ".join(well_formed(document.title).split())
 
 
-def _name_and_heading(name: str, parts: Sequence[Section]) -> tuple[str, str]:
-    """A document's title, and the heading at the top of its text that says the same, so that none says it twice.
+def _heading_in(name: str, parts: Sequence[Section]) -> str:
+    """The main heading that a document's title says, too, alone or beside the name of a site; empty if none is.
 
-    Titles of web pages have that of the site beside the heading: where they begin with the heading, it is enough. Where
-    they end with it, they stay, as do the words behind a colon: these may say more than the heading.
+    In the titles of the chunks it is left out: they would say it twice.
     """
     folded = name.casefold()
     for heading in dict.fromkeys(part.path[0] for part in parts if part.path):
         start = heading.casefold()
-        if folded == start or (folded.endswith(start) and _SEPARATED_BEFORE.search(folded[: -len(start)])):
-            return name, heading
-        if folded.startswith(start) and (found := _SEPARATED.match(folded, len(start))):
-            return name if found[0].strip() in _COLONS else heading, heading
-    return name, ""
+        if folded.startswith(start) and (folded == start or _SEPARATED.match(folded, len(start))):
+            return heading
+        if folded.endswith(start) and _SEPARATED_BEFORE.search(folded[: -len(start)]):
+            return heading
+    return ""
 
 
 def _start(atom: Atom) -> int:

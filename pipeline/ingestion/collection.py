@@ -157,7 +157,7 @@ def delete_where(store: Store, where: Where, embed: Embed) -> int:
         raise SettingsError(
             f"a delete with where={where!r} would remove everything: say what the metadata are of what shall go"
         )
-    for key in ("source", "document_id", "file_name"):
+    for key in ("source", "document_id", "file_name", '"file_name"'):
         if any(key in one for one in asked):  # of files with equal content one has it, and the others would go, too
             raise SettingsError(
                 f"delete(where=...) is by metadata, not by {key}: give the ids themselves, delete([...])"

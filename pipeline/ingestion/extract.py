@@ -296,8 +296,11 @@ def _page(data: bytes) -> tuple[str, bytes]:
     title = " ".join(html.unescape(match[1]).split()) if match else ""
     body = _HEAD.sub("", page)
     content = content_of(body)
-    if not title and not _HEADING.search(content):
-        title = _first_heading(body)
+    if not _HEADING.search(content) and (heading := _first_heading(body)):
+        if not title:
+            title = heading
+        elif heading.casefold() not in title.casefold():
+            content = f"<h1>{html.escape(heading)}</h1>\n{content}"
     return title, _without_local_links(_join_source_lines(content)).encode("utf-8", "replace")
 
 

@@ -104,6 +104,11 @@ def tables(text: str) -> Iterator[Table]:
         yield Table(head.start(), head.end(), end)
 
 
+def unescaped(text: str) -> str:
+    """Without the backslashes that make signs plain text."""
+    return _ESCAPE.sub(r"\1", text)
+
+
 def _headings(text: str) -> Iterator[tuple[int, int, int, str]]:
     """Headings as (start, end, level, title)."""
     position = _front_matter_end(text)
@@ -149,4 +154,4 @@ def plain(heading: str) -> str:
     heading = _ANCHOR.sub("", heading)
     heading = _LINK.sub(r"\1", heading)
     heading = _EMPHASIS.sub(r"\2", _EMPHASIS.sub(r"\2", heading))
-    return " ".join(_ESCAPE.sub(r"\1", heading).split())
+    return " ".join(unescaped(heading).split())

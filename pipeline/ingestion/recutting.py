@@ -6,8 +6,9 @@ of document title and headings, and neighbours may share some of it. So the text
 - The head of a table, which each of its chunks begins with, is there once.
 - Chunks that share text are put together where they do. What repeats itself exactly at that place (``la la la``) may
   come back with one repetition less, but each stored chunk is there as it was.
-- Chunks that share none become paragraphs of their own, as most of them were (two rows of a table stay below each
-  other, sentences go on in their line): which white space stood between them is not stored, nor that there was none.
+- What stood between chunks that share none is not stored. They become paragraphs of their own where one of them has
+  several, go on in their line where they are of one line each and the first ends as a sentence or clause does, and
+  else stand on lines of their own.
 - Chunks of different titles are not put together: what was cut at a heading stays cut there.
 - A chunk's metadata (its page) is that of the stored chunk that it begins in.
 """
@@ -54,8 +55,12 @@ def recut(chunks: Sequence[Chunk], chunker: Chunker, *, overlapping: bool) -> li
 def put_together(texts: Sequence[str], *, overlapping: bool) -> tuple[str, list[int]]:
     """The text that these pieces were cut from, and where each of them begins in it."""
     parts, starts, length = [texts[0]], [0], len(texts[0])
+    head = _last_head(texts[0])
     for before, text in pairwise(texts):
-        text = _without_head(before, text)
+        own = text
+        if head and text.startswith(head) and _ends_in_row(before):
+            text = text[len(head) :]
+        head = _last_head(own) or head
         shared = _shared(before, text) if overlapping else 0
         added = text[shared:] if shared else f"{_between(before, text)}{text}"
         parts.append(added)
@@ -64,12 +69,16 @@ def put_together(texts: Sequence[str], *, overlapping: bool) -> tuple[str, list[
     return "".join(parts), starts
 
 
-def _without_head(before: str, after: str) -> str:
-    """A chunk without the head of the table that it goes on with."""
-    table = next(tables(after), None) if _row(before.rpartition("\n")[2]) and _row(after) else None
-    if table is None or table.start or after[: table.body] not in before:
-        return after
-    return after[table.body :]
+def _last_head(text: str) -> str:
+    """Header and rule of the last table that begins in a text; empty where none does."""
+    found = ""
+    for table in tables(text) if "|" in text else ():
+        found = text[table.start : table.body]
+    return found
+
+
+def _ends_in_row(text: str) -> bool:
+    return text.endswith("|") or _row(text.rpartition("\n")[2])
 
 
 def _row(line: str) -> bool:
@@ -77,9 +86,15 @@ def _row(line: str) -> bool:
 
 
 def _between(before: str, after: str) -> str:
+    """What stands between two chunks that share nothing, going by the lines that they have themselves."""
+    rows = _ends_in_row(before) + _row(after)
+    if rows == 2:
+        return "\n"
+    if rows or "\n\n" in before or "\n\n" in after:
+        return "\n\n"
     if "\n" not in before + after and before[-1] in ",;.!?，；、。！？…":
         return " " if before[-1].isascii() else ""
-    return "\n" if _row(before.rpartition("\n")[2]) and _row(after) else "\n\n"
+    return "\n"
 
 
 def _shared(before: str, after: str) -> int:

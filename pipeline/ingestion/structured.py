@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.ingestion.markdown import tables
+from pipeline.ingestion.markdown import tables, unescaped
 
 _SAMPLE = 5_000
 _DELIMITERS = ",\t;|"
@@ -40,16 +40,25 @@ def table_text(text: str) -> str:
 
 
 def sheet_text(text: str) -> str:
-    """The Markdown of a spreadsheet with the rows of its tables as those of :func:`table_text`."""
+    """The Markdown of a spreadsheet with the rows of its tables as those of :func:`table_text`.
+
+    A table stays as it is where rows are empty between others: what is below may have columns of its own.
+    """
     parts: list[str] = []
     done = 0
     for table in tables(text):
-        rows = [_CELLS.split(line.strip())[1:-1] for line in text[table.start : table.end].splitlines()]
-        rows = [row for row in ([cell.strip() for cell in row] for row in (rows[0], *rows[2:])) if any(row)]
-        if len(rows) > 1 and _is_header(rows[0]):
+        header, _, *lines = text[table.start : table.end].splitlines()
+        rows = [_cells(line) for line in (header, *lines)]
+        while rows and not any(rows[-1]):
+            rows.pop()
+        if len(rows) > 1 and all(map(any, rows)) and _is_header(rows[0]):
             parts += [text[done : table.start], _records(rows), "\n"]
             done = table.end
     return "".join([*parts, text[done:]])
+
+
+def _cells(line: str) -> list[str]:
+    return [unescaped(cell.strip()) for cell in _CELLS.split(line.strip())[1:-1]]
 
 
 def _records(rows: Sequence[Sequence[str]]) -> str:

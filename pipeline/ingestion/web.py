@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 # Tags as browsers see them: quotes mean something after a "=" only. What is never closed runs to the end of the page.
 _TOKEN = re.compile(
-    r"<!--.*?(?:-->|\Z)|<[!?][^>]*+>"
-    r"|<(?P<raw>script|style|textarea|noscript)\b.*?(?:</(?P=raw)\b[^>]*+>|\Z)"
+    r"<!--.*?(?:-->|\Z)|<[!?][^>]*+(?:>|\Z)"
+    r"|<(?P<raw>script|style|textarea|noscript)\b.*?(?:</(?P=raw)\b[^>]*+(?:>|\Z)|\Z)"
     r"|<(?P<end>/?)(?P<name>[a-z][a-z0-9-]*+)"
     r"(?P<attributes>(?:[^>=]++|=\s*+(?:\"[^\"]*+(?:\"|\Z)|'[^']*+(?:'|\Z)|))*+)(?:>|\Z)",
     re.IGNORECASE | re.DOTALL,
@@ -29,7 +29,10 @@ _AROUND = frozenset({"aside", "footer"})
 _AROUND_ROLES = frozenset({"banner", "contentinfo", "complementary"})
 # Words of ids and classes: of what consists of links, and of what stands beside the text.
 _LINKS = frozenset({"breadcrumb", "breadcrumbs", "toc"})
-_BESIDE = frozenset({"cookie", "consent", "sidebar", "footer"})
+_BESIDE = re.compile(
+    r"(?:(?:site|page|main|global|left|right|primary|secondary|app|docs?)[_-])*(?:sidebar|footer)"
+    r"|cookies?[_-](?:banner|bar|consent|message|notice|popup)|(?:cookie|gdpr)[_-]?consent",
+)
 
 # Characters of the shortest text that may stand for a whole page.
 _LEAST = 60
@@ -75,6 +78,9 @@ def content_of(page: str) -> str:
     elements, whole = _read(page)
     menus = [element for element in elements if _is_menu(element, whole)]
     beside = [element for element in elements if _is_beside(element)]
+    forms = _outermost(element for element in menus if element.name == "form")
+    if 2 * sum(element.unlinked for element in forms) >= whole.unlinked:
+        menus = [element for element in menus if element.name != "form"]
     left_out = _outermost([*menus, *(element for element in beside if not _is_most(element, whole))])
     for candidates, share in (
         ([element for element in elements if element.main], 1),
@@ -105,7 +111,8 @@ def _is_menu(element: _Element, whole: _Element) -> bool:
 
 def _is_beside(element: _Element) -> bool:
     named = element.beside or (element.links and 2 * element.linked >= element.text)
-    return element.role or (named and not element.marks)
+    around = element.role and (element.name != "aside" or 2 * element.linked >= element.text)
+    return around or (named and not element.marks)
 
 
 def _is_most(element: _Element, whole: _Element) -> bool:
@@ -164,17 +171,17 @@ def _opened(name: str, token: re.Match[str], above: _Element | None) -> _Element
         return element
     element.menu = name in ("nav", "form") or role in _MENU_ROLES
     element.role = not (content or scoped) and (name in _AROUND or role in _AROUND_ROLES)
-    element.links = not words.isdisjoint(_LINKS)
-    element.beside = not content and not words.isdisjoint(_BESIDE)
+    element.links = any(not _LINKS.isdisjoint(_SEPARATOR.split(word)) for word in words)
+    element.beside = not content and any(map(_BESIDE.fullmatch, words))
     return element
 
 
 def _said(name: str, attributes: str) -> tuple[str, frozenset[str]]:
     """Role, and the words of class and id; the id of a section is made from its heading."""
     said = {match[1].lower(): match[2] or match[3] or match[4] or "" for match in _ATTRIBUTE.finditer(attributes)}
-    words = _SEPARATOR.split(said.get("class", "").lower())
+    words = said.get("class", "").lower().split()
     if name != "section" and "section" not in words:
-        words += _SEPARATOR.split(said.get("id", "").lower())
+        words += said.get("id", "").lower().split()
     return next(iter(said.get("role", "").lower().split()), ""), frozenset(words)
 
 

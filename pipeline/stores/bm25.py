@@ -74,7 +74,7 @@ _model = Bm25(Bm25Config(k=_K, b=_B, avg_len=_AVERAGE_LENGTH, tokenizer=Tokenize
 _NUMBER = re.compile(r"(?<![A-Za-z0-9])([0-9]+)(?![A-Za-z0-9])")
 _NUMBER_PREFIX = "qn"
 # Words and numbers that signs hold together; the prefix and the x make a word of them for the tokenizer.
-_JOINED = re.compile(r"[A-Za-z0-9]+(?:(?:[_./:-]|::)[A-Za-z0-9]+)+|[0-9]+年[0-9]+月[0-9]+日")
+_JOINED = re.compile(r"(?<![A-Za-z0-9])(?:[A-Za-z0-9]++(?:(?:[_./:-]|::)[A-Za-z0-9]++)+|[0-9]++年[0-9]++月[0-9]++日)")
 _JOINED_PREFIX = "qc"
 _LONGEST_JOINED = 64
 """Nobody asks for longer addresses by heart."""

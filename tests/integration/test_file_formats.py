@@ -524,7 +524,7 @@ def test_line_ends_of_a_page_beside_tags_are_spaces(tmp_path: Path, tag: str) ->
 WORDS = "<p>The snapshot is copied every night to another machine, and is kept there for a year.</p>"
 FURNITURE = [
     '<div role="navigation"><h3>Contents</h3><ul><li><a href="/b">Restore</a></li></ul></div>',
-    "<aside><p>Related articles</p></aside>",
+    "<aside><p>Related <a href=/a>articles</a> <a href=/b>more</a></p></aside>",
     '<div id="cookie-banner" class="x"><p>We use cookies</p></div>',
     "<div class='page_Sidebar'>Related articles</div>",
     "<div class=breadcrumbs><a href=/>Home</a> &gt; <a href=/d>Docs</a></div>",
@@ -563,6 +563,15 @@ def test_of_a_page_its_main_part_is_read(tmp_path: Path, tag: str) -> None:
     assert document.text.startswith("The snapshot")
 
 
+def test_a_heading_above_the_main_part_stays(tmp_path: Path) -> None:
+    """Where the title does not say it."""
+    body = f"<header><h1>Resetting the pump</h1></header><main>{WORDS}</main>"
+    for title, text in (("ACME", "# Resetting the pump\n\nThe"), ("Resetting the pump | ACME", "The")):
+        (tmp_path / "a.html").write_text(f"<html><title>{title}</title><body>{body}</body></html>")
+        document = one(tmp_path / "a.html")
+        assert (title, True) == (document.title, document.text.startswith(text))
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -587,6 +596,12 @@ def test_of_a_page_its_main_part_is_read(tmp_path: Path, tag: str) -> None:
         "<nav>{}</nav>",
         '<div role="navigation">{}</div>',
         '<div class="sidebar">{}</div>',
+        '<h2>API</h2><div id="get-cookie"><h3>get</h3>{}</div><div id="write">{}{}{}</div>',
+        '<div id="informed-consent"><h2>Consent</h2>{}</div>{}{}{}',
+        '<div class="layout with-sidebar no-footer"><h2>Post</h2>{}</div><div id="comments">{}{}</div>',
+        '<div class="card"><p>Chair</p><div class="card-footer">{}</div></div>{}{}{}',
+        '<div class="content">{}<aside class="admonition">{}</aside>{}</div>',
+        "<form>{}</form><form>{}</form><div>Hi</div>",
     ],
 )
 def test_content_of_a_page_is_never_left_out(tmp_path: Path, body: str) -> None:
@@ -598,8 +613,10 @@ def test_content_of_a_page_is_never_left_out(tmp_path: Path, body: str) -> None:
 
 def test_pages_of_nothing_but_beginnings_are_soon_through() -> None:
     """In a time that grows with their length, not with its square; all of them stays."""
-    for piece in ('<a x="', "<!--", "<div>", "<h1>", "<script>", ">x\n", '<ul class="toc ', "<nav><p>"):
+    for piece in ('<a x="', "<!--", "<!", "<div>", "<h1>", "<script>", ">x\n", '<ul class="toc ', "<nav><p>"):
         assert piece * 30_000 == content_of(piece * 30_000)
+    ends = "<script>" + "</script " * 100_000
+    assert ends == content_of(ends)
 
 
 def test_a_picture_named_html_is_a_picture(tmp_path: Path) -> None:
@@ -750,14 +767,18 @@ def test_an_archive_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path) ->
     [
         (
             [("Host", "RAM GB", "备注"), ("node-1", "1024", "a|b"), ("node-2", "512", "")],
-            "Host: node-1; RAM GB: 1024; 备注: a\\|b\n\nHost: node-2; RAM GB: 512\n",
+            "Host: node-1; RAM GB: 1024; 备注: a|b\n\nHost: node-2; RAM GB: 512\n",
         ),
         (
             [("Sales of 2024", "", ""), ("Name", "Q1", "Q2")],
             "| Sales of 2024 |  |  |\n| --- | --- | --- |\n| Name | Q1 | Q2 |\n",
         ),
+        (
+            [("Item", "Cost"), ("Rent", "100"), ("", ""), ("Contact", "Phone"), ("Alice", "555")],
+            "| Item | Cost |\n| --- | --- |\n| Rent | 100 |\n|  |  |\n| Contact | Phone |\n| Alice | 555 |\n",
+        ),
     ],
-    ids=["header", "no header"],
+    ids=["header", "no header", "two tables"],
 )
 def test_a_row_of_a_sheet_says_what_its_cells_are(table: list[tuple[str, ...]], text: str, tmp_path: Path) -> None:
     """As a row of a CSV file does; where the first row does not name the columns they stay in a table."""

@@ -139,6 +139,20 @@ def test_pairs_of_equal_probability_go_over_a_threshold_together() -> None:
     assert 0.9 == lowest_threshold(pairs, probability, 0.8, 40)
 
 
+def test_further_chunks_of_a_relevant_document_are_hits_that_nothing_is_learned_from() -> None:
+    """They take places among the first hits; a map that learned from them would take all but the best for right."""
+    relevant = np.array([True, True, True, False, False, False])
+    repeated = np.array([False, True, True, False, False, False])
+    raw = np.array([3.0, -3.0, -4.0, -1.0, -2.0, -2.5])
+    probability = np.array([sigmoid(x) for x in raw])
+    pairs = Pairs(np.zeros(6, dtype=np.int64), raw, probability, relevant, repeated)
+    ((_, precision, kept),) = precision_recall(pairs, probability, [0.0], 5)
+    assert (0.6, 1.0) == (precision, kept)
+    learned = pairs.only(pairs.once)
+    assert (4, 1) == (len(learned), int(learned.relevant.sum()))
+    assert fit(learned, "logit", "platt")[0][0] > 0
+
+
 def test_precision_is_that_of_what_a_query_returns() -> None:
     """Twenty queries, each with a relevant first hit of 0.3 and nine others of 0.2: of all candidates over 0.2 a tenth
     is relevant, of the first hits all are, and nobody needs a threshold that drops them."""
@@ -179,7 +193,7 @@ def test_of_a_relevant_document_only_the_best_chunk_counts() -> None:
     chunks = rag.store.count().chunks
     assert chunks > 3
     pairs = judged_pairs(rag, _dataset(long=1), lambda _: None)
-    assert [True, False] == pairs.relevant.tolist()
+    assert [True, False] == pairs.only(pairs.once).relevant.tolist()
     assert pairs.raw[0] == max(pairs.raw)
     assert math.isclose(pairs.probability[0], sigmoid(pairs.raw[0]))
     irrelevant = judged_pairs(rag, _dataset(other=1), lambda _: None)

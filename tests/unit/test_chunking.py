@@ -376,7 +376,7 @@ def test_every_chunk_of_a_table_begins_with_its_header(overlap: int) -> None:
     assert [] == [row for chunk in inside for row in chunk.split("\n") if "node-" in row and row not in rows]
     assert [True] * 40 == [any(row in chunk.split("\n") for chunk in inside) for row in rows]
     assert text.split() == put_together(chunks, overlapping=overlap > 0)[0].split()
-    assert not any(HEAD in chunk for chunk in texts(cut(text, chunk_tokens=96))[1:])
+    assert all(HEAD in chunk for chunk in texts(cut(text, chunk_tokens=96)) if "node-" in chunk)
 
 
 def test_a_tables_head_is_not_cut_and_not_repeated_where_it_is_long() -> None:
@@ -409,15 +409,15 @@ def test_each_section_is_its_own_chunk_under_its_headings() -> None:
 @pytest.mark.parametrize(
     ("title", "heading", "expected"),
     [
-        ("os.path — Common names — Python 3.11", "`os.path` — Common names", "os.path — Common names"),
-        ("Billing FAQ | Acme", "Billing FAQ", "Billing FAQ"),
-        ("Billing - Help - Acme", "billing", "billing"),
-        ("Billing · Acme", "Billing", "Billing"),
-        ("Billing»Acme", "Billing", "Billing"),
-        ("Billing_ Acme", "Billing", "Billing"),
-        ("深度学习_某百科", "深度学习", "深度学习"),
-        ("备份－知乎", "备份", "备份"),
-        ("备份｜某站", "备份", "备份"),
+        ("os.path — Common names — Python 3.11", "`os.path` — Common names", "os.path — Common names — Python 3.11"),
+        ("Billing FAQ | Acme", "Billing FAQ", "Billing FAQ | Acme"),
+        ("Billing - Help - Acme", "billing", "Billing - Help - Acme"),
+        ("Billing · Acme", "Billing", "Billing · Acme"),
+        ("Billing»Acme", "Billing", "Billing»Acme"),
+        ("Billing_ Acme", "Billing", "Billing_ Acme"),
+        ("深度学习_某百科", "深度学习", "深度学习_某百科"),
+        ("备份－知乎", "备份", "备份－知乎"),
+        ("备份｜某站", "备份", "备份｜某站"),
         ("Acme | Billing", "Billing", "Acme | Billing"),
         ("某站 - 备份", "备份", "某站 - 备份"),
         ("Install: Linux", "Install", "Install: Linux"),
@@ -428,8 +428,8 @@ def test_each_section_is_its_own_chunk_under_its_headings() -> None:
         ("Uninstall", "install", "Uninstall > install"),
     ],
 )
-def test_the_name_of_a_site_does_not_repeat_the_heading(title: str, heading: str, expected: str) -> None:
-    """Of two that say the same the heading stays, but where the title may say more; on all chunks."""
+def test_a_heading_that_the_title_says_is_not_said_again(title: str, heading: str, expected: str) -> None:
+    """Also beside the name of a site, as titles of web pages have it; on all chunks."""
     body = sentences(3)
     found = titles(f"# {heading}\n\n{body}\n\n## Next\n\n{body}\n", title=title, chunk_tokens=48)
     assert [expected, f"{expected} > Next"] == found

@@ -81,6 +81,8 @@ def test_a_hit_with_its_neighbours() -> None:
     assert rag.context(last, before=2).endswith(" w119")
     with pytest.raises(SettingsError, match="numbers of chunks"):
         rag.context(middle, before=-1)
+    other = Pipeline(embedder=FakeEmbedder(), store=store, search="dense", chunk_overlap=0)
+    assert around == other.context(middle)  # as the collection was made
     rag.ingest([Document(id="a", text="another text")])
     assert middle.text == rag.context(middle)
 
@@ -186,6 +188,7 @@ def test_delete_by_metadata_takes_all_names() -> None:
         ({"where": {"lang": "en"}, "document_ids": ["a"]}, "not both"),
         ({"where": {"lang": {"not": []}}}, "would remove everything"),
         ({"where": {"file_name": "a.md"}}, "by metadata, not by file_name"),
+        ({"where": {'"file_name"': "a.md"}}, "by metadata, not by .file_name"),
         ({"where": [{"lang": "en"}, {}]}, "would remove everything"),
         ({"where": [{"lang": "en"}, {"lang": {"not": []}}]}, "would remove everything"),
         ({"where": [{"lang": "en"}, {"source": "a"}]}, "by metadata, not by source"),

@@ -97,6 +97,8 @@ def test_what_is_nowhere_is_an_error_with_its_line(tmp_path: Path, store: FakeSt
         ("Node.js", True),
         ("settings.json", True),
         ("https://example.org/a.html", True),
+        ("www.example.org/a.html", True),
+        ("编辑conf/tidb.toml文件", True),
     ],
 )
 def test_a_path_that_is_not_there_is_no_answer(tmp_path: Path, store: FakeStore, wanted: str, answer: bool) -> None:

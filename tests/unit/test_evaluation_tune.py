@@ -144,6 +144,10 @@ def test_of_equal_weights_it_is_the_one_that_is_set() -> None:
         trial(RunSpec("hybrid", "embedded", 50, 0.5), ms=295, quality=[0.5, 0.7]),
     ]
     assert NOW is choose(trials, IDS, budget_ms=500, metric="ndcg@10")
+    # Also where the weight that is set is tried by its number, too: 0.25 here.
+    again = trial(RunSpec("hybrid", "embedded", 50, 0.25), ms=300, quality=[0.5, 0.7])
+    slightly = trial(RunSpec("hybrid", "embedded", 50, 1.0), ms=300, quality=[0.5005, 0.7])
+    assert 0.25 == choose([*trials, again, slightly], IDS, budget_ms=500, metric="ndcg@10").run.alpha
     better = trial(RunSpec("hybrid", "embedded", 50, 1.0), ms=310, quality=[0.8])
     assert better is choose([*trials, better], IDS, budget_ms=500, metric="ndcg@10")
 

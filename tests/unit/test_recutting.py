@@ -49,9 +49,36 @@ def test_chunks_that_share_nothing_are_paragraphs_or_rows() -> None:
     assert "a\n| 1 |\n| 2 |\n| 3 |\n\nb" == put_together(["a\n| 1 |", "| 2 |\n| 3 |", "b"], overlapping=False)[0]
 
 
+def test_lines_and_paragraphs_stay_what_they_are() -> None:
+    """Between chunks that share nothing there is an empty line only where they have one themselves."""
+    log = "\n".join(f"2024-05-01 10:30:{n:02} worker {n} took {n}0 jobs and then went on to sleep" for n in range(60))
+    prose = "\n\n".join(f"Paragraph {n} has some words.\n\nAnd so has the one behind it, {n}." for n in range(30))
+    for text in (log, prose):
+        chunks = [chunk.text for chunk in chunker(48, 0).chunk(Document("d", text))]
+        assert (text, True) == (put_together(chunks, overlapping=False)[0], len(chunks) > 5)
+
+
+HEAD = "| name | value |\n|---|---|\n"
+
+
+def test_the_head_of_a_table_comes_back_once() -> None:
+    """Also where a row was cut, so that one chunk does not begin with it."""
+    chunks = [HEAD + "| a | 1 |", HEAD + "| b | a long", "value |", HEAD + "| c | 3 |"]
+    assert 1 == put_together(chunks, overlapping=False)[0].count(HEAD)
+
+
+def test_a_table_that_is_cut_anew_keeps_its_head() -> None:
+    """As one that is ingested: a document that is put together is no Markdown any more."""
+    document = Document("d", HEAD + "".join(f"| node-{n} | 10.1.5.{n} |\n" for n in range(60)), markdown=True)
+    stored = chunker(256, 0).chunk(document)
+    again = recut(stored, chunker(128, 0), overlapping=False)
+    assert len(again) > len(stored) > 1
+    assert all(chunk.text.startswith(HEAD) for chunk in (*stored, *again))
+
+
 def test_an_end_that_is_no_overlap_is_kept() -> None:
     """An overlap begins where a word does: the same letters inside one are chance."""
-    assert ("a banana\n\nanana split", [0, 10]) == put_together(["a banana", "anana split"], overlapping=True)
+    assert ("a banana\nanana split", [0, 9]) == put_together(["a banana", "anana split"], overlapping=True)
 
 
 def test_every_stored_chunk_is_in_the_whole() -> None:

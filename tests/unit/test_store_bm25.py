@@ -83,6 +83,12 @@ def test_what_signs_join_is_a_term_of_its_own(whole: str, parts: str) -> None:
     assert joined in document_vector(f"before {whole}, after").indices
 
 
+@pytest.mark.parametrize("piece", ["a", "1", "a1", "a.", "年1"])
+def test_a_long_word_is_soon_through(piece: str) -> None:
+    """As pasted keys and pictures are: in a time that grows with their length, not with its square."""
+    assert len(words(piece * 200_000)) < 10
+
+
 def test_a_long_address_is_no_term() -> None:
     """Only its parts are."""
     address = "/".join(f"part{i}" for i in range(20))

@@ -34,10 +34,11 @@ def calibration_page(outcome: Outcome) -> str:
 
 
 def _plots(outcome: Outcome) -> str:
-    relevant = outcome.pairs.relevant
+    once = outcome.pairs.once
+    relevant = outcome.pairs.relevant[once]
     sides = (("before", outcome.pairs.probability, _BEFORE, True), ("after", outcome.after, _AFTER, False))
     said = [
-        Line(name, [(mean, true) for mean, true, _ in reliability(values, relevant)], tint, dashed)
+        Line(name, [(mean, true) for mean, true, _ in reliability(values[once], relevant)], tint, dashed)
         for name, values, tint, dashed in sides
     ]
     precision, recall = [], []
