@@ -98,9 +98,7 @@ def _hits(
     if rerank is not None and threshold is not None:
         order = [i for i in order if (score := rerank[i]) is not None and score.probability >= threshold]
     if per_document is not None:
-        seen: Counter[str] = Counter()
-        ids = [candidates[i].chunk.document_id for i in order]
-        order = [i for i, id_ in zip(order, ids, strict=True) if _count(seen, id_) <= per_document]
+        order = list(_first_of_each(order, candidates, per_document))
     return [
         Hit(
             rank=rank,
@@ -113,9 +111,14 @@ def _hits(
     ]
 
 
-def _count(seen: Counter[str], document_id: str) -> int:
-    seen[document_id] += 1
-    return seen[document_id]
+def _first_of_each(order: Iterable[int], candidates: Sequence[Candidate], most: int) -> Iterator[int]:
+    """The places without those of a document of which so many came before."""
+    seen: Counter[str] = Counter()
+    for i in order:
+        document_id = candidates[i].chunk.document_id
+        seen[document_id] += 1
+        if seen[document_id] <= most:
+            yield i
 
 
 def complete_versions(candidates: Sequence[Candidate], store: Store, known: set[tuple[str, str]]) -> list[Candidate]:
